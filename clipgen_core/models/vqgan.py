@@ -1,0 +1,158 @@
+"""VQGAN: pictures to a grid of codes and back (Esser et al. 2021, arXiv:2012.09841).
+
+Architecture only, single device: residual blocks, attention at the coarsest level, a quantizer.
+A patch stem (space to depth) ahead of the first level saves work at full resolution.
+"""
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.models.quantizer import Quantizer, QuantizerConfig
+from clipgen_core.schema import Frozen
+
+
+class VqganConfig(Frozen):
+    """channels: one entry a level, finest first; downsampling is patch * 2 ** (levels - 1)."""
+
+    image_size: int = Field(gt=0)
+    channels: tuple[int, ...] = Field(min_length=1)
+    blocks: int = Field(default=2, gt=0)
+    patch: int = Field(default=1, gt=0)
+    attention: bool = True
+    quantizer: QuantizerConfig
+
+    @property
+    def downsampling(self) -> int:
+        return int(self.patch * 2 ** (len(self.channels) - 1))
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.downsampling
+
+    @model_validator(mode="after")
+    def _check(self) -> "VqganConfig":
+        if self.image_size % self.downsampling:
+            raise ClipgenError(
+                f"image_size {self.image_size} is not divisible by the downsampling factor "
+                f"{self.downsampling}: choose a multiple of it"
+            )
+        if any(c % GROUPS for c in self.channels):
+            raise ClipgenError(f"channels {self.channels} must be multiples of {GROUPS}")
+        return self
+
+
+GROUPS = 32
+
+
+class Vqgan(nn.Module):
+    """Pictures are float [n, 3, s, s] in [-1, 1]; codes int64 [n, g, g]."""
+
+    def __init__(self, config: VqganConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quantizer = Quantizer(config.quantizer)
+        self.decoder = Decoder(config)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstructions, codes, commitment loss)."""
+        quantized, codes, loss = self.quantizer(self.encoder(pictures))
+        return self.decoder(quantized), codes, loss
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        codes: Tensor = self.quantizer(self.encoder(pictures))[1]
+        return codes
+
+    def decode(self, codes: Tensor) -> Tensor:
+        pictures: Tensor = self.decoder(self.quantizer.lookup(codes))
+        return pictures
+
+
+class Encoder(nn.Sequential):
+    def __init__(self, config: VqganConfig) -> None:
+        first, last = config.channels[0], config.channels[-1]
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(config.patch),
+            nn.Conv2d(3 * config.patch**2, first, 3, padding=1),
+        ]
+        width = first
+        for level, channels in enumerate(config.channels):
+            for _ in range(config.blocks):
+                layers.append(Residual(width, channels))
+                width = channels
+            if level < len(config.channels) - 1:
+                layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
+        layers += [*middle(last, config.attention), Norm(last), nn.SiLU()]
+        super().__init__(*layers, nn.Conv2d(last, config.quantizer.code_dim, 1))
+
+
+class Decoder(nn.Sequential):
+    def __init__(self, config: VqganConfig) -> None:
+        first, last = config.channels[0], config.channels[-1]
+        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.code_dim, last, 3, padding=1)]
+        layers += middle(last, config.attention)
+        width = last
+        for level, channels in enumerate(reversed(config.channels)):
+            for _ in range(config.blocks):
+                layers.append(Residual(width, channels))
+                width = channels
+            if level < len(config.channels) - 1:
+                layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
+        out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        super().__init__(*layers, Norm(first), nn.SiLU(), out, nn.PixelShuffle(config.patch))
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight at which the adversarial loss's share is measured."""
+        weight = self[-2].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+
+def middle(width: int, attention: bool) -> list[nn.Module]:
+    return [
+        Residual(width, width),
+        *([Attention(width)] if attention else []),
+        Residual(width, width),
+    ]
+
+
+class Norm(nn.GroupNorm):
+    def __init__(self, width: int) -> None:
+        super().__init__(GROUPS, width, eps=1e-6)
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = Norm(width), Norm(out)
+        self.conv1 = nn.Conv2d(width, out, 3, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.skip = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = self.skip(x) + h
+        return out
+
+
+class Attention(nn.Module):
+    """One head over all positions of the grid."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = Norm(width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
+        mixed = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1))
+        out: Tensor = x + self.out(mixed.squeeze(1).transpose(1, 2).reshape(n, c, h, w))
+        return out

@@ -1,0 +1,221 @@
+"""Train a small CLIP where no public one fits the pictures, or none can be had.
+
+In:  a CSV (file, caption), files relative to it, several rows a picture allowed
+Out: {root}/checkpoints/clip/{run}/step-N and {root}/clips/{run}: a folder in open_clip's local-dir format
+Run: `clip_checkpoint` in Dagster. Everything after this stage sees pictures, never a caption.
+"""
+
+import csv
+import functools
+import io
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from open_clip.loss import ClipLoss
+from open_clip.push_to_hf_hub import save_config_for_hf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from clipgen_core import storage
+from clipgen_core.data.pictures import decode, random_crop, to_tensor
+from clipgen_core.errors import ClipgenError
+from clipgen_core.models.clip import LOCAL, ClipEncoder, default_device
+from clipgen_core.schema import Frozen, digest_of
+from clipgen_core.tracking import Tracker
+from clipgen_core.training.checkpoint import Checkpoints, read_weights
+from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
+from clipgen_core.training.optim import adamw
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
+
+
+class Config(Frozen):
+    """A dual encoder after open_clip's own classes, and its training."""
+
+    train: TrainConfig
+    image_size: int = 64
+    patch_size: int = 8
+    embed_dim: int = 256
+    vision_width: int = 256
+    vision_layers: int = 6
+    text_width: int = 256
+    text_layers: int = 3
+    context_length: int = 24
+    smallest_crop: float = 0.8
+
+    def open_clip_config(self) -> dict[str, Any]:
+        return {
+            "embed_dim": self.embed_dim,
+            "vision_cfg": {
+                "image_size": self.image_size,
+                "patch_size": self.patch_size,
+                "width": self.vision_width,
+                "layers": self.vision_layers,
+                "head_width": 64,
+            },
+            "text_cfg": {
+                "context_length": self.context_length,
+                "vocab_size": 49408,
+                "width": self.text_width,
+                "heads": self.text_width // 64,
+                "layers": self.text_layers,
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    clip: str  # the reference that other stages take: local-dir:FOLDER
+    clip_key: str
+    pictures: int
+    captions: int
+    fitted: Fitted
+
+
+def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker) -> Result:
+    """Train on captioned pictures and save in open_clip's local-dir format."""
+    pairs = read_captions(captions)
+    run_name = digest_of([config.model_dump(), sorted(pairs.items())])
+    provenance = {"config": config.model_dump(), "captions": digest_of(sorted(pairs.items()))}
+    tracker.params(provenance)
+    task = ClipTask(config, captions, pairs)
+    checkpoints = Checkpoints(
+        url=out.checkpoints("clip", run_name), config=provenance, keep=config.train.keep_checkpoints
+    )
+    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="CLIP")
+    task.model.load_state_dict(read_weights(fitted.checkpoint))
+    folder = out.path("clips", run_name)
+    save_local_dir(task.model, config, folder)
+    reference = f"{LOCAL}{folder}"
+    encoder = ClipEncoder(reference)
+    out.publish_current("clip", reference, encoder.key)
+    return Result(
+        clip=reference,
+        clip_key=encoder.key,
+        pictures=len(pairs),
+        captions=sum(map(len, pairs.values())),
+        fitted=fitted,
+    )
+
+
+def read_captions(url: str) -> dict[str, list[str]]:
+    """Captions of each file of a CSV with the columns `file` and `caption`."""
+    if not storage.exists(url):
+        raise ClipgenError(f"captions file {url} does not exist: check the path")
+    rows = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8")))
+    if not {"file", "caption"} <= set(rows.fieldnames or ()):
+        raise ClipgenError(f"captions file {url} needs the columns file and caption: add a header")
+    pairs: dict[str, list[str]] = {}
+    for row in rows:
+        pairs.setdefault(row["file"], []).append(row["caption"])
+    if len(pairs) < 2:
+        raise ClipgenError(f"captions file {url} names {len(pairs)} pictures: at least 2 are needed")
+    return pairs
+
+
+def distinct_batches(
+    captions: list[list[str]], size: int, seed: int, epoch: int
+) -> list[list[tuple[int, str]]]:
+    """An epoch as batches of (picture, one of its captions).
+
+    No two pictures of a batch share any caption, so a caption's duplicate is never a negative.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    waiting = [int(i) for i in rng.permutation(len(captions))]
+    batches = []
+    while waiting:
+        batch: list[tuple[int, str]] = []
+        taken, later = set[str](), []
+        for i in waiting:
+            if len(batch) < size and taken.isdisjoint(captions[i]):
+                batch.append((i, captions[i][int(rng.integers(len(captions[i])))]))
+                taken.update(captions[i])
+            else:
+                later.append(i)
+        batches.append(batch)
+        waiting = later
+    full = [batch for batch in batches if 2 * len(batch) > size]
+    return full or batches[:1]
+
+
+class ClipTask:
+    """Contrastive training with open_clip's model classes and loss."""
+
+    def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
+        torch.manual_seed(config.train.seed)
+        self.config, self.folder = config, captions.rpartition("/")[0] or "."
+        self.files, self.captions = list(pairs), list(pairs.values())
+        self.device = default_device()
+        self.model: nn.Module = open_clip.CLIP(**config.open_clip_config()).to(self.device)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+        self.loss = ClipLoss()
+        self.extras: dict[str, nn.Module] = {}
+        train = config.train
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "clip": adamw([self.model], train.learning_rate, train.betas, train.weight_decay)
+        }
+        self.epoch = functools.lru_cache(2)(self._epoch)
+        self.per_epoch = len(self.epoch(0))
+        self.readers = ThreadPoolExecutor(4)
+        self.held = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
+
+    def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
+        train = self.config.train
+        return distinct_batches(self.captions, train.batch_size, train.seed, epoch)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        batches = self.epoch(step // self.per_epoch)
+        return self._load(batches[step % self.per_epoch % len(batches)], step)
+
+    def _load(self, batch: list[tuple[int, str]], step: int) -> tuple[Tensor, Tensor]:
+        seeds = [step * 100_003 + i for i, _ in batch]
+        crops = self.readers.map(self._crop, [self.files[i] for i, _ in batch], seeds)
+        pictures = (to_tensor(list(crops)) + 1) / 2
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+        tokens = self.tokenizer([caption for _, caption in batch])
+        return ((pictures - mean) / std).to(self.device), tokens.to(self.device)
+
+    def _crop(self, file: str, seed: int) -> Any:
+        image = decode(_read(f"{self.folder}/{file}")).image
+        return random_crop(image, self.config.image_size, self.config.smallest_crop, seed)
+
+    def losses(
+        self, batch: tuple[Tensor, Tensor], progress: float
+    ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        images, texts, scale = self.model(*batch)
+        loss = self.loss(images.float(), texts.float(), scale.float().clamp(max=100))
+        yield "clip", loss, {"logit_scale": scale.detach()}
+
+    def validate(self) -> Validation:
+        images, texts, _ = self.model(*self.held)
+        rank = (texts @ images.T).argsort(dim=1, descending=True)
+        hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
+        recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}
+        return Validation(recall)
+
+
+@functools.lru_cache(4096)
+def _read(url: str) -> bytes:
+    return storage.read_bytes(url)
+
+
+def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
+    """Write open_clip_config.json and open_clip_model.safetensors."""
+    visual: Any = model.visual
+    visual.image_mean, visual.image_std = MEAN, STD
+    with tempfile.TemporaryDirectory() as scratch:
+        draft = Path(scratch) / "clip"
+        draft.mkdir()
+        save_config_for_hf(model, draft / "open_clip_config.json", config.open_clip_config())
+        json.loads((draft / "open_clip_config.json").read_text())
+        weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
+        save_file(weights, draft / "open_clip_model.safetensors")
+        storage.publish_folder(draft, url, marker="open_clip_config.json")

@@ -1,0 +1,271 @@
+"""Judge a generator: pictures, scores and where it all came from, on one page.
+
+In:  a transformer checkpoint (which names everything before it), the images table, and a CSV with the
+     column `prompt` and, where known, `file` (a picture of it, relative to the CSV) and `split`
+Out: {root}/reports/{run}/: report.html, metrics.json, grid.png
+Run: `evaluation_report` in Dagster.
+
+Scores of generated pictures stand beside those of the VQGAN's reconstructions and of the real
+pictures, which are the ceiling. Retrieval asks which of all prompts fits a picture best.
+"""
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+
+from clipgen_core import storage
+from clipgen_core.data.pictures import decode, fit_square, grid, png_bytes, to_tensor
+from clipgen_core.data.tables import open_table
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generator import TextToImage, read_parts
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.progress import track
+from clipgen_core.report import Curve, Picture, Report, render
+from clipgen_core.schema import Frozen, digest_of
+from clipgen_core.tracking import MlflowTracker, Tracker, register_generator
+from clipgen_core.training.checkpoint import read_config, read_state
+
+
+class Config(Frozen):
+    """scored: how many prompts of each split are generated and scored; judge: a CLIP to score with,
+    the conditioning one if None."""
+
+    shown: tuple[str, ...] = ()
+    pictures_shown: int = Field(default=4, gt=0)
+    scored: int = Field(default=64, gt=0)
+    candidates: int = Field(default=4, gt=0)
+    reconstructions: int = Field(default=12, gt=0)
+    batch_prompts: int = Field(default=16, gt=0)
+    seed: int = 0
+    judge: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    report: str
+    metrics: dict[str, float]
+    grid: Image.Image
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str
+    split: str
+    file: str | None
+
+
+def run(
+    config: Config,
+    *,
+    transformer: str,
+    images: str,
+    prompts: str,
+    out: storage.Storage,
+    tracker: Tracker,
+) -> Result:
+    """Generate, score, and write the report."""
+    known = read_prompts(prompts)
+    generator = TextToImage(read_parts(transformer))
+    judge = ClipEncoder(config.judge) if config.judge else generator.clip
+    shown = config.shown or tuple(prompt.text for prompt in known[:12])
+    table = _shown_pictures(config, generator, shown)
+    metrics: dict[str, float] = {}
+    names = list(dict.fromkeys(prompt.text for prompt in known))
+    names_embedded = judge.encode_texts(names)
+    for split in dict.fromkeys(prompt.split for prompt in known):
+        chosen = _choose([p for p in known if p.split == split], config)
+        pictures = _pictures_of(chosen, config, generator, images, split)
+        for kind, made in pictures.items():
+            scores = score(judge.encode_images(made), [p.text for p in chosen], names, names_embedded)
+            metrics |= {f"{split}/{kind}/{name}": value for name, value in scores.items()}
+        metrics[f"{split}/prompts"] = len(chosen)
+    metrics |= _training_metrics(generator)
+    digest = digest_of([config.model_dump(), read_config(transformer), prompts])
+    sheet = grid([one for row in table.values() for one in row], config.pictures_shown * 3)
+    report = Report(
+        title="clip-gen",
+        metrics=metrics,
+        judge="the CLIP that conditions the model, which flatters it"
+        if judge is generator.clip
+        else f"{judge.reference}, which did not condition the model",
+        samples={text: [Picture(one) for one in row] for text, row in table.items()},
+        reconstructions=_reconstructions(config, generator, images),
+        curves=_curves(generator),
+        made_from=_lineage(generator),
+    )
+    folder = out.report(digest)
+    with storage.draft_folder(folder) as scratch:
+        draft = Path(scratch) / "report"
+        draft.mkdir()
+        (draft / "grid.png").write_bytes(png_bytes(sheet))
+        (draft / "report.html").write_text(render(report), encoding="utf-8")
+        (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        storage.publish_folder(draft, folder, "metrics.json")
+    tracker.metrics({name.replace("@", "_at_"): v for name, v in metrics.items()}, step=0)
+    tracker.image("grid", sheet)
+    out.publish_current("evaluation", folder, digest)
+    return Result(report=f"{folder}/report.html", metrics=metrics, grid=sheet, digest=digest)
+
+
+def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
+    """Register the judged generator, self-contained, under `alias`; returns its version."""
+    generator = TextToImage(read_parts(transformer))
+    tags = {key: str(value) for key, value in _lineage(generator).items() if key != "configuration"}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "generator"
+        generator.save_pretrained(folder)
+        tracker.file(storage.local_copy(result.report))
+        return register_generator(folder, tracker, name=name, alias=alias, tags=tags)
+
+
+def read_prompts(url: str) -> list[Prompt]:
+    """Prompts of a CSV with the column `prompt`; `split` and `file` are optional."""
+    if not storage.exists(url):
+        raise ClipgenError(f"prompts file {url} does not exist: check the path")
+    rows = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8")))
+    if "prompt" not in (rows.fieldnames or ()):
+        raise ClipgenError(f"prompts file {url} has no column prompt: add a header")
+    folder = url.rpartition("/")[0] or "."
+    prompts = [
+        Prompt(
+            row["prompt"],
+            row.get("split") or "all",
+            f"{folder}/{row['file']}" if row.get("file") else None,
+        )
+        for row in rows
+        if row["prompt"].strip()
+    ]
+    if not prompts:
+        raise ClipgenError(f"prompts file {url} holds no prompt: add some")
+    return prompts
+
+
+def score(
+    pictures: np.ndarray, texts: Sequence[str], names: list[str], names_embedded: np.ndarray
+) -> dict[str, float]:
+    """CLIP score (mean cosine with the own prompt) and recall@1/5 of that prompt among all names.
+
+    Args:
+        pictures: float32 [n, d]; texts: the n prompts, all of them in names; names_embedded [m, d].
+    """
+    cosine = pictures @ names_embedded.T
+    own = cosine[np.arange(len(texts)), [names.index(text) for text in texts]]
+    better = (cosine > own[:, None]).sum(axis=1)
+    return {
+        "clip_score": float(own.mean()),
+        "recall@1": float((better < 1).mean()),
+        "recall@5": float((better < 5).mean()),
+    }
+
+
+def _choose(prompts: list[Prompt], config: Config) -> list[Prompt]:
+    """`scored` prompts, each text once, by a seeded draw."""
+    once = list({prompt.text: prompt for prompt in prompts}.values())
+    order = np.random.default_rng(config.seed).permutation(len(once))[: config.scored]
+    return [once[i] for i in order]
+
+
+def _shown_pictures(
+    config: Config, generator: TextToImage, shown: Sequence[str]
+) -> dict[str, list[Image.Image]]:
+    rows = generator.generate(shown, n=config.pictures_shown, seed=config.seed, candidates=config.candidates)
+    return dict(zip(shown, rows, strict=True))
+
+
+def _pictures_of(
+    chosen: list[Prompt], config: Config, generator: TextToImage, images: str, split: str
+) -> dict[str, list[Image.Image]]:
+    """Generated, reconstructed and real pictures of the prompts, in their order."""
+    generated: list[Image.Image] = []
+    with track(f"generating ({split})", len(chosen), "prompts") as meter:
+        for start in range(0, len(chosen), config.batch_prompts):
+            texts = [prompt.text for prompt in chosen[start : start + config.batch_prompts]]
+            rows = generator.generate(texts, seed=config.seed, candidates=config.candidates)
+            generated += [row[0] for row in rows]
+            meter.advance(len(texts))
+    real = [_real_picture(prompt, generator, images) for prompt in chosen]
+    return {
+        "generated": generated,
+        "reconstructed": reconstruct(generator, real),
+        "real": real,
+    }
+
+
+def _real_picture(prompt: Prompt, generator: TextToImage, images: str) -> Image.Image:
+    """The prompt's own picture, or the stored one nearest to it where none is known."""
+    if prompt.file:
+        data = storage.read_bytes(prompt.file)
+    else:
+        found = generator.search(generator.clip.encode_texts([prompt.text])[0], 1)[0][0]
+        rows = open_table(images).to_table(columns=["image"], filter=f"id = '{found}'")
+        data = rows["image"][0].as_py()
+    return fit_square(decode(data).image, generator.vqgan.config.image_size)
+
+
+@torch.no_grad()
+def reconstruct(generator: TextToImage, pictures: list[Image.Image]) -> list[Image.Image]:
+    """Through the VQGAN's codes and back."""
+    device = next(generator.vqgan.parameters()).device
+    codes = [generator.vqgan.encode(part.to(device)) for part in to_tensor(pictures).split(64)]
+    return generator.decode(torch.cat(codes).flatten(1))
+
+
+def _reconstructions(config: Config, generator: TextToImage, images: str) -> list[tuple[Picture, Picture]]:
+    table = open_table(images)
+    rows = np.random.default_rng(config.seed).permutation(table.count_rows())
+    data = table.take(rows[: config.reconstructions].tolist(), columns=["image"])["image"]
+    size = generator.vqgan.config.image_size
+    originals = [fit_square(decode(one).image, size) for one in data.to_pylist()]
+    made = reconstruct(generator, originals)
+    return [(Picture(a), Picture(b)) for a, b in zip(originals, made, strict=True)]
+
+
+def _training_metrics(generator: TextToImage) -> dict[str, float]:
+    """The last figures of both trainings."""
+    metrics: dict[str, float] = {}
+    for stage in ("vqgan", "transformer"):
+        state = read_state(getattr(generator.parts, stage))
+        last: dict[str, float] = {}
+        for row in state["history"]:
+            last |= row
+        wanted = ("psnr", "codebook_usage", "codebook_perplexity", "loss", "validation_loss")
+        metrics |= {f"{stage}/{name}": last[name] for name in wanted if name in last}
+        metrics[f"{stage}/steps"] = state["step"]
+        metrics[f"{stage}/pictures_per_second"] = state["pictures_per_second"]
+    return metrics
+
+
+def _curves(generator: TextToImage) -> list[Curve]:
+    curves = []
+    for stage in ("vqgan", "transformer"):
+        history = read_state(getattr(generator.parts, stage))["history"]
+        for name in ("loss", "validation_loss", "psnr", "codebook_usage"):
+            points = [(row["step"], row[name]) for row in history if name in row]
+            if points:
+                curves.append(Curve(f"{stage}: {name.replace('_', ' ')}", points))
+    return curves
+
+
+def _lineage(generator: TextToImage) -> dict[str, Any]:
+    parts = generator.parts
+    made_from = read_config(parts.transformer)
+    return {
+        "images (digest)": made_from["tokens"]["images_digest"],
+        "CLIP": f"{parts.clip} ({parts.clip_key})",
+        "embeddings (Lance)": f"{parts.embeddings}, version {parts.embeddings_version}",
+        "VQGAN": parts.vqgan,
+        "transformer": parts.transformer,
+        "sampling": parts.sampling.model_dump_json(),
+        "configuration": json.dumps(made_from["config"], indent=2),
+    }

@@ -1,0 +1,166 @@
+"""Where artefacts live: paths under one root, atomic writes, and the pointers to the latest of each stage.
+
+The root is a local folder or any fsspec URL. Knows nothing of what the artefacts hold.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import Frozen
+
+DEFAULT_ROOT = ".clipgen/default"
+SAFE_PART = re.compile(r"[\w.@=+,-]+")
+
+
+class Pointer(Frozen):
+    """The latest finished artefact of a stage."""
+
+    path: str
+    digest: str
+
+
+class Storage:
+    """The artefacts of one pipeline.
+
+    Raises:
+        ClipgenError: a path part that is empty, hidden behind `..`, or holds a separator.
+    """
+
+    def __init__(self, root: str = DEFAULT_ROOT) -> None:
+        self.root = root if "://" in root else str(Path(root).expanduser().resolve())
+
+    def path(self, *parts: str) -> str:
+        """`{root}/a/b/c`; no part can leave the root."""
+        for part in parts:
+            if not SAFE_PART.fullmatch(part) or part in (".", ".."):
+                raise ClipgenError(f"{part!r} is no safe file name under {self.root}: rename it")
+        return "/".join([self.root.rstrip("/"), *parts])
+
+    @property
+    def images(self) -> str:
+        return self.path("images.lance")
+
+    @property
+    def rejects(self) -> str:
+        return self.path("rejects.lance")
+
+    def embeddings(self, clip_key: str) -> str:
+        return self.path("embeddings", f"{clip_key}.lance")
+
+    def tokens(self, vqgan_digest: str, clip_key: str) -> str:
+        return self.path("tokens", f"{vqgan_digest}-{clip_key}")
+
+    def checkpoints(self, stage: str, run: str) -> str:
+        return self.path("checkpoints", stage, run)
+
+    def report(self, run: str) -> str:
+        return self.path("reports", run)
+
+    def current(self, stage: str, needed_for: str) -> Pointer:
+        """The latest finished artefact of `stage`."""
+        path = self.path("current", f"{stage}.json")
+        if not exists(path):
+            raise ClipgenError(
+                f"there is no {stage} under {self.root} yet, which {needed_for} needs: "
+                f"materialise {stage} first"
+            )
+        return Pointer.model_validate_json(read_bytes(path))
+
+    def publish_current(self, stage: str, path: str, digest: str) -> None:
+        pointer = Pointer(path=path, digest=digest).model_dump_json()
+        write_bytes(self.path("current", f"{stage}.json"), pointer.encode())
+
+
+def is_local(url: str) -> bool:
+    return isinstance(url_to_fs(url)[0], LocalFileSystem)
+
+
+def exists(url: str) -> bool:
+    filesystem, path = url_to_fs(url)
+    return bool(filesystem.exists(path))
+
+
+def read_bytes(url: str) -> bytes:
+    with fsspec.open(url, "rb") as file:
+        return bytes(file.read())
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file so that its name never shows a half-written content."""
+    filesystem, path = url_to_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        filesystem.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
+def publish_folder(draft: Path, url: str, marker: str) -> None:
+    """Move a finished local folder to its final name.
+
+    Locally one rename; on an object store the files first and `marker` last, so that a reader
+    that asks for the marker never sees a part of it.
+    """
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.move(draft, target)
+        return
+    files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
+    for file in [*files, draft / marker]:
+        filesystem.put_file(str(file), f"{path}/{file.relative_to(draft).as_posix()}")
+
+
+def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
+    """A scratch folder that `publish_folder` can rename into place: beside it when that is local."""
+    if not is_local(url):
+        return tempfile.TemporaryDirectory(prefix="clipgen-")
+    parent = Path(url_to_fs(url)[1]).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=".draft-", dir=parent, ignore_cleanup_errors=True)
+
+
+def local_copy(url: str) -> Path:
+    """A local path with the content of `url`: itself when local, else a download kept for the process."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return Path(path)
+    target = Path(tempfile.gettempdir()) / "clipgen-cache" / re.sub(r"[^\w.-]+", "_", url)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        filesystem.get(path, str(draft), recursive=True)
+        draft.replace(target)
+    return target
+
+
+def list_folder(url: str) -> list[str]:
+    """Names directly under a folder, sorted; empty when it does not exist."""
+    filesystem, path = url_to_fs(url)
+    if not filesystem.exists(path):
+        return []
+    filesystem.invalidate_cache()
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, False))
+
+
+def remove_folder(url: str) -> None:
+    filesystem, path = url_to_fs(url)
+    filesystem.rm(path, recursive=True)

@@ -1,0 +1,37 @@
+import dagster as dg
+from pydantic import Field
+
+from pipelines import report
+from pipelines.config import TrainingConfig
+from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+
+
+class ClipCheckpointConfig(TrainingConfig):
+    captions: str = Field(description="A CSV with the columns file and caption.")
+
+
+@dg.asset(group_name="embeddings", kinds={"pytorch"}, owners=["team:research"], pool="gpu")
+def clip_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: ClipCheckpointConfig,
+    storage: StorageResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """A small CLIP from captioned pictures, only where no public one fits; open_clip's local-dir format."""
+    from clipgen_core.stages import clip
+
+    stage = recipe.stage("clip", config.all_overrides())
+    with mlflow.run(context, {"captions": config.captions}) as tracker:
+        result = clip.run(stage, captions=config.captions, out=storage.open(), tracker=tracker)
+    return dg.MaterializeResult(
+        metadata={
+            "clip": result.clip,
+            "clip_key": result.clip_key,
+            "pictures": result.pictures,
+            "captions": result.captions,
+            "mlflow_run": tracker.run_id,
+            **report.fitted(result.fitted),
+        },
+        data_version=dg.DataVersion(result.clip_key),
+    )

@@ -1,0 +1,47 @@
+import dagster as dg
+
+from pipelines.config import StageConfig
+from pipelines.resources import RecipeResource, StorageResource
+
+
+@dg.asset(
+    group_name="tokens",
+    kinds={"parquet", "pytorch"},
+    owners=["team:data"],
+    deps=["raw_images", "clip_embeddings", "vqgan_checkpoint"],
+    pool="gpu",
+)
+def token_shards(
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    storage: StorageResource,
+    recipe: RecipeResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """Every picture as codes beside its embedding, in Parquet parts with a checked manifest."""
+    from clipgen_core.stages import tokens
+    from clipgen_core.tracking import NullTracker
+
+    out = storage.open()
+    result = tokens.run(
+        recipe.stage("tokens", config.all_overrides()),
+        images=out.images,
+        embeddings=out.current("embeddings", "token_shards").path,
+        vqgan=out.current("vqgan", "token_shards").path,
+        out=out,
+        tracker=NullTracker(),
+    )
+    manifest = result.manifest
+    return dg.MaterializeResult(
+        metadata={
+            "shards": dg.MetadataValue.path(result.shards),
+            "dagster/row_count": manifest.rows,
+            "parts": len(manifest.train) + len(manifest.validation),
+            "codes_per_picture": manifest.grid**2,
+            "codebook_usage": result.usage,
+            "codebook_perplexity": result.perplexity,
+            "images_digest": manifest.images_digest,
+            "vqgan_digest": manifest.vqgan_digest,
+            "clip_key": manifest.clip_key,
+        },
+        data_version=dg.DataVersion(f"{manifest.vqgan_digest}-{manifest.clip_key}-{manifest.images_digest}"),
+    )

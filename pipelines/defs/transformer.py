@@ -1,0 +1,56 @@
+import math
+
+import dagster as dg
+
+from pipelines import report
+from pipelines.config import TrainingConfig
+from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+
+
+@dg.asset(
+    group_name="transformer",
+    kinds={"pytorch"},
+    owners=["team:research"],
+    deps=["token_shards"],
+    pool="gpu",
+    check_specs=[dg.AssetCheckSpec("better_than_uniform", asset="transformer_checkpoint")],
+)
+def transformer_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: TrainingConfig,
+    storage: StorageResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The transformer that writes codes from a CLIP embedding."""
+    from clipgen_core.data.tokens import read_manifest
+    from clipgen_core.stages import transformer
+
+    out = storage.open()
+    shards = out.current("tokens", "transformer_checkpoint")
+    manifest = read_manifest(shards.path)
+    upstream = {
+        "tokens": shards.digest,
+        "images": manifest.images_digest,
+        "vqgan": manifest.vqgan_digest,
+        "clip": manifest.clip_key,
+        "embeddings": f"{manifest.embeddings}@{manifest.embeddings_version}",
+    }
+    stage = recipe.stage("transformer", config.all_overrides())
+    with mlflow.run(context, upstream) as tracker:
+        result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker)
+    loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
+    return dg.MaterializeResult(
+        metadata={
+            "digest": result.digest,
+            "parameters": result.parameters,
+            "mlflow_run": tracker.run_id,
+            "validation_curve": report.curve(result.fitted.history, "validation_loss"),
+            **{f"made_from_{name}": value for name, value in upstream.items()},
+            **report.fitted(result.fitted),
+        },
+        data_version=dg.DataVersion(result.digest),
+        check_results=[
+            report.check("better_than_uniform", loss < uniform, validation_loss=loss, uniform=uniform)
+        ],
+    )

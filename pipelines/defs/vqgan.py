@@ -1,0 +1,48 @@
+import dagster as dg
+from pydantic import Field
+
+from pipelines import report
+from pipelines.config import TrainingConfig
+from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+
+
+class VqganCheckpointConfig(TrainingConfig):
+    min_codebook_usage: float = Field(default=0.5, description="Less codebook usage fails the check.")
+
+
+@dg.asset(
+    group_name="vqgan",
+    kinds={"pytorch"},
+    owners=["team:research"],
+    deps=["raw_images", "clip_embeddings"],
+    pool="gpu",
+    check_specs=[dg.AssetCheckSpec("codebook_usage", asset="vqgan_checkpoint")],
+)
+def vqgan_checkpoint(
+    context: dg.AssetExecutionContext,
+    config: VqganCheckpointConfig,
+    storage: StorageResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The VQGAN that turns pictures into a grid of discrete codes and back."""
+    from clipgen_core.data.tables import open_table
+    from clipgen_core.stages import vqgan
+
+    out = storage.open()
+    table = out.current("embeddings", "vqgan_checkpoint")
+    clip = open_table(table.path).schema.metadata[b"clip"].decode()
+    stage = recipe.stage("vqgan", config.all_overrides())
+    with mlflow.run(context, {"embeddings": table.digest}) as tracker:
+        result = vqgan.run(stage, images=out.images, clip=clip, out=out, tracker=tracker)
+    usage = result.fitted.metrics["codebook_usage"]
+    return dg.MaterializeResult(
+        metadata={
+            "digest": result.digest,
+            "mlflow_run": tracker.run_id,
+            "psnr_curve": report.curve(result.fitted.history, "psnr"),
+            **report.fitted(result.fitted),
+        },
+        data_version=dg.DataVersion(result.digest),
+        check_results=[report.check("codebook_usage", usage >= config.min_codebook_usage, usage=usage)],
+    )

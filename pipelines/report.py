@@ -1,0 +1,56 @@
+"""A stage's result as Dagster metadata: figures, digests, pictures and curves."""
+
+import base64
+import io
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from clipgen_core.training.loop import Fitted
+
+PREVIEW_WIDTH = 1024
+
+
+def picture(image: "Image") -> dg.MarkdownMetadataValue:
+    """An inline preview."""
+    from clipgen_core.data.pictures import png_bytes
+
+    if image.width > PREVIEW_WIDTH:
+        image = image.resize((PREVIEW_WIDTH, PREVIEW_WIDTH * image.height // image.width))
+    return _inline(png_bytes(image))
+
+
+def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValue:
+    """A figure over the training steps."""
+    from matplotlib.figure import Figure
+
+    points = [(row["step"], row[name]) for row in history if name in row]
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel=name.replace("_", " "))
+    axes.plot([x for x, _ in points], [y for _, y in points])
+    axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return _inline(buffer.getvalue())
+
+
+def fitted(result: "Fitted") -> dict[str, Any]:
+    """What every training has to show."""
+    return {
+        "checkpoint": dg.MetadataValue.path(result.checkpoint),
+        "pictures_per_second": round(result.pictures_per_second, 2),
+        "loss": curve(result.history, "loss"),
+        **{name: round(value, 4) for name, value in result.metrics.items()},
+        **{name: picture(image) for name, image in result.images.items()},
+    }
+
+
+def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(check_name=name, passed=passed, metadata=figures)
+
+
+def _inline(png: bytes) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")

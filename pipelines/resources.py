@@ -1,0 +1,63 @@
+"""What assets are given: where artefacts live, which recipe holds, and MLflow."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+if TYPE_CHECKING:
+    from clipgen_core.storage import Storage
+    from clipgen_core.tracking import MlflowTracker
+
+
+class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The root under which all artefacts live: a local folder or an fsspec URL."""
+
+    root: str = ".clipgen/default"
+
+    def open(self) -> "Storage":
+        from clipgen_core.storage import Storage
+
+        return Storage(self.root)
+
+
+class RecipeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The named configuration that fills every stage: see clipgen_core.recipes."""
+
+    name: str = "demo"
+
+    def stage(self, stage: str, overrides: Mapping[str, Any] | None = None) -> Any:
+        """A stage's full config, with single fields overridden by dotted names."""
+        from clipgen_core.recipes import configure
+
+        return configure(self.name, stage, overrides or {})
+
+
+class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """MLflow at `tracking_uri`, else at MLFLOW_TRACKING_URI, else a local SQLite file."""
+
+    tracking_uri: str | None = None
+    local_folder: str = ".clipgen/mlflow"
+
+    def uri(self) -> str:
+        local = f"sqlite:///{Path(self.local_folder).resolve()}/mlflow.db"
+        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
+
+    @contextmanager
+    def run(
+        self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
+    ) -> Iterator["MlflowTracker"]:
+        """An MLflow run named after the asset, tagged with the Dagster run and what it was made from."""
+        from clipgen_core.tracking import mlflow_run
+
+        asset = context.asset_key.to_user_string()
+        tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
+        tags |= {f"upstream.{name}": value for name, value in upstream.items()}
+        uri = self.uri()
+        folder = Path(self.local_folder).resolve()
+        artifacts = f"file://{folder}/artifacts" if uri.startswith("sqlite:") else None
+        with mlflow_run(asset, tracking_uri=uri, artifacts=artifacts, tags=tags) as tracker:
+            yield tracker

@@ -1,0 +1,159 @@
+"""Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from clipgen_core.models.clip import LOCAL
+from clipgen_core.models.quantizer import QuantizerConfig
+from clipgen_core.models.transformer import TransformerConfig
+from clipgen_core.models.vqgan import VqganConfig
+from clipgen_core.stages import clip as clip_stage
+from clipgen_core.stages import embeddings, images, tokens, transformer, vqgan
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from clipgen_core.training.loop import TrainConfig
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+SIZE = 32
+COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
+SHAPES = ("disc", "square", "cross")
+
+
+def draw(colour: str, shape: str, size: int = SIZE) -> Image.Image:
+    """A coloured shape on white."""
+    image = Image.new("RGB", (size, size), "white")
+    pen = ImageDraw.Draw(image)
+    box = (size // 5, size // 5, size * 4 // 5, size * 4 // 5)
+    if shape == "disc":
+        pen.ellipse(box, fill=colour)
+    elif shape == "square":
+        pen.rectangle(box, fill=colour)
+    else:
+        pen.line(box, fill=colour, width=size // 6)
+    return image
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 distinct pictures in three folders, with captions.csv and prompts.csv beside."""
+    folder = tmp_path_factory.mktemp("pictures")
+    captions, prompts = ["file,caption"], ["prompt,split,file"]
+    for size in (SIZE, SIZE + 1, SIZE + 2):
+        for shape in SHAPES:
+            for colour in COLOURS:
+                file = f"pictures/{shape}/{colour} {size}.png"
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                draw(colour, shape, size).save(folder / file)
+                captions.append(f"{file},a {colour} {shape}")
+                prompts.append(f"a {colour} {shape},train,{file}")
+    (folder / "captions.csv").write_text("\n".join(captions))
+    (folder / "prompts.csv").write_text("\n".join(prompts))
+    return folder
+
+
+def tiny_clip_config(steps: int = 2) -> clip_stage.Config:
+    return clip_stage.Config(
+        image_size=SIZE,
+        patch_size=8,
+        embed_dim=32,
+        vision_width=64,
+        vision_layers=2,
+        text_width=64,
+        text_layers=1,
+        context_length=8,
+        train=TrainConfig(steps=steps, batch_size=16, learning_rate=1e-3),
+    )
+
+
+@pytest.fixture(scope="session")
+def clip_reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny untrained CLIP in open_clip's local-dir format."""
+    config = tiny_clip_config()
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip") / "tiny"
+    clip_stage.save_local_dir(open_clip.CLIP(**config.open_clip_config()), config, str(folder))
+    return f"{LOCAL}{folder}"
+
+
+def tiny_vqgan_config(steps: int = 4, **train: object) -> vqgan.Config:
+    return vqgan.Config(
+        model=VqganConfig(
+            image_size=SIZE,
+            channels=(32, 32),
+            blocks=1,
+            patch=4,
+            quantizer=QuantizerConfig(codebook_size=16, code_dim=8),
+        ),
+        train=TrainConfig(steps=steps, batch_size=8, learning_rate=1e-3, **train),  # type: ignore[arg-type]
+        adversarial_from=0.5,
+        discriminator_width=16,
+    )
+
+
+def tiny_transformer_config(steps: int = 6, **train: object) -> transformer.Config:
+    return transformer.Config(
+        model=TransformerConfig(width=32, layers=2, heads=2, dropout=0.1),
+        train=TrainConfig(
+            steps=steps,
+            batch_size=8,
+            learning_rate=1e-3,
+            ema_decay=0.9,
+            checkpoint_every=2,
+            **train,  # type: ignore[arg-type]
+        ),
+        corrupt=0.3,
+    )
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory, pictures: Path, clip_reference: str) -> Storage:
+    """A root in which every stage up to the token shards has run. Tests must not write to it."""
+    storage, tracker = Storage(str(tmp_path_factory.mktemp("root"))), NullTracker()
+    taken = images.run(images.Config(), source=str(pictures / "pictures"), out=storage, tracker=tracker)
+    embedded = embeddings.run(
+        embeddings.Config(), images=taken.table, clip=clip_reference, out=storage, tracker=tracker
+    )
+    trained = vqgan.run(
+        tiny_vqgan_config(), images=taken.table, clip=clip_reference, out=storage, tracker=tracker
+    )
+    tokens.run(
+        tokens.Config(views=2),
+        images=taken.table,
+        embeddings=embedded.table,
+        vqgan=trained.checkpoint,
+        out=storage,
+        tracker=tracker,
+    )
+    return storage
+
+
+@pytest.fixture(scope="session")
+def checkpoint(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A transformer checkpoint trained on the pipeline's token shards."""
+    out = Storage(str(tmp_path_factory.mktemp("transformer")))
+    shards = pipeline.current("tokens", "tests").path
+    return transformer.run(
+        tiny_transformer_config(), tokens=shards, out=out, tracker=NullTracker()
+    ).checkpoint
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "root"))
+
+
+@pytest.fixture
+def random_images() -> Callable[[int], list[Image.Image]]:
+    def make(count: int) -> list[Image.Image]:
+        rng = np.random.default_rng(0)
+        values = rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+        return [Image.fromarray(value) for value in values]
+
+    return make

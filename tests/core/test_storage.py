@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipgen_core import storage
+from clipgen_core.errors import ClipgenError
+from clipgen_core.storage import Storage
+
+
+@given(st.text(max_size=12))
+def test_no_path_part_leaves_the_root(part: str) -> None:
+    root = Storage("/data/root")
+    try:
+        path = Path(root.path("reports", part))
+    except ClipgenError:
+        return
+    assert path.resolve().parent == Path("/data/root/reports")
+
+
+@pytest.mark.parametrize("part", ["..", ".", "", "a/b", "a\\b", "a\0b", "a b"])
+def test_unsafe_parts_are_refused(part: str) -> None:
+    with pytest.raises(ClipgenError, match="no safe file name"):
+        Storage("/data").path(part)
+
+
+def test_pointer_round_trip_and_what_is_missing(storage: Storage) -> None:
+    with pytest.raises(ClipgenError, match="there is no vqgan .* which tokens needs"):
+        storage.current("vqgan", "tokens")
+    storage.publish_current("vqgan", "/somewhere/step-1", "abc")
+    assert storage.current("vqgan", "tokens").path == "/somewhere/step-1"
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a" / "file"
+    storage.write_bytes(str(file), b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        storage.write_bytes(str(file), b"new")
+    assert file.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}{tmp_path}/run/step-1"
+    for content in (b"1", b"2"):
+        with storage.draft_folder(url) as scratch:
+            draft = Path(scratch) / "draft"
+            (draft / "sub").mkdir(parents=True)
+            (draft / "sub" / "data").write_bytes(content)
+            (draft / "done").write_bytes(b"yes")
+            storage.publish_folder(draft, url, "done")
+    assert storage.read_bytes(f"{url}/sub/data") == b"2"
+    assert storage.list_folder(f"{scheme}{tmp_path}/run") == ["step-1"]
+    assert (storage.local_copy(url) / "sub" / "data").read_bytes() == b"2"
+    storage.remove_folder(url)
+    assert not storage.exists(f"{url}/done")

@@ -1,0 +1,156 @@
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipgen_core import storage
+from clipgen_core.errors import ClipgenError
+from clipgen_core.tracking import NullTracker
+from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
+from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit, prefetch
+
+
+class LineTask:
+    """y = 2 x, learned by a linear layer with dropout, so that every random draw matters."""
+
+    def __init__(self, nan_at: int | None = None, pause: float = 0.0) -> None:
+        torch.manual_seed(0)
+        self.model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.extras: dict[str, nn.Module] = {"critic": nn.Linear(1, 1)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "line": torch.optim.AdamW(self.model.parameters(), lr=0.01),
+            "critic": torch.optim.AdamW(self.extras["critic"].parameters(), lr=0.01),
+        }
+        self.nan_at, self.pause, self.seen = nan_at, pause, list[int]()
+
+    def batch(self, step: int) -> tuple[int, Tensor]:
+        return step, torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+
+    def losses(
+        self, batch: tuple[int, Tensor], progress: float
+    ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        step, x = batch
+        self.seen.append(step)
+        time.sleep(self.pause)
+        made = self.model(x)
+        loss = (made - 2 * x.sum(1, keepdim=True)).square().mean()
+        yield "line", loss * (float("nan") if step == self.nan_at else 1.0), {"progress": progress}
+        yield "critic", self.extras["critic"](made.detach()).square().mean(), {}
+
+    def validate(self) -> Validation:
+        assert not self.model.training
+        return Validation({"weight": float(next(self.model.parameters()).sum())})
+
+
+def config(steps: int = 20, **fields: Any) -> TrainConfig:
+    fields = {"checkpoint_every": 5, "ema_decay": 0.9, "log_every": 1} | fields
+    return TrainConfig(steps=steps, batch_size=16, learning_rate=0.01, precision="fp32", **fields)
+
+
+def train(folder: Path, task: LineTask, train: TrainConfig) -> Fitted:
+    checkpoints = Checkpoints(url=str(folder), config={"a": 1}, keep=2)
+    return fit(task, train, checkpoints=checkpoints, tracker=NullTracker(), label="line")
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_loss_falls_and_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
+    fitted = train(tmp_path, LineTask(), config(200, checkpoint_every=40))
+    losses = [row["loss"] for row in fitted.history if "loss" in row]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000160", "step-00000200"]
+
+
+def test_the_average_is_saved_and_used_in_validation(tmp_path: Path) -> None:
+    task = LineTask()
+    fitted = train(tmp_path, task, config())
+    averaged = read_weights(fitted.checkpoint)
+    raw = read_training(fitted.checkpoint)["model"]
+    assert not same(averaged, raw)
+    assert same(raw, task.model.state_dict())
+    assert fitted.metrics["weight"] == pytest.approx(float(averaged["0.weight"].sum()), rel=1e-4)
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", LineTask(), config())
+
+    class Stopped(LineTask):
+        def losses(self, batch: Any, progress: float) -> Any:
+            if batch[0] == 13:
+                raise KeyboardInterrupt
+            return super().losses(batch, progress)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", Stopped(), config())
+    resumed = LineTask()
+    parts = train(tmp_path / "parts", resumed, config())
+    assert resumed.seen == list(range(10, 20))
+    assert same(read_weights(whole.checkpoint), read_weights(parts.checkpoint))
+    one, other = read_training(whole.checkpoint), read_training(parts.checkpoint)
+    assert same(one["model"], other["model"])
+    assert same(one["extras"]["critic"], other["extras"]["critic"])
+    assert [r["loss"] for r in whole.history if "loss" in r] == [
+        r["loss"] for r in parts.history if "loss" in r
+    ]
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first = train(tmp_path, LineTask(), config())
+    task = LineTask()
+    again = train(tmp_path, task, config())
+    assert task.seen == []
+    assert again.checkpoint == first.checkpoint
+    assert again.metrics == pytest.approx(first.metrics)
+
+
+def test_a_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ClipgenError, match=r"the loss is nan at step 13.*step-00000010"):
+        train(tmp_path, LineTask(nan_at=12), config())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
+    train(tmp_path, LineTask(), config(10))
+    half = tmp_path / "step-00000099"
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    checkpoints = Checkpoints(url=str(tmp_path), config={})
+    assert checkpoints.latest() == f"{tmp_path}/step-00000010"
+
+
+def _train_slowly(folder: Path) -> None:
+    train(folder, LineTask(pause=0.02), config(40, checkpoint_every=2))
+
+
+def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", LineTask(), config(40, checkpoint_every=2))
+    for attempt in range(4):
+        worker = multiprocessing.get_context("fork").Process(
+            target=_train_slowly, args=(tmp_path / "killed",)
+        )
+        worker.start()
+        time.sleep(0.25 + 0.07 * attempt)
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.join()
+        for name in storage.list_folder(str(tmp_path / "killed")):
+            if name.startswith("step-"):
+                read_weights(str(tmp_path / "killed" / name))
+    killed = train(tmp_path / "killed", LineTask(), config(40, checkpoint_every=2))
+    assert same(read_weights(whole.checkpoint), read_weights(killed.checkpoint))
+    assert read_state(killed.checkpoint)["step"] == 40
+
+
+def test_prefetch_keeps_order_and_passes_errors_on() -> None:
+    assert list(prefetch(lambda step: step * step, 3, 7)) == [(3, 9), (4, 16), (5, 25), (6, 36)]
+    with pytest.raises(ZeroDivisionError):
+        list(prefetch(lambda step: 1 // (step - 2), 0, 5))
