@@ -75,6 +75,6 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (wanted.norm() / (given.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 
-def code_cross_entropy(logits: Tensor, codes: Tensor, smoothing: float = 0.0) -> Tensor:
+def code_cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
     """-mean log p(code | codes before it, embedding): logits [n, t, k], codes [n, t]."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), label_smoothing=smoothing)
+    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())

@@ -60,19 +60,21 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
 
 
-def demo(*, clip_steps: int = 300, vqgan_steps: int = 500, transformer_steps: int = 500) -> Recipe:
+def demo(*, clip_steps: int = 420, vqgan_steps: int = 280, transformer_steps: int = 620) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
             vision_width=192,
             text_width=192,
             context_length=16,
+            patch_dropout=0.5,
             train=TrainConfig(
                 steps=clip_steps,
                 batch_size=160,
-                learning_rate=1e-3,
+                learning_rate=2e-3,
                 weight_decay=0.1,
                 betas=(0.9, 0.98),
+                optimizer="muon",
                 warmup_share=0.1,
             ),
         ),
@@ -81,18 +83,21 @@ def demo(*, clip_steps: int = 300, vqgan_steps: int = 500, transformer_steps: in
         vqgan=vqgan.Config(
             model=VqganConfig(
                 image_size=64,
-                channels=(96, 160, 256),
+                channels=(64, 128, 192),
                 blocks=2,
                 patch=2,
-                quantizer=QuantizerConfig(codebook_size=1024, code_dim=16),
+                quantizer=QuantizerConfig(codebook_size=256, code_dim=16),
             ),
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
+            adversarial_from=0.75,
         ),
-        tokens=tokens.Config(views=4),
+        tokens=tokens.Config(views=1),
         transformer=transformer.Config(
-            model=TransformerConfig(width=320, layers=6, heads=5, dropout=0.1),
-            train=TrainConfig(steps=transformer_steps, batch_size=128, learning_rate=1e-3, ema_decay=0.99),
-            sampling=SamplingConfig(),
+            model=TransformerConfig(width=320, layers=6, heads=5, dropout=0.0),
+            train=TrainConfig(
+                steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
+            ),
+            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0),
             corrupt=0.4,
         ),
         evaluation=evaluation.Config(shown=DOZEN),
@@ -104,7 +109,6 @@ def quick() -> Recipe:
     full = demo(clip_steps=12, vqgan_steps=8, transformer_steps=8)
     return full.model_copy(
         update={
-            "tokens": tokens.Config(views=1),
             "evaluation": evaluation.Config(
                 shown=DOZEN, pictures_shown=1, scored=8, candidates=1, reconstructions=6
             ),

@@ -18,19 +18,14 @@ class ClipGenModel(PythonModel):
         self.generator = TextToImage.from_pretrained(context.artifacts["generator"])
 
     def predict(
-        self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None
+        self,
+        context: PythonModelContext,
+        model_input: list[str],
+        params: dict[str, Any] | None = None,
     ) -> list[bytes]:
         from clipgen_core.data.pictures import png_bytes
 
-        prompts = _prompts(model_input)
-        return [png_bytes(row[0]) for row in self.generator.generate(prompts, **(params or {}))]
-
-
-def _prompts(model_input: Any) -> list[str]:
-    """Prompts from what MLflow passes: a list, a series, or a frame with one column."""
-    if hasattr(model_input, "columns"):
-        model_input = model_input[model_input.columns[0]]
-    return [str(prompt) for prompt in model_input]
+        return [png_bytes(row[0]) for row in self.generator.generate(model_input, **(params or {}))]
 
 
 mlflow.models.set_model(ClipGenModel())

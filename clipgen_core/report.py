@@ -3,7 +3,6 @@
 import base64
 import io
 from dataclasses import dataclass
-from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
@@ -51,7 +50,7 @@ class Report:
     samples: dict[str, list[Picture]]
     reconstructions: list[tuple[Picture, Picture]]
     curves: list[Curve]
-    made_from: dict[str, Any]
+    made_from: dict[str, str]
 
     @property
     def splits(self) -> list[str]:

@@ -4,6 +4,7 @@ MlflowTracker writes through MLflow's client to one run, without MLflow's global
 NullTracker takes everything and keeps nothing, so that callers never ask whether to track.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,9 +124,9 @@ def download_registered(model_uri: str) -> Path:
     except Exception as error:
         where = without_password(mlflow.get_tracking_uri())
         raise ClipgenError(
-            f"{model_uri} is not to be had from MLflow at {where} ({first_line(error)}): "
-            "check the name and MLFLOW_TRACKING_URI"
-        ) from error
+            f"{model_uri} is not to be had from MLflow at {where} "
+            f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
+        ) from None
     return folder / "artifacts" / "generator"
 
 
@@ -141,13 +142,8 @@ def register_generator(
         The registered version.
     """
     import mlflow
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import ColSpec, Schema
 
     package = Path(__file__).parent
-    signature = ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt")]), outputs=Schema([ColSpec("binary", "png")])
-    )
     mlflow.set_tracking_uri(tracker.client.tracking_uri)
     with mlflow.start_run(run_id=tracker.run_id):
         logged = mlflow.pyfunc.log_model(
@@ -155,7 +151,6 @@ def register_generator(
             python_model=str(package / "registered_model.py"),
             artifacts={"generator": str(generator)},
             code_paths=[str(package)],
-            signature=signature,
             pip_requirements=requirements(),
             registered_model_name=name,
         )
@@ -183,16 +178,15 @@ def mlflow_client(tracking_uri: str) -> Any:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise ClipgenError(
-            f"MLflow at {without_password(tracking_uri)} does not answer ({first_line(error)}): "
-            "start it, or set MLFLOW_TRACKING_URI"
-        ) from error
+            f"MLflow at {without_password(tracking_uri)} does not answer "
+            f"({without_password(first_line(error))}): start it, or set MLFLOW_TRACKING_URI"
+        ) from None
     return client
 
 
-def without_password(uri: str) -> str:
-    """The URI without the user and password it may carry."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rsplit('@', 1)[-1]}"
+def without_password(text: str) -> str:
+    """The text without the user and password that any URL in it may carry."""
+    return re.sub(r"://[^/@\s]+@", "://", text)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,18 +12,21 @@ from clipgen_core.schema import digest_of_ids, is_validation
 
 
 class ImageTable:
-    """Random access to pictures; `train` and `validation` are row numbers, split by digest."""
+    """Random access to pictures.
+
+    train, validation: row numbers, split by digest; validation holds one picture at the least.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.table = open_table(url)
         self.ids: list[str] = self.table.to_table(columns=["id"])["id"].to_pylist()
-        held = np.array([is_validation(image_id) for image_id in self.ids], dtype=bool)
-        self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
-        if len(self.train) < 2:
+        if len(self.ids) < 3:
             raise ClipgenError(f"{url} holds {len(self.ids)} pictures, too few to train: add more")
-        if not len(self.validation):
-            self.validation = self.train[:1]
+        held = np.array([is_validation(image_id) for image_id in self.ids], dtype=bool)
+        if not held.any():
+            held[self.ids.index(min(self.ids))] = True
+        self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
         self._decoders = ThreadPoolExecutor(4)
 
     @property

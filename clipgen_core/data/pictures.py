@@ -116,6 +116,7 @@ def to_images(pictures: Tensor) -> list[Image.Image]:
 
 def grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """Pictures of one size side by side on white."""
+    columns = min(columns, len(images))
     width, height = images[0].size
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), (255, 255, 255))

@@ -48,10 +48,16 @@ class Quantizer(nn.Module):
             quantized, codes, loss = self.vq(features.float())
         return quantized, codes, loss.sum()
 
+    @property
+    def codebook(self) -> Tensor:
+        """The code vectors, [codebook_size, code_dim]."""
+        vectors: Tensor = self.vq.codebook
+        return vectors
+
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes [n, h, w] to features [n, d, h, w]."""
         features: Tensor = self.vq.get_output_from_indices(codes)
-        return features.permute(0, 3, 1, 2).contiguous()
+        return features
 
 
 def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:

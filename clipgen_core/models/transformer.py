@@ -1,8 +1,9 @@
 """Decoder-only transformer over a grid of codes, conditioned on one CLIP embedding.
 
-Architecture only. The embedding is the first token (CLIP-GEN, arXiv:2203.00386, section 3.2) and
-is added at every position too: with few pictures, one wrong code would otherwise derail the rest.
-Blocks after LlamaGen (arXiv:2406.06525): RMSNorm, SwiGLU, QK-norm; positions are learned.
+Architecture only. The embedding is the first token (CLIP-GEN, arXiv:2203.00386), is added at
+every position, and scales and shifts what each block reads (DiT, arXiv:2212.09748, section 3.2):
+with few pictures, one wrong code would otherwise derail the rest. Blocks after LlamaGen
+(arXiv:2406.06525): RMSNorm, SwiGLU, QK-norm; positions are learned.
 """
 
 from dataclasses import dataclass
@@ -64,13 +65,22 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding) and "modulation" not in name:
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.place, std=0.02)
         for name, weight in self.named_parameters():
             if name.endswith("out.weight"):
                 nn.init.normal_(weight, std=0.02 / (2 * self.config.layers) ** 0.5)
+
+    @torch.no_grad()
+    def start_from_codebook(self, codebook: Tensor) -> None:
+        """Start codes that look alike alike: inputs and logits as random projections of the VQGAN's
+        codebook [k, code_dim]. With few pictures, rare codes learn from their neighbours so."""
+        directions = (codebook - codebook.mean(0)) / codebook.std()
+        for table, size in ((self.codes.weight, 0.5), (self.head.weight, 0.5)):
+            projection = torch.randn(codebook.shape[1], table.shape[1], device=codebook.device)
+            table.copy_(directions @ projection * (size / table.shape[1] ** 0.5))
 
     def forward(self, codes: Tensor, embedding: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next codes.
@@ -90,7 +100,7 @@ class Transformer(nn.Module):
             x = torch.cat([first.unsqueeze(1), x], dim=1)
         x = self.dropout(x + self.place[start : start + x.shape[1]] + everywhere.unsqueeze(1))
         for layer, block in enumerate(self.blocks):
-            x = block(x, cache, layer)
+            x = block(x, everywhere, cache, layer)
         if cache:
             cache.length += x.shape[1]
         logits: Tensor = self.head(self.norm(x))
@@ -114,10 +124,15 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
         self.feed_forward = SwiGLU(config.width)
         self.dropout = nn.Dropout(config.dropout)
+        self.modulation = nn.Linear(config.width, 4 * config.width)
+        nn.init.zeros_(self.modulation.weight)
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x), cache, layer))
-        out: Tensor = x + self.dropout(self.feed_forward(self.norm2(x)))
+    def forward(self, x: Tensor, condition: Tensor, cache: Cache | None, layer: int) -> Tensor:
+        """x [n, s, width]; condition [n, width] scales and shifts what each half of the block reads."""
+        shaped = self.modulation(F.silu(condition)).unsqueeze(1).chunk(4, dim=-1)
+        scale1, shift1, scale2, shift2 = shaped
+        x = x + self.dropout(self.attention(self.norm1(x) * (1 + scale1) + shift1, cache, layer))
+        out: Tensor = x + self.dropout(self.feed_forward(self.norm2(x) * (1 + scale2) + shift2))
         return out
 
 
@@ -126,16 +141,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, head_width = config.heads, config.width // config.heads
+        self.heads = config.heads
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.q_norm = nn.RMSNorm(head_width, eps=1e-6)
-        self.k_norm = nn.RMSNorm(head_width, eps=1e-6)
         self.out = nn.Linear(config.width, config.width, bias=False)
 
     def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
         n, s, _ = x.shape
         q, k, v = (t.view(n, s, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
         causal = s > 1
         if cache:
             end = cache.length + s

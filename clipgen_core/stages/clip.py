@@ -32,7 +32,7 @@ from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
 from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
-from clipgen_core.training.optim import adamw
+from clipgen_core.training.optim import make_optimizers
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 
@@ -50,8 +50,10 @@ class Config(Frozen):
     text_layers: int = 3
     context_length: int = 24
     smallest_crop: float = 0.8
+    patch_dropout: float = 0.0
 
-    def open_clip_config(self) -> dict[str, Any]:
+    def open_clip_config(self, patch_dropout: float = 0.0) -> dict[str, Any]:
+        """open_clip's model config; patches are dropped in training only (FLIP, arXiv:2212.00794)."""
         return {
             "embed_dim": self.embed_dim,
             "vision_cfg": {
@@ -60,6 +62,7 @@ class Config(Frozen):
                 "width": self.vision_width,
                 "layers": self.vision_layers,
                 "head_width": 64,
+                "patch_dropout": patch_dropout,
             },
             "text_cfg": {
                 "context_length": self.context_length,
@@ -154,13 +157,21 @@ class ClipTask:
         self.config, self.folder = config, captions.rpartition("/")[0] or "."
         self.files, self.captions = list(pairs), list(pairs.values())
         self.device = default_device()
-        self.model: nn.Module = open_clip.CLIP(**config.open_clip_config()).to(self.device)
+        clip: Any = open_clip.CLIP(**config.open_clip_config(config.patch_dropout)).to(self.device)
+        self.model: nn.Module = clip
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self.loss = ClipLoss()
         self.extras: dict[str, nn.Module] = {}
         train = config.train
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "clip": adamw([self.model], train.learning_rate, train.betas, train.weight_decay)
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
+            "clip": make_optimizers(
+                train.optimizer,
+                [self.model],
+                matrices=[clip.visual.transformer, clip.transformer],
+                learning_rate=train.learning_rate,
+                betas=train.betas,
+                weight_decay=train.weight_decay,
+            )
         }
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -121,7 +120,7 @@ def run(
 def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
     """Register the judged generator, self-contained, under `alias`; returns its version."""
     generator = TextToImage(read_parts(transformer))
-    tags = {key: str(value) for key, value in _lineage(generator).items() if key != "configuration"}
+    tags = {key: value for key, value in _lineage(generator).items() if key != "configuration"}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "generator"
         generator.save_pretrained(folder)
@@ -257,14 +256,18 @@ def _curves(generator: TextToImage) -> list[Curve]:
     return curves
 
 
-def _lineage(generator: TextToImage) -> dict[str, Any]:
+def _lineage(generator: TextToImage) -> dict[str, str]:
+    """What the generator was made from, back to the pictures: for the report and the registry's tags."""
     parts = generator.parts
     made_from = read_config(parts.transformer)
     return {
-        "images (digest)": made_from["tokens"]["images_digest"],
-        "CLIP": f"{parts.clip} ({parts.clip_key})",
-        "embeddings (Lance)": f"{parts.embeddings}, version {parts.embeddings_version}",
-        "VQGAN": parts.vqgan,
+        "images_digest": made_from["tokens"]["images_digest"],
+        "clip": parts.clip,
+        "clip_key": parts.clip_key,
+        "embeddings": parts.embeddings,
+        "embeddings_version": str(parts.embeddings_version),
+        "vqgan": parts.vqgan,
+        "vqgan_digest": made_from["tokens"]["vqgan_digest"],
         "transformer": parts.transformer,
         "sampling": parts.sampling.model_dump_json(),
         "configuration": json.dumps(made_from["config"], indent=2),

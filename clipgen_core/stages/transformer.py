@@ -27,7 +27,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
-from clipgen_core.training.optim import adamw
+from clipgen_core.training.optim import make_optimizers
 
 SHOWN = 8
 
@@ -41,7 +41,6 @@ class Config(Frozen):
     sampling: SamplingConfig = SamplingConfig()
     drop_condition: float = Field(default=0.1, ge=0, lt=1)
     corrupt: float = Field(default=0.0, ge=0, lt=1)
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +78,31 @@ class TransformerTask:
         self.config, self.shards = config, shards
         manifest = shards.manifest
         self.device = default_device()
+        self.vqgan = load_vqgan(manifest.vqgan)
         self.transformer = Transformer(
             config.model, manifest.codebook_size, manifest.grid**2, manifest.embedding_dim
         ).to(self.device)
+        self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
         train = config.train
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "transformer": adamw([self.model], train.learning_rate, train.betas, train.weight_decay)
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
+            "transformer": make_optimizers(
+                train.optimizer,
+                [self.transformer],
+                matrices=[self.transformer.blocks],
+                learning_rate=train.learning_rate,
+                betas=train.betas,
+                weight_decay=train.weight_decay,
+            )
         }
-        self.vqgan = load_vqgan(manifest.vqgan)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         return self._to_device(self.shards.batch(step, self.config.train.batch_size))
 
     def _to_device(self, rows: Rows) -> tuple[Tensor, Tensor]:
         codes = torch.from_numpy(rows.codes.astype("int64")).to(self.device)
-        return codes, torch.from_numpy(rows.embeddings).to(self.device)
+        return codes, torch.from_numpy(rows.embeddings.copy()).to(self.device)
 
     def losses(
         self, batch: tuple[Tensor, Tensor], progress: float
@@ -105,7 +112,7 @@ class TransformerTask:
         dropped = torch.rand(rows, 1, device=self.device) < self.config.drop_condition
         embedding = torch.where(dropped, self.transformer.unconditional(rows), embedding)
         logits = self.transformer(self._corrupted(codes[:, :-1]), embedding)
-        loss = code_cross_entropy(logits, codes, self.config.label_smoothing)
+        loss = code_cross_entropy(logits, codes)
         yield "transformer", loss, {}
 
     def _corrupted(self, codes: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ class VqganTask:
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)
         self.extras: dict[str, nn.Module] = {"discriminator": self.discriminator}
         train = config.train
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "vqgan": adamw([self.vqgan], train.learning_rate, train.betas, train.weight_decay),
-            "discriminator": adamw([self.discriminator], train.learning_rate, (0.5, 0.9), 0.0),
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
+            "vqgan": [adamw([self.vqgan], train.learning_rate, train.betas, train.weight_decay)],
+            "discriminator": [adamw([self.discriminator], train.learning_rate, (0.5, 0.9), 0.0)],
         }
         self.distance: nn.Module = ClipFeatureDistance(clip)
         if config.lpips_weights:

@@ -26,7 +26,7 @@ from clipgen_core.progress import Meter, track
 from clipgen_core.schema import Frozen
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.optim import ExponentialAverage, set_learning_rate, warmup_cosine
+from clipgen_core.training.optim import ExponentialAverage, OptimizerName, set_learning_rate, warmup_cosine
 
 History = list[dict[str, float]]
 
@@ -39,6 +39,7 @@ class TrainConfig(Frozen):
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: OptimizerName = "adamw"
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
@@ -66,13 +67,13 @@ class Task(Protocol):
 
     model: nn.Module
     extras: dict[str, nn.Module]
-    optimizers: dict[str, torch.optim.Optimizer]
+    optimizers: dict[str, list[torch.optim.Optimizer]]
 
     def batch(self, step: int) -> Any:
         """The data of a step: a function of the step alone. Called from another thread."""
 
     def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Yields (optimizer, loss, metrics); the loop steps that optimizer before going on."""
+        """Yields (name, loss, metrics); the loop steps that name's optimizers before going on."""
 
     def validate(self) -> Validation: ...
 
@@ -170,14 +171,16 @@ def _train_step(task: Task, batch: Any, step: int, config: TrainConfig) -> dict[
             name, loss, metrics = next(losses, (None, None, {}))
         if name is None or loss is None:
             return figures
-        optimizer = task.optimizers[name]
+        optimizers = task.optimizers[name]
         warmup = max(int(config.warmup_share * config.steps), 1)
-        set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         figures |= {f"{name}_grad_norm": norm, **metrics}
         figures.setdefault("loss", loss.detach())
 
@@ -246,7 +249,7 @@ def _save(
     training = {
         "model": own,
         "extras": {name: module.state_dict() for name, module in task.extras.items()},
-        "optimizers": {name: o.state_dict() for name, o in task.optimizers.items()},
+        "optimizers": {n: [o.state_dict() for o in os] for n, os in task.optimizers.items()},
     }
     weights = average.state if average else own
     state = {"history": history, "pictures_per_second": speed}
@@ -261,8 +264,9 @@ def _resume(task: Task, average: ExponentialAverage | None, checkpoints: Checkpo
     task.model.load_state_dict(training["model"])
     for name, module in task.extras.items():
         module.load_state_dict(training["extras"][name])
-    for name, optimizer in task.optimizers.items():
-        optimizer.load_state_dict(training["optimizers"][name])
+    for name, optimizers in task.optimizers.items():
+        for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
+            optimizer.load_state_dict(saved)
     if average:
         average.state = {k: v.to(average.state[k].device) for k, v in read_weights(latest).items()}
     return int(state["step"]), list(state["history"])

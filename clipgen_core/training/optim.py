@@ -1,10 +1,13 @@
 """Optimizers and schedules. Knows parameters, no models."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
+
+OptimizerName = Literal["adamw", "muon"]
 
 
 def adamw(
@@ -20,6 +23,41 @@ def adamw(
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
+
+
+def muon(
+    matrices: Iterable[nn.Module],
+    others: Iterable[nn.Module],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.95),
+    weight_decay: float = 0.05,
+) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the 2-D weights of `matrices`, AdamW for all other parameters.
+
+    The update is scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982), so that one learning
+    rate serves both.
+    """
+    hidden = [p for module in matrices for p in module.parameters() if p.ndim == 2]
+    taken = {id(p) for p in hidden}
+    rest = {id(p): p for m in others for p in m.parameters() if id(p) not in taken}
+    return [
+        torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest.values(), lr=learning_rate, betas=betas, weight_decay=0.0, fused=True),
+    ]
+
+
+def make_optimizers(
+    name: OptimizerName,
+    modules: Sequence[nn.Module],
+    *,
+    matrices: Sequence[nn.Module],
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
+    rates = (learning_rate, betas, weight_decay)
+    return muon(matrices, modules, *rates) if name == "muon" else [adamw(modules, *rates)]
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:

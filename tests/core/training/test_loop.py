@@ -24,9 +24,9 @@ class LineTask:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.extras: dict[str, nn.Module] = {"critic": nn.Linear(1, 1)}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "line": torch.optim.AdamW(self.model.parameters(), lr=0.01),
-            "critic": torch.optim.AdamW(self.extras["critic"].parameters(), lr=0.01),
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
+            "line": [torch.optim.AdamW(self.model.parameters(), lr=0.01)],
+            "critic": [torch.optim.AdamW(self.extras["critic"].parameters(), lr=0.01)],
         }
         self.nan_at, self.pause, self.seen = nan_at, pause, list[int]()
 

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.models.discriminator import PatchDiscriminator
+from clipgen_core.models.quantizer import Quantizer, QuantizerConfig, usage_and_perplexity
+from clipgen_core.models.vqgan import Vqgan, VqganConfig
+
+QUANTIZER = QuantizerConfig(codebook_size=16, code_dim=8)
+
+
+def config(image_size: int = 32, levels: int = 2, patch: int = 2) -> VqganConfig:
+    return VqganConfig(
+        image_size=image_size, channels=(32,) * levels, blocks=1, patch=patch, quantizer=QUANTIZER
+    )
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(1, 2))
+def test_shapes_follow_the_downsampling_factor(levels: int, patch: int, grid: int) -> None:
+    shape = config(patch * 2 ** (levels - 1) * grid, levels, patch)
+    model = Vqgan(shape).eval()
+    pictures = torch.rand(2, 3, shape.image_size, shape.image_size) * 2 - 1
+    codes = model.encode(pictures)
+    assert codes.shape == (2, grid, grid) == (2, shape.grid, shape.grid)
+    assert model.decode(codes).shape == pictures.shape
+
+
+def test_decoding_codes_is_what_forward_reconstructs() -> None:
+    torch.manual_seed(0)
+    model = Vqgan(config())
+    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
+    model.train()(pictures)
+    made, codes, _ = model.eval()(pictures)
+    assert torch.allclose(model.decode(codes), made, atol=1e-5)
+
+
+def test_gradients_reach_the_encoder_through_the_codes() -> None:
+    model = Vqgan(config()).train()
+    made, _, commitment = model(torch.rand(4, 3, 32, 32))
+    (made.square().mean() + commitment).backward()
+    first = model.encoder[1].weight
+    assert isinstance(first, torch.nn.Parameter) and first.grad is not None
+    assert first.grad.abs().sum() > 0
+
+
+def test_an_indivisible_size_fails_before_any_work() -> None:
+    with pytest.raises(ClipgenError, match=r"image_size 30 .* downsampling factor 4"):
+        config(30)
+    with pytest.raises(ClipgenError, match="multiples of 32"):
+        VqganConfig(image_size=32, channels=(20,), quantizer=QUANTIZER)
+
+
+def test_training_the_quantizer_moves_codes_to_the_data() -> None:
+    torch.manual_seed(0)
+    quantizer = Quantizer(QuantizerConfig(codebook_size=4, code_dim=2)).train()
+    corners = torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
+    data = corners.repeat(16, 1).T.reshape(1, 2, 8, 8)
+    for _ in range(20):
+        quantized, codes, _ = quantizer(data)
+    assert (quantized - data).abs().max() < 0.05
+    assert codes.unique().numel() == 4
+    assert torch.allclose(quantizer.lookup(codes), quantized, atol=1e-5)
+
+
+def test_usage_and_perplexity_by_hand() -> None:
+    usage, perplexity = usage_and_perplexity(torch.tensor([5, 5, 0, 0]))
+    assert (usage, perplexity) == (0.5, pytest.approx(2.0))
+    assert usage_and_perplexity(torch.tensor([9, 0, 0, 0])) == (0.25, pytest.approx(1.0))
+
+
+def test_the_discriminator_judges_patches_of_each_picture_alone() -> None:
+    judge = PatchDiscriminator(16, 2)
+    pictures = torch.rand(3, 3, 32, 32)
+    logits = judge(pictures)
+    assert logits.shape[:2] == (3, 1) and logits.shape[2] > 1
+    assert torch.allclose(logits[1:2], judge(pictures[1:2]), atol=1e-5)

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.stages import clip
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.conftest import COLOURS, SHAPES, draw, tiny_clip_config
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), min_size=2, max_size=30))
+def test_no_batch_holds_a_shared_caption(captions: list[list[str]]) -> None:
+    for batch in clip.distinct_batches(captions, size=4, seed=0, epoch=1):
+        taken = [set(captions[i]) for i, _ in batch]
+        assert len(batch) <= 4
+        assert sum(map(len, taken)) == len(set.union(*taken))
+        assert all(caption in captions[i] for i, caption in batch)
+
+
+def test_an_epoch_visits_every_picture_when_captions_differ() -> None:
+    batches = clip.distinct_batches([[str(i)] for i in range(12)], size=4, seed=0, epoch=3)
+    assert sorted(i for batch in batches for i, _ in batch) == list(range(12))
+
+
+@pytest.mark.slow
+def test_a_trained_clip_tells_shapes_and_colours_apart(pictures: Path, storage: Storage) -> None:
+    result = clip.run(
+        tiny_clip_config(steps=150),
+        captions=str(pictures / "captions.csv"),
+        out=storage,
+        tracker=NullTracker(),
+    )
+    assert result.pictures == 72 and result.captions == 72
+    encoder = ClipEncoder(result.clip)
+    names = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    images = encoder.encode_images([draw(c, s) for c in COLOURS for s in SHAPES])
+    right = (images @ encoder.encode_texts(names).T).argmax(1) == range(len(names))
+    assert right.mean() > 0.6  # chance is 1 / 24
+    assert storage.current("clip", "tests").path == result.clip
+
+
+def test_bad_caption_files_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ClipgenError, match="does not exist"):
+        clip.read_captions(str(tmp_path / "none.csv"))
+    (tmp_path / "bad.csv").write_text("a,b\n1,2")
+    with pytest.raises(ClipgenError, match="needs the columns file and caption"):
+        clip.read_captions(str(tmp_path / "bad.csv"))
+    (tmp_path / "one.csv").write_text("file,caption\na.png,a thing\na.png,another")
+    with pytest.raises(ClipgenError, match="names 1 pictures: at least 2"):
+        clip.read_captions(str(tmp_path / "one.csv"))

@@ -1,0 +1,49 @@
+from pathlib import Path
+
+import lance
+import numpy as np
+
+from clipgen_core.data.pictures import decode
+from clipgen_core.data.tables import vectors
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.stages import embeddings, images
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.conftest import draw
+
+
+def test_every_picture_has_its_own_clip_embedding(pipeline: Storage, clip_reference: str) -> None:
+    table = lance.dataset(pipeline.current("embeddings", "tests").path).to_table()
+    pictures = lance.dataset(pipeline.images).to_table()
+    assert sorted(table["id"].to_pylist()) == sorted(pictures["id"].to_pylist())
+    assert np.allclose(np.linalg.norm(vectors(table), axis=1), 1, atol=1e-5)
+    row = table.slice(10, 1)
+    chosen = pictures["image"][pictures["id"].to_pylist().index(row["id"][0].as_py())].as_py()
+    expected = ClipEncoder(clip_reference).encode_images([decode(chosen).image])
+    assert np.allclose(vectors(row), expected, atol=0.02)
+
+
+def test_only_new_pictures_are_embedded(clip_reference: str, storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    counts = []
+    for colours in (["red", "blue"], ["red", "blue", "green"], ["red", "blue", "green"]):
+        for colour in colours:
+            draw(colour, "disc").save(source / f"{colour}.png")
+        taken = images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+        made = embeddings.run(
+            embeddings.Config(batch_size=2, batches_per_commit=1),
+            images=taken.table,
+            clip=clip_reference,
+            out=storage,
+            tracker=NullTracker(),
+        )
+        counts.append((made.embedded, made.total, made.version))
+    assert [c[:2] for c in counts] == [(2, 2), (1, 3), (0, 3)]
+    assert counts[1][2] == counts[2][2]
+
+
+def test_the_table_names_its_clip(pipeline: Storage, clip_reference: str) -> None:
+    table = lance.dataset(pipeline.current("embeddings", "tests").path)
+    assert table.schema.metadata[b"clip"].decode() == clip_reference
+    assert table.schema.metadata[b"clip_key"].decode() == ClipEncoder(clip_reference).key

@@ -1,0 +1,90 @@
+import json
+import shutil
+from pathlib import Path
+
+import lance
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from clipgen_core.data.pictures import decode, fit_square, to_tensor
+from clipgen_core.data.tables import vectors
+from clipgen_core.data.tokens import TokenShards, read_manifest
+from clipgen_core.errors import ClipgenError
+from clipgen_core.load import load_vqgan
+from clipgen_core.schema import is_validation
+from clipgen_core.stages import tokens
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+
+
+@pytest.fixture
+def shards(pipeline: Storage, tmp_path: Path) -> str:
+    copy = tmp_path / "tokens"
+    shutil.copytree(pipeline.current("tokens", "tests").path, copy)
+    return str(copy)
+
+
+def test_every_view_has_the_vqgans_codes_and_the_pictures_embedding(shards: str, pipeline: Storage) -> None:
+    manifest = read_manifest(shards)
+    files = [f"{shards}/{part.file}" for part in (*manifest.train, *manifest.validation)]
+    rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+    assert len(rows) == manifest.rows == 2 * 72
+    stored = lance.dataset(pipeline.images).to_table()
+    images = dict(zip(stored["id"].to_pylist(), stored["image"].to_pylist(), strict=True))
+    table = lance.dataset(manifest.embeddings).to_table()
+    embedded = dict(zip(table["id"].to_pylist(), vectors(table), strict=True))
+    model = load_vqgan(manifest.vqgan)
+    first = [row for row in rows if row["view"] == 0]
+    batch = to_tensor([fit_square(decode(images[row["id"]]).image, 32) for row in first])
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = model.encode(batch).flatten(1).numpy()
+    agreement = np.mean(codes == np.array([row["codes"] for row in first]))
+    assert agreement > 0.97
+    assert all(np.allclose(embedded[row["id"]], row["embedding"]) for row in rows)
+    held = {row["id"] for row in rows if is_validation(row["id"])} or {min(images)}
+    assert sum(part.rows for part in manifest.validation) == 2 * len(held)
+
+
+def test_batches_are_repeatable(shards: str) -> None:
+    one, other = TokenShards(shards, seed=1), TokenShards(shards, seed=1)
+    assert (one.batch(3, 8).codes == other.batch(3, 8).codes).all()
+    assert (one.batch(3, 8).codes != one.batch(4, 8).codes).any()
+    assert one.batch(0, 8).codes.dtype == np.uint16
+
+
+def test_a_part_that_is_not_its_manifests_is_refused(shards: str) -> None:
+    part = Path(shards) / read_manifest(shards).train[0].file
+    part.write_bytes(part.read_bytes()[:-1] + b"x")
+    with pytest.raises(ClipgenError, match=f"{part} is not the file its manifest names"):
+        TokenShards(shards, seed=0)
+    part.unlink()
+    with pytest.raises(ClipgenError, match="is not the file its manifest names"):
+        TokenShards(shards, seed=0)
+
+
+def test_a_damaged_or_missing_manifest_is_one_sentence(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(ClipgenError, match="there are no token shards at"):
+        read_manifest(str(tmp_path / "none"))
+    manifest = Path(shards) / "manifest.json"
+    manifest.write_text(json.dumps({"grid": 4}))
+    with pytest.raises(ClipgenError, match=r"manifest.json is damaged"):
+        read_manifest(shards)
+
+
+def test_a_picture_without_an_embedding_stops_with_the_way_out(
+    pipeline: Storage, storage: Storage, tmp_path: Path
+) -> None:
+    embeddings = tmp_path / "partial.lance"
+    whole = lance.dataset(pipeline.current("embeddings", "tests").path).to_table()
+    lance.write_dataset(whole.slice(0, 70), embeddings)
+    with pytest.raises(ClipgenError, match="2 pictures have no embedding .* run clip_embeddings"):
+        tokens.run(
+            tokens.Config(),
+            images=pipeline.images,
+            embeddings=str(embeddings),
+            vqgan=pipeline.current("vqgan", "tests").path,
+            out=storage,
+            tracker=NullTracker(),
+        )

@@ -1,0 +1,45 @@
+import torch
+
+from clipgen_core.load import load_vqgan
+from clipgen_core.stages import vqgan
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from clipgen_core.training.checkpoint import read_config, read_training
+from tests.conftest import tiny_vqgan_config
+
+
+def train(config: vqgan.Config, pipeline: Storage, clip: str, out: Storage) -> vqgan.Result:
+    return vqgan.run(config, images=pipeline.images, clip=clip, out=out, tracker=NullTracker())
+
+
+def test_training_makes_reconstructions_better(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    short = train(tiny_vqgan_config(2), pipeline, clip_reference, storage)
+    long = train(tiny_vqgan_config(60), pipeline, clip_reference, storage)
+    assert long.fitted.metrics["psnr"] > short.fitted.metrics["psnr"] + 1
+    assert long.fitted.metrics["codebook_usage"] > 0.3
+    assert long.fitted.images["reconstructions"].height == 2 * 32 + 2
+
+
+def test_the_discriminator_starts_at_its_share_of_training(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    config = tiny_vqgan_config(8, log_every=1)
+    fitted = train(config, pipeline, clip_reference, storage).fitted
+    judged = [row["step"] for row in fitted.history if "discriminator" in row]
+    assert judged == [5, 6, 7, 8]
+    assert "discriminator" in read_training(fitted.checkpoint)["extras"]
+
+
+def test_the_checkpoint_says_what_it_was_made_from_and_loads(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    result = train(tiny_vqgan_config(2), pipeline, clip_reference, storage)
+    made_from = read_config(result.checkpoint)
+    assert made_from["clip"] == clip_reference
+    assert len(made_from["images_digest"]) == 16
+    assert storage.current("vqgan", "tests").path == result.checkpoint
+    model = load_vqgan(result.checkpoint)
+    codes = model.encode(torch.zeros(1, 3, 32, 32))
+    assert codes.shape == (1, 4, 4)

@@ -1,0 +1,90 @@
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipgen_core.cli import app
+from clipgen_core.storage import Storage
+
+runner = CliRunner()
+
+
+def test_generate_writes_a_row_a_prompt_and_repeats_by_seed(checkpoint: str, tmp_path: Path) -> None:
+    sheets = []
+    for name in ("one.png", "two.png"):
+        out = tmp_path / name
+        args = ["generate", "a red disc", "a blue square", "-n", "3", "--seed", "1", "-m", checkpoint]
+        result = runner.invoke(app, [*args, "-o", str(out), "--candidates", "2"])
+        assert result.exit_code == 0, result.output
+        assert "a red disc: CLIP score" in result.output
+        sheets.append(Image.open(out))
+    assert sheets[0].size == (3 * 32 + 4, 2 * 32 + 2)
+    assert sheets[0].tobytes() == sheets[1].tobytes()
+
+
+def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
+    root = Storage(str(tmp_path / "root"))
+    root.publish_current("transformer", checkpoint, "x")
+    out = tmp_path / "out.png"
+    result = runner.invoke(app, ["generate", "a disc", "-n", "1", "--root", root.root, "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).size == (32, 32)
+
+
+def test_search_finds_the_picture_itself_first(pipeline: Storage, pictures: Path) -> None:
+    query = pictures / "pictures" / "disc" / "teal 32.png"
+    result = runner.invoke(app, ["search", str(query), "--root", pipeline.root, "-k", "3"])
+    assert result.exit_code == 0, result.output
+    lines = result.output.replace("\n", " ").split("file://")
+    assert "teal" in lines[1] and result.output.count("file://") == 3
+    by_text = runner.invoke(app, ["search", "a red disc", "--root", pipeline.root, "-k", "5"])
+    assert by_text.output.count("file://") == 5
+
+
+def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(pictures / "pictures" / "disc", source)
+    (source / "broken.png").write_bytes(b"no")
+    args = ["embed", str(source), "--root", str(tmp_path / "root"), "--clip", clip_reference]
+    first, second = runner.invoke(app, args), runner.invoke(app, args)
+    assert first.exit_code == 0, first.output
+    assert "25 files, 24 new pictures, 24 in all" in first.output
+    assert "1 rejected: not_an_image" in first.output
+    assert "25 files, 0 new pictures" in second.output and "0 embedded" in second.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "x", "-o", "/no/such/folder/a.png"], "does not exist"),
+        (["generate", "x", "-o", "a.jpg"], "does not end in .png"),
+        (["generate", "x", "-m", "/no/such/model"], "there is no model at /no/such/model"),
+        (["generate", "x", "--root", "/no/such/root"], "there is no transformer under /no/such/root"),
+        (["search", "x", "--root", "/no/such/root"], "materialise embeddings first"),
+        (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, args)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    result = runner.invoke(app, ["generate", " ", "-m", checkpoint, "-o", str(out)])
+    assert result.exit_code == 2 and "a prompt is empty" in result.output
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "search", "embed"])
+def test_help_says_what_a_command_does(command: str) -> None:
+    result = runner.invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and "--root" in result.output

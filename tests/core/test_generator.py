@@ -1,0 +1,100 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generator import TextToImage, read_parts
+from clipgen_core.sampling import SamplingConfig
+
+
+@pytest.fixture(scope="module")
+def generator(checkpoint: str) -> TextToImage:
+    return TextToImage.from_pretrained(checkpoint)
+
+
+def test_a_prompt_and_a_seed_give_the_same_pictures_whatever_the_batch(generator: TextToImage) -> None:
+    alone = generator.generate(["a red disc"], n=2, seed=1)[0]
+    batch = generator.generate(["a blue square", "a red disc"], n=2, seed=1)[1]
+    assert [a.tobytes() for a in alone] == [b.tobytes() for b in batch]
+    assert alone[0].size == (32, 32)
+    other = generator.generate(["a red disc"], n=2, seed=2)[0]
+    assert [a.tobytes() for a in alone] != [b.tobytes() for b in other]
+
+
+def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
+    best = generator.generate_scored(["a red disc"], n=3, candidates=4)[0]
+    scores = [one.clip_score for one in best]
+    assert scores == sorted(scores, reverse=True)
+    every = generator.generate_scored(["a red disc"], n=12, candidates=1)[0]
+    assert scores == pytest.approx([one.clip_score for one in every[:3]], abs=1e-3)
+    embedded = generator.clip.encode_images([best[0].image])[0]
+    assert scores[0] == pytest.approx(
+        float(embedded @ generator.clip.encode_texts(["a red disc"])[0]), abs=0.02
+    )
+
+
+def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: TextToImage) -> None:
+    text = generator.clip.encode_texts(["a red disc"])[0]
+    assert (generator.condition(text, SamplingConfig(neighbours=0)) == text).all()
+    nearest_id = generator.search(text, 1)[0][0]
+    stored = generator.embeddings.to_table(filter=f"id = '{nearest_id}'")["vector"][0].as_py()
+    assert np.allclose(generator.condition(text, SamplingConfig(neighbours=1)), stored, atol=1e-5)
+    four = generator.condition(text, SamplingConfig(neighbours=4))
+    assert np.linalg.norm(four) == pytest.approx(1, abs=1e-5)
+    assert four @ text > 0
+
+
+def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: Path) -> None:
+    generator.save_pretrained(tmp_path / "first")
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    loaded = TextToImage.from_pretrained(str(tmp_path / "moved"))
+    assert not list((tmp_path / "moved").rglob("*.p*t*")) or not list((tmp_path / "moved").rglob("*.pt"))
+    for part in ("clip", "vqgan", "transformer", "embeddings"):
+        assert str(tmp_path / "moved") in getattr(loaded.parts, part)
+    one, other = (g.generate(["a red disc"], seed=3)[0][0].tobytes() for g in (generator, loaded))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ([""], {}, "a prompt is empty"),
+        (["x" * 1001], {}, "at most 1000"),
+        (["ok"], {"n": 0}, "choose between 1 and 256"),
+        (["ok"], {"n": 1000}, "choose between 1 and 256"),
+        (["ok"], {"temperature": 0.0}, "sampling setting temperature"),
+        (["ok"], {"colour": "red"}, "sampling setting colour"),
+    ],
+)
+def test_bad_requests_are_one_sentence(
+    generator: TextToImage, prompts: list[str], settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ClipgenError, match=message):
+        generator.generate(prompts, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompt", ["ein rotes Herz", "赤いハート", "❤️🎈", "a\0b", "x " * 400])
+def test_any_text_is_a_prompt(generator: TextToImage, prompt: str) -> None:
+    assert len(generator.generate([prompt], candidates=1)[0]) == 1
+
+
+def test_missing_or_damaged_models_are_one_sentence(generator: TextToImage, tmp_path: Path) -> None:
+    with pytest.raises(ClipgenError, match="there is no model at"):
+        TextToImage.from_pretrained(str(tmp_path / "none"))
+    with pytest.raises(ClipgenError, match="is no checkpoint: it has no config.json"):
+        read_parts(str(tmp_path))
+    with pytest.raises(ClipgenError, match="is no transformer checkpoint"):
+        read_parts(generator.parts.vqgan)
+    folder = tmp_path / "damaged"
+    generator.save_pretrained(folder)
+    weights = folder / "vqgan" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ClipgenError, match=r"model.safetensors cannot be read"):
+        TextToImage.from_pretrained(str(folder))
+
+
+def test_another_clip_than_it_was_trained_with_is_refused(generator: TextToImage) -> None:
+    with pytest.raises(ClipgenError, match="was trained with other"):
+        TextToImage(generator.parts.model_copy(update={"clip_key": "other"}))

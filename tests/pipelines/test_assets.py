@@ -1,0 +1,123 @@
+"""Every asset materialised by Dagster on tiny real pictures, with real Lance, MLflow and CLIP."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from clipgen_core import recipes
+from clipgen_core.stages import embeddings, evaluation, images, tokens
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import mlflow_client
+from pipelines.definitions import defs
+from tests.conftest import tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
+
+TINY = recipes.Recipe(
+    clip=tiny_clip_config(4),
+    images=images.Config(),
+    embeddings=embeddings.Config(),
+    vqgan=tiny_vqgan_config(4),
+    tokens=tokens.Config(views=2),
+    transformer=tiny_transformer_config(4),
+    evaluation=evaluation.Config(
+        shown=("a red disc",), pictures_shown=1, scored=4, candidates=1, reconstructions=2
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def config(root: Path, pictures: Path, **ops: dict[str, Any]) -> dict[str, Any]:
+    given: dict[str, dict[str, Any]] = {
+        "raw_images": {"source": str(pictures / "pictures")},
+        "evaluation_report": {"prompts": str(pictures / "prompts.csv")},
+    }
+    given |= ops
+    return {
+        "resources": {
+            "storage": {"config": {"root": str(root / "root")}},
+            "recipe": {"config": {"name": "tiny"}},
+            "mlflow": {"config": {"local_folder": str(root / "mlflow")}},
+        },
+        "ops": {name: {"config": values} for name, values in given.items()},
+    }
+
+
+def execute(job: str, run_config: dict[str, Any], **options: Any) -> dg.ExecuteInProcessResult:
+    return defs().resolve_job_def(job).execute_in_process(run_config=run_config, **options)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> None:
+    captions = {"clip_checkpoint": {"captions": str(pictures / "captions.csv")}}
+    clip_config = config(tmp_path, pictures, **captions)
+    clip_config["ops"] = {"clip_checkpoint": clip_config["ops"]["clip_checkpoint"]}
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert execute("clip_training", clip_config, instance=instance).success
+        result = execute("clip_gen", config(tmp_path, pictures), instance=instance)
+    assert result.success
+    made = {
+        event.asset_key.to_user_string(): event.step_materialization_data.materialization
+        for event in result.get_asset_materialization_events()
+        if event.asset_key
+    }
+    assert len(made) == 6
+    for name, previews in {
+        "raw_images": ["preview"],
+        "vqgan_checkpoint": ["loss", "reconstructions", "psnr_curve"],
+        "transformer_checkpoint": ["loss", "samples", "validation_curve"],
+        "evaluation_report": ["grid"],
+    }.items():
+        for preview in previews:
+            value = made[name].metadata[preview].value
+            assert str(value).startswith("![](data:image/png;base64,"), (name, preview)
+    assert made["raw_images"].metadata["dagster/row_count"].value == 72
+    assert made["token_shards"].metadata["dagster/row_count"].value == 144
+    checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
+    assert checks["reject_share"] and checks["one_row_per_image"]
+    assert {"codebook_usage", "better_than_uniform"} <= checks.keys()
+
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    run = client.get_run(made["transformer_checkpoint"].metadata["mlflow_run"].value)
+    assert run.data.tags["dagster.run_id"] == result.run_id
+    assert run.data.tags["upstream.images"] == made["raw_images"].metadata["digest"].value
+    assert run.data.tags["upstream.vqgan"] == made["vqgan_checkpoint"].metadata["digest"].value
+    version = client.get_model_version_by_alias("clip-gen", "candidate")
+    assert str(version.version) == made["evaluation_report"].metadata["model_version"].value
+    assert Path(str(made["evaluation_report"].metadata["report"].value)).is_file()
+
+
+def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: str, tmp_path: Path) -> None:
+    source = tmp_path / "mixed"
+    source.mkdir()
+    for number, file in enumerate(sorted((pictures / "pictures" / "disc").iterdir())[:3]):
+        (source / f"{number}.png").write_bytes(file.read_bytes())
+    (source / "broken.png").write_bytes(b"broken")
+    asked = config(
+        tmp_path,
+        pictures,
+        raw_images={"source": str(source), "max_reject_share": 0.2},
+        clip_embeddings={"clip": clip_reference},
+    )
+    selection = [dg.AssetKey("raw_images"), dg.AssetKey("clip_embeddings")]
+    result = execute("clip_gen", asked, asset_selection=selection, raise_on_error=False)
+    assert not result.success
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed and check.metadata["share"].value == 0.25
+    assert not (tmp_path / "root" / "embeddings").exists()
+    del asked["ops"]["evaluation_report"]
+    asked["ops"]["raw_images"]["config"]["max_reject_share"] = 0.3
+    assert execute("clip_gen", asked, asset_selection=selection).success
+
+
+def test_a_stage_without_its_input_says_what_to_materialise(pictures: Path, tmp_path: Path) -> None:
+    selection = [dg.AssetKey("transformer_checkpoint")]
+    result = execute("clip_gen", config(tmp_path, pictures), asset_selection=selection, raise_on_error=False)
+    failures = [e.step_failure_data.error for e in result.all_events if e.is_step_failure]
+    assert "materialise tokens first" in str(failures[0])
+    assert not (Path(Storage(str(tmp_path / "root")).root) / "checkpoints").exists()

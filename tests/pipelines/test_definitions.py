@@ -1,0 +1,36 @@
+"""The public interface of the pipeline: names, graph, and what every asset says of itself."""
+
+import dagster as dg
+import pytest
+
+from pipelines.definitions import defs
+
+ASSETS = {
+    "raw_images": set[str](),
+    "clip_checkpoint": set[str](),
+    "clip_embeddings": {"raw_images", "clip_checkpoint"},
+    "vqgan_checkpoint": {"raw_images", "clip_embeddings"},
+    "token_shards": {"raw_images", "clip_embeddings", "vqgan_checkpoint"},
+    "transformer_checkpoint": {"token_shards"},
+    "evaluation_report": {"raw_images", "transformer_checkpoint"},
+}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dg.Definitions:
+    return defs()
+
+
+def test_assets_and_their_graph(loaded: dg.Definitions) -> None:
+    specs = {spec.key.to_user_string(): spec for spec in loaded.resolve_all_asset_specs()}
+    graph = {name: {dep.asset_key.to_user_string() for dep in spec.deps} for name, spec in specs.items()}
+    assert graph == ASSETS
+    for spec in specs.values():
+        assert spec.description and spec.owners and spec.kinds and spec.group_name != "default"
+
+
+def test_jobs(loaded: dg.Definitions) -> None:
+    graph = loaded.resolve_job_def("clip_gen").asset_layer.executable_asset_keys
+    assert {key.to_user_string() for key in graph} == set(ASSETS) - {"clip_checkpoint"}
+    graph = loaded.resolve_job_def("clip_training").asset_layer.executable_asset_keys
+    assert {key.to_user_string() for key in graph} == {"clip_checkpoint"}

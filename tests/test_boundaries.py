@@ -1,0 +1,39 @@
+"""What may know what: the core never loads Dagster, loading the definitions never loads torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(m.split('.')[0] for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_core_loads_no_dagster() -> None:
+    modules = loaded_by("import clipgen_core.recipes, clipgen_core.generator, clipgen_core.cli")
+    assert "torch" in modules
+    assert not modules & {"dagster", "pipelines", "mlflow"}
+
+
+def test_loading_the_definitions_loads_no_torch() -> None:
+    code = "from pipelines.definitions import defs\nassert defs().resolve_all_asset_specs()"
+    modules = loaded_by(code)
+    assert "dagster" in modules
+    assert not modules & {"torch", "lance", "open_clip", "mlflow"}
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "rule"),
+    [
+        ("clipgen_core/x.py", "import dagster\n", "TID251"),
+        ("clipgen_core/x.py", "import pipelines\n", "TID251"),
+        ("pipelines/x.py", "import torch\n", "TID253"),
+    ],
+)
+def test_the_linter_holds_the_line(path: str, code: str, rule: str) -> None:
+    command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", path, "-"]
+    done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+    assert rule in done.stdout

@@ -1,0 +1,48 @@
+"""The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+EMOJI = REPOSITORY / ".clipgen" / "emoji"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")
+def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> None:
+    (tmp_path / ".clipgen").mkdir()
+    (tmp_path / ".clipgen" / "emoji").symlink_to(EMOJI)
+    (tmp_path / "dagster").mkdir()
+    (tmp_path / "dagster" / "dagster.yaml").write_bytes(
+        (REPOSITORY / "infra" / "dagster" / "local.yaml").read_bytes()
+    )
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path / "dagster"), "TQDM_DISABLE": "1"}
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    configs = REPOSITORY / "infra" / "run_configs"
+
+    def run(program: str, *args: str) -> str:
+        command = [str(Path(sys.executable).parent / program), *args]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    job = ("job", "execute", "-m", "pipelines.definitions", "-j")
+    run("dagster", *job, "clip_training", "-c", str(configs / "quick-clip.yaml"))
+    run("dagster", *job, "clip_gen", "-c", str(configs / "quick.yaml"))
+    summary = run("python", str(REPOSITORY / "infra" / "demo" / "show.py"), ".clipgen/quick")
+    report = Path(summary.split("report:")[1].split()[0])
+    assert report.is_file() and Image.open(report.parent / "grid.png").width > 64
+
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/.clipgen/mlflow/mlflow.db"
+    model = ("-m", "models:/clip-gen@candidate", "--candidates", "1")
+    run("clipgen", "generate", "a red heart", "-n", "2", "--seed", "1", "-o", "out.png", *model)
+    assert Image.open(tmp_path / "out.png").size == (130, 64)
+    found = run("clipgen", "search", "a red heart", "--root", ".clipgen/quick", "-k", "3")
+    assert found.count("file://") == 3
