@@ -69,6 +69,7 @@ def generate(
     """Generate pictures for one or more prompts: one row a prompt, the best first."""
     from clipgen_core.data.pictures import grid
     from clipgen_core.generator import TextToImage
+    from clipgen_core.progress import track
 
     _require_folder(output)
     given: dict[str, Any] = {
@@ -79,9 +80,9 @@ def generate(
         "neighbours": neighbours,
     }
     generator = TextToImage.from_pretrained(model or _last_model(root))
-    rows = generator.generate_scored(
-        prompt, n, seed, **{name: value for name, value in given.items() if value is not None}
-    )
+    given = {name: value for name, value in given.items() if value is not None}
+    with track("sampling", generator.transformer.positions, "codes") as meter:
+        rows = generator.generate_scored(prompt, n, seed, lambda _: meter.advance(), **given)
     sheet = grid([one.image for row in rows for one in row], columns=n)
     _write_png(sheet, output)
     for text, row in zip(prompt, rows, strict=True):

@@ -91,7 +91,7 @@ class TextToImage:
         folder.mkdir(parents=True, exist_ok=True)
         clip = self.parts.clip
         if clip.startswith(LOCAL):
-            shutil.copytree(clip.removeprefix(LOCAL), folder / "clip")
+            shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
             clip = f"{LOCAL}clip"
         for name in ("vqgan", "transformer"):
             checkpoint = storage.local_copy(getattr(self.parts, name))
@@ -137,10 +137,10 @@ class TextToImage:
         """
         config = self._sampling(prompts, n, sampling)
         texts = self.clip.encode_texts(list(prompts))
-        conditions = np.stack([self.condition(text, config) for text in texts])
         tries = n * config.candidates
+        conditions = np.concatenate([self.conditions(text, tries, config) for text in texts])
         seeds = [picture_seed(p, seed, i) for p in prompts for i in range(tries)]
-        rows = torch.from_numpy(conditions).repeat_interleave(tries, dim=0)
+        rows = torch.from_numpy(conditions)
         device = next(self.transformer.parameters()).device
         codes = sample_codes(self.transformer, rows.to(device), seeds, config, on_step=on_step)
         images = self.decode(codes)
@@ -153,21 +153,17 @@ class TextToImage:
         rows_of = [made[i : i + tries] for i in range(0, len(made), tries)]
         return [sorted(row, key=lambda g: -g.clip_score)[:n] for row in rows_of]
 
-    def condition(self, text: np.ndarray, config: SamplingConfig) -> np.ndarray:
-        """The embedding that stands for a text embedding [d]: what the transformer was trained on.
+    def conditions(self, text: np.ndarray, count: int, config: SamplingConfig) -> np.ndarray:
+        """What the transformer is given in place of a text embedding [d]: float32 [count, d].
 
-        Text and image embeddings lie in different parts of CLIP's space. The mean of the prompt's
-        `neighbours` nearest image embeddings, weighted by softmax(cosine / neighbour_temperature),
-        lies where the transformer has been; with neighbours = 0 the text embedding is used.
+        Text and image embeddings lie in different parts of CLIP's space, and the transformer has
+        seen image embeddings only. So the prompt's `neighbours` nearest image embeddings take
+        turns, nearest first; with neighbours = 0 it is the text embedding itself.
         """
         if config.neighbours == 0:
-            return text
-        found = nearest(self.embeddings, text, config.neighbours)
-        cosine = found["cosine"].to_numpy()
-        weight = np.exp((cosine - cosine.max()) / config.neighbour_temperature)
-        mean = (weight[:, None] * vectors(found)).sum(axis=0)
-        unit: np.ndarray = (mean / np.linalg.norm(mean)).astype(np.float32)
-        return unit
+            return np.repeat(text[None], count, axis=0)
+        found = vectors(nearest(self.embeddings, text, config.neighbours))
+        return found[np.arange(count) % len(found)]
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> list[Image.Image]:

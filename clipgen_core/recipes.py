@@ -60,7 +60,7 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
 
 
-def demo(*, clip_steps: int = 420, vqgan_steps: int = 280, transformer_steps: int = 620) -> Recipe:
+def demo(*, clip_steps: int = 600, vqgan_steps: int = 260, transformer_steps: int = 520) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -91,16 +91,16 @@ def demo(*, clip_steps: int = 420, vqgan_steps: int = 280, transformer_steps: in
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
             adversarial_from=0.75,
         ),
-        tokens=tokens.Config(views=1),
+        tokens=tokens.Config(views=2),
         transformer=transformer.Config(
             model=TransformerConfig(width=320, layers=6, heads=5, dropout=0.0),
             train=TrainConfig(
                 steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
             ),
-            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0),
+            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0, candidates=8),
             corrupt=0.4,
         ),
-        evaluation=evaluation.Config(shown=DOZEN),
+        evaluation=evaluation.Config(shown=DOZEN, candidates=8),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jinja2
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from clipgen_core.data.pictures import png_bytes
 
@@ -65,6 +65,21 @@ def render(report: Report) -> str:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template("report.html").render(report=report, kinds=KINDS, scores=SCORES)
+
+
+def sheet(samples: dict[str, list[Image.Image]], columns: int = 3, side: int = 96) -> Image.Image:
+    """Pictures of each prompt side by side with the prompt below, prompts in columns."""
+    count = max(len(row) for row in samples.values())
+    width, height, gap = count * (side + 2), side + 24, 14
+    rows = -(-len(samples) // columns)
+    page = Image.new("RGB", (columns * (width + gap) - gap, rows * height), "white")
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
+    for number, (prompt, pictures) in enumerate(samples.items()):
+        left, top = number % columns * (width + gap), number // columns * height
+        for i, picture in enumerate(pictures):
+            page.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left + i * (side + 2), top))
+        pen.text((left, top + side + 2), prompt, fill="black", font=font)
+    return page
 
 
 def data_uri(data: bytes, media_type: str) -> str:

@@ -18,6 +18,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 
 DEFAULT_ROOT = ".clipgen/default"
+DRAFT = ".draft-"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
 
 
@@ -120,9 +121,11 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
     if isinstance(filesystem, LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        retired = target.with_name(f"{DRAFT}{uuid.uuid4().hex}")
         if target.exists():
-            shutil.rmtree(target)
-        shutil.move(draft, target)
+            target.rename(retired)
+        draft.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
         return
     files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
     for file in [*files, draft / marker]:
@@ -135,7 +138,23 @@ def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="clipgen-")
     parent = Path(url_to_fs(url)[1]).parent
     parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix=".draft-", dir=parent, ignore_cleanup_errors=True)
+    return tempfile.TemporaryDirectory(prefix=DRAFT, dir=parent, ignore_cleanup_errors=True)
+
+
+def clear_drafts(url: str) -> None:
+    """Remove what a killed process left of its drafts in a folder that has one writer."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem) and Path(path).is_dir():
+        for draft in Path(path).glob(f"{DRAFT}*"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def inside(folder: str, relative: str) -> str:
+    """The path of a file that data names, refused when it would leave the folder."""
+    parts = relative.replace("\\", "/").split("/")
+    if not relative or relative.startswith("/") or ".." in parts or "://" in relative:
+        raise ClipgenError(f"the file name {relative!r} leaves the folder {folder}: make it relative")
+    return f"{folder.rstrip('/')}/{relative}"
 
 
 def local_copy(url: str) -> Path:

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.storage import local_copy
 
 HUB, LOCAL = "hub:", "local-dir:"
 
@@ -116,7 +116,7 @@ def _load(reference: str) -> tuple[nn.Module, Any, Any]:
 
 def _parse(reference: str) -> tuple[str, str | None]:
     if reference.startswith(LOCAL):
-        folder = Path(reference.removeprefix(LOCAL))
+        folder = local_copy(reference.removeprefix(LOCAL))
         for file in ("open_clip_config.json", "open_clip_model.safetensors"):
             if not (folder / file).is_file():
                 raise ClipgenError(f"CLIP folder {folder} has no {file}: check the path")
@@ -136,7 +136,8 @@ def _drop_open_clip_chatter(record: logging.LogRecord) -> bool:
 
 def _safe_name(reference: str) -> str:
     if reference.startswith(LOCAL):
-        config = json.loads((Path(reference.removeprefix(LOCAL)) / "open_clip_config.json").read_text())
+        folder = local_copy(reference.removeprefix(LOCAL))
+        config = json.loads((folder / "open_clip_config.json").read_text())
         vision = config["model_cfg"].get("vision_cfg", {})
         return f"local-{vision.get('image_size', '')}px"
     return re.sub(r"[^\w.-]+", "-", reference.removeprefix(HUB))

@@ -103,6 +103,7 @@ class Decoder(nn.Sequential):
             if level < len(config.channels) - 1:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
         out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
+        start_alike(out, config.patch**2)
         super().__init__(*layers, Norm(first), nn.SiLU(), out, nn.PixelShuffle(config.patch))
 
     @property
@@ -111,6 +112,15 @@ class Decoder(nn.Sequential):
         weight = self[-2].weight
         assert isinstance(weight, Tensor)
         return weight
+
+
+@torch.no_grad()
+def start_alike(conv: nn.Conv2d, group: int) -> None:
+    """Give the channels that PixelShuffle lays side by side one start, so that no checkerboard shows
+    (Aitken et al. 2017, arXiv:1707.02937)."""
+    for values in (conv.weight, conv.bias):
+        assert values is not None
+        values.copy_(values[::group].repeat_interleave(group, dim=0))
 
 
 def middle(width: int, attention: bool) -> list[nn.Module]:

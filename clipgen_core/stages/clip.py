@@ -8,7 +8,6 @@ Run: `clip_checkpoint` in Dagster. Everything after this stage sees pictures, ne
 import csv
 import functools
 import io
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgen_core import storage
-from clipgen_core.data.pictures import decode, random_crop, to_tensor
-from clipgen_core.errors import ClipgenError
+from clipgen_core.data.pictures import Rejected, decode, random_crop, to_tensor
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL, ClipEncoder, default_device
 from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import Tracker
@@ -195,7 +194,13 @@ class ClipTask:
         return ((pictures - mean) / std).to(self.device), tokens.to(self.device)
 
     def _crop(self, file: str, seed: int) -> Any:
-        image = decode(_read(f"{self.folder}/{file}")).image
+        try:
+            image = decode(storage.read_bytes(storage.inside(self.folder, file))).image
+        except (OSError, Rejected) as error:
+            raise ClipgenError(
+                f"the captions file names {file}, which cannot be used ({first_line(error)}): "
+                "repair it or take its rows out"
+            ) from error
         return random_crop(image, self.config.image_size, self.config.smallest_crop, seed)
 
     def losses(
@@ -213,11 +218,6 @@ class ClipTask:
         return Validation(recall)
 
 
-@functools.lru_cache(4096)
-def _read(url: str) -> bytes:
-    return storage.read_bytes(url)
-
-
 def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
     """Write open_clip_config.json and open_clip_model.safetensors."""
     visual: Any = model.visual
@@ -226,7 +226,6 @@ def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
         draft = Path(scratch) / "clip"
         draft.mkdir()
         save_config_for_hf(model, draft / "open_clip_config.json", config.open_clip_config())
-        json.loads((draft / "open_clip_config.json").read_text())
         weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
         save_file(weights, draft / "open_clip_model.safetensors")
         storage.publish_folder(draft, url, marker="open_clip_config.json")

@@ -23,13 +23,13 @@ from PIL import Image
 from pydantic import Field
 
 from clipgen_core import storage
-from clipgen_core.data.pictures import decode, fit_square, grid, png_bytes, to_tensor
+from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generator import TextToImage, read_parts
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
-from clipgen_core.report import Curve, Picture, Report, render
+from clipgen_core.report import Curve, Picture, Report, render, sheet
 from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import MlflowTracker, Tracker, register_generator
 from clipgen_core.training.checkpoint import read_config, read_state
@@ -91,7 +91,7 @@ def run(
         metrics[f"{split}/prompts"] = len(chosen)
     metrics |= _training_metrics(generator)
     digest = digest_of([config.model_dump(), read_config(transformer), prompts])
-    sheet = grid([one for row in table.values() for one in row], config.pictures_shown * 3)
+    pictures_of_prompts = sheet(table)
     report = Report(
         title="clip-gen",
         metrics=metrics,
@@ -107,14 +107,14 @@ def run(
     with storage.draft_folder(folder) as scratch:
         draft = Path(scratch) / "report"
         draft.mkdir()
-        (draft / "grid.png").write_bytes(png_bytes(sheet))
+        (draft / "grid.png").write_bytes(png_bytes(pictures_of_prompts))
         (draft / "report.html").write_text(render(report), encoding="utf-8")
         (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
         storage.publish_folder(draft, folder, "metrics.json")
     tracker.metrics({name.replace("@", "_at_"): v for name, v in metrics.items()}, step=0)
-    tracker.image("grid", sheet)
+    tracker.image("grid", pictures_of_prompts)
     out.publish_current("evaluation", folder, digest)
-    return Result(report=f"{folder}/report.html", metrics=metrics, grid=sheet, digest=digest)
+    return Result(report=f"{folder}/report.html", metrics=metrics, grid=pictures_of_prompts, digest=digest)
 
 
 def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
@@ -138,9 +138,9 @@ def read_prompts(url: str) -> list[Prompt]:
     folder = url.rpartition("/")[0] or "."
     prompts = [
         Prompt(
-            row["prompt"],
-            row.get("split") or "all",
-            f"{folder}/{row['file']}" if row.get("file") else None,
+            text=row["prompt"],
+            split=row.get("split") or "all",
+            file=storage.inside(folder, row["file"]) if row.get("file") else None,
         )
         for row in rows
         if row["prompt"].strip()

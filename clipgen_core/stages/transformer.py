@@ -22,7 +22,7 @@ from clipgen_core.losses import code_cross_entropy
 from clipgen_core.models.clip import default_device
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.sampling import SamplingConfig, sample_codes
-from clipgen_core.schema import Frozen, digest_of
+from clipgen_core.schema import Frozen, TokenManifest, digest_of
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
@@ -56,6 +56,7 @@ def run(config: Config, *, tokens: str, out: Storage, tracker: Tracker) -> Resul
     shards = TokenShards(tokens, config.train.seed)
     provenance = {"config": config.model_dump(), "tokens": shards.manifest.model_dump()}
     tracker.params({"config": config.model_dump()})
+    tracker.tags(upstream_tags(shards.manifest))
     digest = digest_of(provenance)
     checkpoints = Checkpoints(
         url=out.checkpoints("transformer", digest),
@@ -68,6 +69,16 @@ def run(config: Config, *, tokens: str, out: Storage, tracker: Tracker) -> Resul
     out.publish_current("transformer", fitted.checkpoint, digest)
     parameters = sum(p.numel() for p in task.transformer.parameters())
     return Result(checkpoint=fitted.checkpoint, digest=digest, parameters=parameters, fitted=fitted)
+
+
+def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
+    """What the token shards were made from, back to the pictures."""
+    return {
+        "upstream.images": manifest.images_digest,
+        "upstream.vqgan": manifest.vqgan_digest,
+        "upstream.clip": manifest.clip_key,
+        "upstream.embeddings": f"{manifest.embeddings}@{manifest.embeddings_version}",
+    }
 
 
 class TransformerTask:

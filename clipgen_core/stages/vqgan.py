@@ -65,6 +65,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     table = ImageTable(images)
     provenance = {"config": config.model_dump(), "images_digest": table.digest, "clip": clip}
     tracker.params(provenance)
+    tracker.tags({"upstream.images": table.digest, "upstream.clip": clip})
     digest = digest_of(provenance)
     checkpoints = Checkpoints(
         url=out.checkpoints("vqgan", digest), config=provenance, keep=config.train.keep_checkpoints

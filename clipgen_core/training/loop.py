@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import Meter, track
 from clipgen_core.schema import Frozen
+from clipgen_core.storage import clear_drafts
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
 from clipgen_core.training.optim import ExponentialAverage, OptimizerName, set_learning_rate, warmup_cosine
@@ -96,6 +97,7 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
         ClipgenError: the loss is no longer finite; earlier checkpoints are left as they were.
     """
     average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
+    clear_drafts(checkpoints.url)
     begun, history = _resume(task, average, checkpoints)
     url = checkpoints.latest() or ""
     validation = Validation({})

@@ -80,7 +80,8 @@ def select_emoji(catalogue: list[dict[str, Any]], names: list[dict[str, Any]]) -
         named = by_code.get(code) or by_code[code.replace("-FE0F", "")]
         label = named["label"].replace(":", "")
         short_names = [name.replace("_", " ").replace("-", " ") for name in entry["short_names"]]
-        captions = [label, f"a {label}", *short_names, " ".join(named.get("tags", [label]))]
+        phrases = [label, f"a {label}", f"the {label}"]
+        captions = [*phrases, *short_names, " ".join(named.get("tags", [label]))]
         selected.append({"image": entry["image"], "label": label, "captions": list(dict.fromkeys(captions))})
     return selected
 

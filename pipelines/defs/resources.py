@@ -5,9 +5,10 @@ from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
 @dg.definitions
 def resources() -> dg.Definitions:
+    root = dg.EnvVar("CLIPGEN_ROOT").get_value(".clipgen/default") or ".clipgen/default"
     return dg.Definitions(
         resources={
-            "storage": StorageResource(),
+            "storage": StorageResource(root=root),
             "recipe": RecipeResource(),
             "mlflow": MlflowResource(),
         }

@@ -29,15 +29,8 @@ def transformer_checkpoint(
     out = storage.open()
     shards = out.current("tokens", "transformer_checkpoint")
     manifest = read_manifest(shards.path)
-    upstream = {
-        "tokens": shards.digest,
-        "images": manifest.images_digest,
-        "vqgan": manifest.vqgan_digest,
-        "clip": manifest.clip_key,
-        "embeddings": f"{manifest.embeddings}@{manifest.embeddings_version}",
-    }
     stage = recipe.stage("transformer", config.all_overrides())
-    with mlflow.run(context, upstream) as tracker:
+    with mlflow.run(context, {"tokens": shards.digest}) as tracker:
         result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker)
     loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
     return dg.MaterializeResult(
@@ -46,7 +39,7 @@ def transformer_checkpoint(
             "parameters": result.parameters,
             "mlflow_run": tracker.run_id,
             "validation_curve": report.curve(result.fitted.history, "validation_loss"),
-            **{f"made_from_{name}": value for name, value in upstream.items()},
+            **transformer.upstream_tags(manifest),
             **report.fitted(result.fitted),
         },
         data_version=dg.DataVersion(result.digest),

@@ -25,6 +25,20 @@ def test_unsafe_parts_are_refused(part: str) -> None:
         Storage("/data").path(part)
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "s3://x/y", "", "..\\x"])
+def test_files_that_data_names_stay_inside(name: str) -> None:
+    assert storage.inside("/data/", "a b/ü.png") == "/data/a b/ü.png"
+    with pytest.raises(ClipgenError, match="leaves the folder /data"):
+        storage.inside("/data", name)
+
+
+def test_drafts_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".draft-abc" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "step-1").mkdir()
+    storage.clear_drafts(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+
+
 def test_pointer_round_trip_and_what_is_missing(storage: Storage) -> None:
     with pytest.raises(ClipgenError, match="there is no vqgan .* which tokens needs"):
         storage.current("vqgan", "tokens")

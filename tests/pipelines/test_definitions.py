@@ -1,5 +1,9 @@
 """The public interface of the pipeline: names, graph, and what every asset says of itself."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import dagster as dg
 import pytest
 
@@ -27,6 +31,14 @@ def test_assets_and_their_graph(loaded: dg.Definitions) -> None:
     assert graph == ASSETS
     for spec in specs.values():
         assert spec.description and spec.owners and spec.kinds and spec.group_name != "default"
+
+
+def test_the_workspace_loads_as_dagster_dev_loads_it() -> None:
+    repository = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Validation successful for code location clipgen" in done.stdout + done.stderr
 
 
 def test_jobs(loaded: dg.Definitions) -> None:

@@ -43,6 +43,18 @@ def test_a_trained_clip_tells_shapes_and_colours_apart(pictures: Path, storage: 
     assert storage.current("clip", "tests").path == result.clip
 
 
+def test_an_unusable_picture_is_named(pictures: Path, storage: Storage, tmp_path: Path) -> None:
+    for file, problem in (("none.png", "none.png, which cannot be used"), ("../x.png", "leaves the folder")):
+        (tmp_path / "captions.csv").write_text(f"file,caption\n{file},a thing\nother.png,another")
+        with pytest.raises(ClipgenError, match=problem):
+            clip.run(
+                tiny_clip_config(),
+                captions=str(tmp_path / "captions.csv"),
+                out=storage,
+                tracker=NullTracker(),
+            )
+
+
 def test_bad_caption_files_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ClipgenError, match="does not exist"):
         clip.read_captions(str(tmp_path / "none.csv"))

@@ -48,7 +48,7 @@ def test_the_report_is_one_page_with_everything_inside(
     assert metrics["train/prompts"] == 6
     assert 0 < metrics["vqgan/codebook_usage"] <= 1
     assert metrics["transformer/pictures_per_second"] > 0
-    assert result.grid.height == 32 and result.grid.width == 2 * 32 + 2
+    assert result.grid.height > 96 and result.grid.width > 2 * 96
 
 
 def test_prompts_without_pictures_are_judged_by_the_nearest_one(

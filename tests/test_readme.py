@@ -1,0 +1,53 @@
+"""What the README and the run configs say is what the code takes."""
+
+import re
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import typer
+import yaml
+
+from clipgen_core.cli import app
+from pipelines.definitions import defs
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def test_the_first_lines_are_the_front_door() -> None:
+    commands = [line.split() for line in README.splitlines() if line.startswith("    make ")]
+    assert [words[1] for words in commands[:2]] == ["demo", "test"]
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.M))
+    assert {words[1] for words in commands} <= targets
+
+
+def test_every_clipgen_command_and_option_exists() -> None:
+    group = typer.main.get_command(app)
+    lines = re.findall(r"clipgen (generate|search|embed) (.+)", README)
+    assert len(lines) >= 2
+    for name, rest in lines:
+        known = {option for p in group.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
+        assert set(re.findall(r"(?<= )--?[a-z][\w-]*", rest)) <= known
+
+
+def test_the_run_config_of_your_own_pictures_is_valid() -> None:
+    block = re.search(r"^    resources:\n(?:    .*\n|\n)+?(?=\n    dagster)", README, flags=re.M)
+    assert block
+    config = yaml.safe_load("\n".join(line[4:] for line in block.group().splitlines()))
+    assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+
+
+@pytest.mark.parametrize("name", ["demo", "quick"])
+def test_the_shipped_run_configs_are_valid(name: str) -> None:
+    folder = REPOSITORY / "infra" / "run_configs"
+    for job, file in (("clip_gen", f"{name}.yaml"), ("clip_training", f"{name}-clip.yaml")):
+        config = yaml.safe_load((folder / file).read_text())
+        assert dg.validate_run_config(defs().resolve_job_def(job), config)
+
+
+def test_every_picture_and_path_the_readme_names_exists() -> None:
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (REPOSITORY / picture).is_file()
+    for path in re.findall(r"`((?:clipgen_core|pipelines|infra)/[\w/.-]*)`", README):
+        assert (REPOSITORY / path).exists(), path
