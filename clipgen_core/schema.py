@@ -95,6 +95,7 @@ class TokenManifest(Frozen):
     codebook_size: int
     embedding_dim: int
     views: int
+    smallest_crop: float
     images_digest: str
     clip: str
     clip_key: str
@@ -102,6 +103,8 @@ class TokenManifest(Frozen):
     vqgan_digest: str
     embeddings: str
     embeddings_version: int
+    codebook_usage: float
+    codebook_perplexity: float
     train: tuple[Part, ...]
     validation: tuple[Part, ...]
 

@@ -4,6 +4,7 @@ MlflowTracker writes through MLflow's client to one run, without MLflow's global
 NullTracker takes everything and keeps nothing, so that callers never ask whether to track.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from PIL import Image
 from clipgen_core.errors import ClipgenError, first_line
 
 EXPERIMENT = "clip-gen"
+LOCAL_FOLDER = ".clipgen/mlflow"
 MAX_PARAM_LENGTH = 500
 MODEL_NEEDS = (
     "torch",
@@ -115,10 +117,21 @@ def mlflow_run(
     client.set_terminated(run_id, "FINISHED")
 
 
+def default_uri(local_folder: str = LOCAL_FOLDER) -> str:
+    """MLFLOW_TRACKING_URI where it is set, else a SQLite file in `local_folder`."""
+    local = f"sqlite:///{Path(local_folder).resolve()}/mlflow.db"
+    return os.environ.get("MLFLOW_TRACKING_URI") or local
+
+
 def download_registered(model_uri: str) -> Path:
     """The generator folder inside a registered model (`models:/NAME@ALIAS` or `models:/NAME/VERSION`)."""
     import mlflow
 
+    if not mlflow.is_tracking_uri_set():
+        uri = default_uri()
+        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+            raise ClipgenError(f"there is no MLflow at {uri}: set MLFLOW_TRACKING_URI")
+        mlflow.set_tracking_uri(uri)
     try:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
     except Exception as error:

@@ -1,6 +1,5 @@
 """What assets are given: where artefacts live, which recipe holds, and MLflow."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,21 +41,17 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     tracking_uri: str | None = None
     local_folder: str = ".clipgen/mlflow"
 
-    def uri(self) -> str:
-        local = f"sqlite:///{Path(self.local_folder).resolve()}/mlflow.db"
-        return self.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-
     @contextmanager
     def run(
         self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
     ) -> Iterator["MlflowTracker"]:
         """An MLflow run named after the asset, tagged with the Dagster run and what it was made from."""
-        from clipgen_core.tracking import mlflow_run
+        from clipgen_core.tracking import default_uri, mlflow_run
 
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
-        uri = self.uri()
+        uri = self.tracking_uri or default_uri(self.local_folder)
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if uri.startswith("sqlite:") else None
         with mlflow_run(asset, tracking_uri=uri, artifacts=artifacts, tags=tags) as tracker:

@@ -1,6 +1,5 @@
 """Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.loop import TrainConfig
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
 SHAPES = ("disc", "square", "cross")

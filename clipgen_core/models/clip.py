@@ -131,7 +131,7 @@ def _parse(reference: str) -> tuple[str, str | None]:
 
 
 def _drop_open_clip_chatter(record: logging.LogRecord) -> bool:
-    return "open_clip" not in record.pathname or record.levelno >= logging.ERROR
+    return "open_clip" not in record.pathname or record.levelno > logging.ERROR
 
 
 def _safe_name(reference: str) -> str:

@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,44 +77,42 @@ def run(
     known = read_prompts(prompts)
     generator = TextToImage(read_parts(transformer))
     judge = ClipEncoder(config.judge) if config.judge else generator.clip
-    shown = config.shown or tuple(prompt.text for prompt in known[:12])
-    table = _shown_pictures(config, generator, shown)
-    metrics: dict[str, float] = {}
-    names = list(dict.fromkeys(prompt.text for prompt in known))
-    names_embedded = judge.encode_texts(names)
-    for split in dict.fromkeys(prompt.split for prompt in known):
-        chosen = _choose([p for p in known if p.split == split], config)
-        pictures = _pictures_of(chosen, config, generator, images, split)
-        for kind, made in pictures.items():
-            scores = score(judge.encode_images(made), [p.text for p in chosen], names, names_embedded)
-            metrics |= {f"{split}/{kind}/{name}": value for name, value in scores.items()}
-        metrics[f"{split}/prompts"] = len(chosen)
-    metrics |= _training_metrics(generator)
-    digest = digest_of([config.model_dump(), read_config(transformer), prompts])
-    pictures_of_prompts = sheet(table)
+    samples = _samples(config, generator, config.shown or tuple(prompt.text for prompt in known[:12]))
+    metrics = _scores(config, known, generator, judge, images) | _training_metrics(generator)
     report = Report(
         title="clip-gen",
         metrics=metrics,
-        judge="the CLIP that conditions the model, which flatters it"
-        if judge is generator.clip
-        else f"{judge.reference}, which did not condition the model",
-        samples={text: [Picture(one) for one in row] for text, row in table.items()},
+        judge=f"{judge.reference}, which did not condition the model"
+        if config.judge
+        else "the CLIP that conditions the model, which flatters it",
+        samples={text: [Picture(one) for one in row] for text, row in samples.items()},
         reconstructions=_reconstructions(config, generator, images),
         curves=_curves(generator),
         made_from=_lineage(generator),
     )
-    folder = out.report(digest)
+    digest = digest_of([config.model_dump(), read_config(transformer), prompts])
+    folder, grid = out.report(digest), sheet(samples)
+    _publish(
+        folder,
+        {
+            "report.html": render(report).encode(),
+            "metrics.json": json.dumps(metrics, indent=2).encode(),
+            "grid.png": png_bytes(grid),
+        },
+    )
+    tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
+    tracker.image("grid", grid)
+    out.publish_current("evaluation", folder, digest)
+    return Result(report=f"{folder}/report.html", metrics=metrics, grid=grid, digest=digest)
+
+
+def _publish(folder: str, files: Mapping[str, bytes]) -> None:
     with storage.draft_folder(folder) as scratch:
         draft = Path(scratch) / "report"
         draft.mkdir()
-        (draft / "grid.png").write_bytes(png_bytes(pictures_of_prompts))
-        (draft / "report.html").write_text(render(report), encoding="utf-8")
-        (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        for name, data in files.items():
+            (draft / name).write_bytes(data)
         storage.publish_folder(draft, folder, "metrics.json")
-    tracker.metrics({name.replace("@", "_at_"): v for name, v in metrics.items()}, step=0)
-    tracker.image("grid", pictures_of_prompts)
-    out.publish_current("evaluation", folder, digest)
-    return Result(report=f"{folder}/report.html", metrics=metrics, grid=pictures_of_prompts, digest=digest)
 
 
 def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
@@ -150,6 +148,23 @@ def read_prompts(url: str) -> list[Prompt]:
     return prompts
 
 
+def _scores(
+    config: Config, known: list[Prompt], generator: TextToImage, judge: ClipEncoder, images: str
+) -> dict[str, float]:
+    """`{split}/{generated, reconstructed or real}/{score}`."""
+    names = list(dict.fromkeys(prompt.text for prompt in known))
+    names_embedded = judge.encode_texts(names)
+    metrics: dict[str, float] = {}
+    for split in dict.fromkeys(prompt.split for prompt in known):
+        chosen = _choose([prompt for prompt in known if prompt.split == split], config)
+        texts = [prompt.text for prompt in chosen]
+        for kind, pictures in _pictures_of(chosen, config, generator, images, split).items():
+            scores = score(judge.encode_images(pictures), texts, names, names_embedded)
+            metrics |= {f"{split}/{kind}/{name}": value for name, value in scores.items()}
+        metrics[f"{split}/prompts"] = len(chosen)
+    return metrics
+
+
 def score(
     pictures: np.ndarray, texts: Sequence[str], names: list[str], names_embedded: np.ndarray
 ) -> dict[str, float]:
@@ -175,9 +190,7 @@ def _choose(prompts: list[Prompt], config: Config) -> list[Prompt]:
     return [once[i] for i in order]
 
 
-def _shown_pictures(
-    config: Config, generator: TextToImage, shown: Sequence[str]
-) -> dict[str, list[Image.Image]]:
+def _samples(config: Config, generator: TextToImage, shown: Sequence[str]) -> dict[str, list[Image.Image]]:
     rows = generator.generate(shown, n=config.pictures_shown, seed=config.seed, candidates=config.candidates)
     return dict(zip(shown, rows, strict=True))
 

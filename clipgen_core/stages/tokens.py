@@ -5,7 +5,7 @@ Out: {root}/tokens/{vqgan_digest}-{clip_key}/: part-*.parquet and manifest.json
 Run: `token_shards` in Dagster.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,13 @@ from clipgen_core import storage
 from clipgen_core.data import tokens
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.pictures import fit_square, random_crop, to_tensor
-from clipgen_core.data.tables import open_table, vectors
+from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
-from clipgen_core.schema import Frozen, Part, TokenManifest, digest_of, tokens_schema
+from clipgen_core.schema import Frozen, TokenManifest, digest_of, tokens_schema
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import read_config
 
@@ -44,8 +44,7 @@ class Config(Frozen):
 class Result:
     shards: str
     manifest: TokenManifest
-    usage: float
-    perplexity: float
+    digest: str
 
 
 def run(
@@ -57,42 +56,41 @@ def run(
     out: storage.Storage,
     tracker: Tracker,
 ) -> Result:
-    """Encode all pictures and publish the shards with their manifest."""
-    source, table = ImageTable(images), open_table(embeddings)
-    embedded = _rows_by_id(table, source)
+    """Encode all pictures and publish the shards; shards of the same making are left as they are."""
+    source, table, model = ImageTable(images), open_table(embeddings), load_vqgan(vqgan)
     clip, clip_key = (table.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
-    model, vqgan_digest = load_vqgan(vqgan), digest_of(read_config(vqgan))
-    url = out.tokens(vqgan_digest, clip_key)
-    counts = torch.zeros(model.config.quantizer.codebook_size, dtype=torch.long)
-    with storage.draft_folder(url) as scratch:
-        draft = Path(scratch) / "tokens"
-        draft.mkdir()
-        parts: dict[str, tuple[Part, ...]] = {}
-        for split, rows in (("train", source.train), ("validation", source.validation)):
-            encoder = _Encoder(config, source, table, embedded, model, counts)
-            parts[split] = tuple(
-                tokens.write_part(draft, f"part-{split}-{number:05d}.parquet", part)
-                for number, part in enumerate(encoder.parts(rows, split))
-            )
-        manifest = TokenManifest(
-            grid=model.config.grid,
-            codebook_size=len(counts),
-            embedding_dim=vectors(table.take([0], columns=["vector"])).shape[1],
-            views=config.views,
-            images_digest=source.digest,
-            clip=clip,
-            clip_key=clip_key,
-            vqgan=vqgan,
-            vqgan_digest=vqgan_digest,
-            embeddings=embeddings,
-            embeddings_version=table.version,
-            **parts,
-        )
-        tokens.publish(draft, manifest, url)
-    usage, perplexity = usage_and_perplexity(counts)
-    tracker.metrics({"codebook_usage": usage, "codebook_perplexity": perplexity}, step=0)
-    out.publish_current("tokens", url, f"{vqgan_digest}-{clip_key}-{source.digest}")
-    return Result(shards=url, manifest=manifest, usage=usage, perplexity=perplexity)
+    made_from = {
+        "grid": model.config.grid,
+        "codebook_size": model.config.quantizer.codebook_size,
+        "embedding_dim": table.schema.field("vector").type.list_size,
+        "views": config.views,
+        "smallest_crop": config.smallest_crop,
+        "images_digest": source.digest,
+        "clip": clip,
+        "clip_key": clip_key,
+        "vqgan": vqgan,
+        "vqgan_digest": digest_of(read_config(vqgan)),
+        "embeddings": embeddings,
+        "embeddings_version": table.version,
+    }
+    url = out.tokens(made_from["vqgan_digest"], clip_key)
+    manifest = _already_made(url, made_from)
+    if manifest is None:
+        encoder = _Encoder(config, source, table, _rows_by_id(table, source), model)
+        manifest = encoder.publish(url, made_from)
+    usage = {"usage": manifest.codebook_usage, "perplexity": manifest.codebook_perplexity}
+    tracker.metrics({f"codebook_{name}": value for name, value in usage.items()}, step=0)
+    digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
+    out.publish_current("tokens", url, digest)
+    return Result(shards=url, manifest=manifest, digest=digest)
+
+
+def _already_made(url: str, made_from: Mapping[str, Any]) -> TokenManifest | None:
+    if not storage.exists(f"{url}/{tokens.MANIFEST}"):
+        return None
+    manifest = tokens.read_manifest(url)
+    same = all(getattr(manifest, name) == value for name, value in made_from.items())
+    return manifest if same else None
 
 
 def _rows_by_id(table: Any, source: ImageTable) -> dict[str, int]:
@@ -111,7 +109,27 @@ class _Encoder:
     table: Any
     embedded: dict[str, int]
     vqgan: Vqgan
-    counts: torch.Tensor
+
+    def publish(self, url: str, made_from: Mapping[str, Any]) -> TokenManifest:
+        """Write all parts into a draft, then give them and their manifest the final name."""
+        self.counts = torch.zeros(self.vqgan.config.quantizer.codebook_size, dtype=torch.long)
+        with storage.draft_folder(url) as scratch:
+            draft = Path(scratch) / "tokens"
+            draft.mkdir()
+            splits = {"train": self.source.train, "validation": self.source.validation}
+            parts = {
+                split: tuple(
+                    tokens.write_part(draft, f"part-{split}-{number:05d}.parquet", part)
+                    for number, part in enumerate(self.parts(rows, split))
+                )
+                for split, rows in splits.items()
+            }
+            usage, perplexity = usage_and_perplexity(self.counts)
+            manifest = TokenManifest(
+                **made_from, **parts, codebook_usage=usage, codebook_perplexity=perplexity
+            )
+            tokens.publish(draft, manifest, url)
+        return manifest
 
     def parts(self, rows: np.ndarray, split: str) -> Iterator[pa.Table]:
         """Tables of about `rows_per_part` rows."""

@@ -62,6 +62,7 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
         (["generate", "x", "-o", "a.jpg"], "does not end in .png"),
         (["generate", "x", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["generate", "x", "--root", "/no/such/root"], "there is no transformer under /no/such/root"),
+        (["generate", "x", "-m", "models:/clip-gen@candidate"], "set MLFLOW_TRACKING_URI"),
         (["search", "x", "--root", "/no/such/root"], "materialise embeddings first"),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
     ],
@@ -70,6 +71,8 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mlflow.is_tracking_uri_set", lambda: False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = runner.invoke(app, args)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

@@ -47,6 +47,21 @@ def test_every_view_has_the_vqgans_codes_and_the_pictures_embedding(shards: str,
     assert sum(part.rows for part in manifest.validation) == 2 * len(held)
 
 
+def test_shards_of_the_same_making_are_left_as_they_are(pipeline: Storage, tmp_path: Path) -> None:
+    out = Storage(str(tmp_path / "root"))
+    paths = {"embeddings": "embeddings", "vqgan": "vqgan"}
+    inputs = {name: pipeline.current(stage, "tests").path for name, stage in paths.items()}
+
+    def run(views: int) -> tuple[str, float]:
+        config = tokens.Config(views=views)
+        made = tokens.run(config, images=pipeline.images, **inputs, out=out, tracker=NullTracker())
+        return made.digest, (Path(made.shards) / "manifest.json").stat().st_mtime
+
+    first, again, other = run(1), run(1), run(2)
+    assert first == again
+    assert other[0] != first[0] and other[1] > first[1]
+
+
 def test_batches_are_repeatable(shards: str) -> None:
     one, other = TokenShards(shards, seed=1), TokenShards(shards, seed=1)
     assert (one.batch(3, 8).codes == other.batch(3, 8).codes).all()
