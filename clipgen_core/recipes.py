@@ -60,7 +60,7 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
 
 
-def demo(*, clip_steps: int = 400, vqgan_steps: int = 260, transformer_steps: int = 500) -> Recipe:
+def demo(*, clip_steps: int = 380, vqgan_steps: int = 240, transformer_steps: int = 440) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,

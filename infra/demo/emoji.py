@@ -38,6 +38,7 @@ PACKAGES = {
 }
 VENDORS = ("google", "twitter")
 HELD_OUT_NAMES = 90
+MADE_BY = "made-by"  # this script's digest: pictures laid out by another version are laid out anew
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -80,8 +81,8 @@ def select_emoji(catalogue: list[dict[str, Any]], names: list[dict[str, Any]]) -
         named = by_code.get(code) or by_code[code.replace("-FE0F", "")]
         label = named["label"].replace(":", "")
         short_names = [name.replace("_", " ").replace("-", " ") for name in entry["short_names"]]
-        phrases = [label, f"a {label}", f"the {label}"]
-        captions = [*phrases, *short_names, " ".join(named.get("tags", [label]))]
+        phrases = [text for name in (label, *short_names) for text in (name, f"a {name}")]
+        captions = [*phrases, f"the {label}", " ".join(named.get("tags", [label]))]
         selected.append({"image": entry["image"], "label": label, "captions": list(dict.fromkeys(captions))})
     return selected
 
@@ -115,7 +116,8 @@ def lay_out(emoji: list[dict[str, Any]], pictures: dict[str, dict[str, bytes]], 
 
 
 def main(out: Path) -> None:
-    if out.exists():
+    made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    if (out / MADE_BY).exists() and (out / MADE_BY).read_text() == made_by:
         return print(f"demo pictures are at {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
@@ -130,6 +132,8 @@ def main(out: Path) -> None:
         names = json.loads(read_members(base, "package/en/data.json")["data.json"])
         emoji = select_emoji(catalogue, names)
         lay_out(emoji, pictures, Path(work) / "emoji")
+        (Path(work) / "emoji" / MADE_BY).write_text(made_by)
+        shutil.rmtree(out, ignore_errors=True)
         (Path(work) / "emoji").rename(out)
     print(f"{len(emoji) * len(VENDORS)} demo pictures are at {out}")
 
