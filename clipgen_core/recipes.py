@@ -60,7 +60,7 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
 
 
-def demo(*, clip_steps: int = 380, vqgan_steps: int = 240, transformer_steps: int = 440) -> Recipe:
+def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: int = 520) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -91,7 +91,7 @@ def demo(*, clip_steps: int = 380, vqgan_steps: int = 240, transformer_steps: in
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
             adversarial_from=0.75,
         ),
-        tokens=tokens.Config(views=2),
+        tokens=tokens.Config(views=1),
         transformer=transformer.Config(
             model=TransformerConfig(width=320, layers=6, heads=5, dropout=0.0),
             train=TrainConfig(
