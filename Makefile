@@ -7,6 +7,7 @@ BIN := .venv/bin
 RECIPE := $(if $(QUICK),quick,demo)
 export DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
 export TQDM_DISABLE := 1
+export PYTHONWARNINGS := ignore
 
 .PHONY: demo test check ui clean
 

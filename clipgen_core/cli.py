@@ -10,14 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.storage import DEFAULT_ROOT, Storage
+from clipgen_core.storage import Storage, last_root
 
 console = Console()
 BAD_INPUT = 2
 
 Root = Annotated[
-    str,
-    typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live: a folder or an fsspec URL."),
+    str | None,
+    typer.Option(
+        envvar="CLIPGEN_ROOT",
+        help="Where artefacts live: a folder or an fsspec URL; by default that of the last local run.",
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -51,7 +54,7 @@ class Command(typer.core.TyperCommand):
 def generate(
     prompt: Annotated[list[str], typer.Argument(help="What the pictures should show.")],
     model: Model = None,
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
     output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("out.png"),
@@ -94,7 +97,7 @@ def generate(
 @app.command(cls=Command)
 def search(
     query: Annotated[str, typer.Argument(help="A text, or a picture file.")],
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to show.")] = 10,
 ) -> None:
     """Show the pictures of the embedding table that are nearest to a text or to a picture."""
@@ -102,7 +105,7 @@ def search(
     from clipgen_core.data.tables import nearest, open_table
     from clipgen_core.models.clip import ClipEncoder
 
-    storage = Storage(root)
+    storage = Storage(root or last_root("embeddings"))
     table = open_table(storage.current("embeddings", "search").path)
     clip = ClipEncoder(table.schema.metadata[b"clip"].decode())
     if Path(query).is_file():
@@ -125,7 +128,7 @@ def search(
 @app.command(cls=Command)
 def embed(
     folder: Annotated[str, typer.Argument(help="A folder of pictures, or an fsspec URL.")],
-    root: Root = DEFAULT_ROOT,
+    root: Root = None,
     clip: Annotated[
         str | None,
         typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default the last trained CLIP."),
@@ -135,7 +138,7 @@ def embed(
     from clipgen_core.stages import embeddings, images
     from clipgen_core.tracking import NullTracker
 
-    storage = Storage(root)
+    storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
     taken = images.run(images.Config(), source=folder, out=storage, tracker=NullTracker())
     made = embeddings.run(
@@ -147,8 +150,8 @@ def embed(
     console.print(f"{made.embedded} embedded in {made.table}", highlight=False)
 
 
-def _last_model(root: str) -> str:
-    return Storage(root).current("transformer", "generating without --model").path
+def _last_model(root: str | None) -> str:
+    return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
 
 
 def _require_folder(output: Path) -> None:

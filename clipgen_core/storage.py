@@ -81,6 +81,13 @@ class Storage:
         write_bytes(self.path("current", f"{stage}.json"), pointer.encode())
 
 
+def last_root(stage: str) -> str:
+    """The root beside DEFAULT_ROOT in which `stage` was finished last; DEFAULT_ROOT where none was."""
+    pointers = Path(DEFAULT_ROOT).parent.glob(f"*/current/{stage}.json")
+    newest = max(pointers, key=lambda pointer: pointer.stat().st_mtime, default=None)
+    return str(newest.parents[1]) if newest else DEFAULT_ROOT
+
+
 def is_local(url: str) -> bool:
     return isinstance(url_to_fs(url)[0], LocalFileSystem)
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.storage import local_copy
 
 HUB, LOCAL = "hub:", "local-dir:"
+BATCH = 256
 
 
 class ClipEncoder:
@@ -59,19 +60,26 @@ class ClipEncoder:
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
         """RGB pictures of any size to float32 [n, d], rows of length 1."""
-        batch = torch.stack([self.preprocess(image) for image in images]).to(self.device)
-        return self._run(self.model.encode_image, batch)
+        return self._run(
+            self.model.encode_image,
+            images,
+            lambda batch: torch.stack([self.preprocess(image) for image in batch]),
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Prompts to float32 [n, d], rows of length 1."""
-        return self._run(self.model.encode_text, self.tokenizer(list(texts)).to(self.device))
+        return self._run(self.model.encode_text, texts, lambda batch: self.tokenizer(list(batch)))
 
     @torch.no_grad()
-    def _run(self, tower: Any, batch: Tensor) -> np.ndarray:
-        with torch.autocast(self.device.type, torch.bfloat16):
-            out = tower(batch)
-        unit: np.ndarray = F.normalize(out.float(), dim=-1).cpu().numpy()
-        return unit
+    def _run(
+        self, tower: Any, items: Sequence[Any], prepare: Callable[[Sequence[Any]], Tensor]
+    ) -> np.ndarray:
+        rows = []
+        for start in range(0, len(items), BATCH):
+            batch = prepare(items[start : start + BATCH]).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                rows.append(F.normalize(tower(batch).float(), dim=-1).cpu().numpy())
+        return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """The image tower's block outputs, differentiable in the pictures.

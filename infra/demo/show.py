@@ -13,7 +13,7 @@ def main(root: str) -> None:
     for name, value in metrics.items():
         print(f"{name:40} {value:.4g}")
     print(f"\npictures: {folder / 'grid.png'}\nreport:   {folder / 'report.html'}")
-    print(f"try:      .venv/bin/clipgen generate 'a red heart' --root {root} -o heart.png")
+    print("try:      .venv/bin/clipgen generate 'a red heart' -o heart.png")
 
 
 if __name__ == "__main__":

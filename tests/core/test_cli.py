@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> N
     result = runner.invoke(app, ["generate", "a disc", "-n", "1", "--root", root.root, "-o", str(out)])
     assert result.exit_code == 0, result.output
     assert Image.open(out).size == (32, 32)
+
+
+def test_the_last_local_run_is_the_default(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLIPGEN_ROOT", raising=False)
+    Storage(".clipgen/older").publish_current("transformer", "/no/longer/there", "x")
+    os.utime(".clipgen/older/current/transformer.json", (0, 0))
+    Storage(".clipgen/mine").publish_current("transformer", checkpoint, "x")
+    result = runner.invoke(app, ["generate", "a disc", "-n", "1", "-o", "out.png"])
+    assert result.exit_code == 0, result.output
+    assert Image.open("out.png").size == (32, 32)
 
 
 def test_search_finds_the_picture_itself_first(pipeline: Storage, pictures: Path) -> None:

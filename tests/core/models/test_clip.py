@@ -26,6 +26,14 @@ def test_embeddings_have_length_one_and_one_width(clip: ClipEncoder) -> None:
         assert np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
+def test_many_items_are_encoded_in_batches(clip: ClipEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"thing {number}" for number in range(7)]
+    whole = clip.encode_texts(texts)
+    monkeypatch.setattr("clipgen_core.models.clip.BATCH", 3)
+    assert np.allclose(clip.encode_texts(texts), whole, atol=0.01)
+    assert clip.encode_texts([]).shape == (0, clip.dim)
+
+
 def test_it_is_open_clips_own_model(clip: ClipEncoder, clip_reference: str) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(clip_reference)
     image = draw("green", "square", 45)
