@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from clipgen_core.data.pictures import decode
+from clipgen_core.data.pictures import decode_stored
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import digest_of_ids, is_validation
@@ -36,4 +36,4 @@ class ImageTable:
     def pictures(self, rows: np.ndarray) -> list[Image.Image]:
         """RGB pictures at their stored size."""
         data = self.table.take(rows.tolist(), columns=["image"])["image"].to_pylist()
-        return list(self._decoders.map(lambda bytes_: decode(bytes_).image, data))
+        return list(self._decoders.map(decode_stored, data))

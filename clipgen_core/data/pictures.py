@@ -4,6 +4,7 @@ The content decides, never the file's name. Knows nothing of folders or tables.
 """
 
 import io
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ def decode(data: bytes, *, max_pixels: int = 2**26, min_side: int = 1) -> Pictur
             return Picture(to_rgb(upright), image.format or "")
         except Exception as error:
             raise Rejected("damaged", f"{type(error).__name__}: {error}") from error
+
+
+def decode_stored(data: bytes) -> Image.Image:
+    """A picture of the images table, which was checked when it was taken in."""
+    return decode(data, max_pixels=sys.maxsize).image
 
 
 def _open(data: bytes) -> Image.Image:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from clipgen_core.data.pictures import decode
+from clipgen_core.data.pictures import decode_stored
 from clipgen_core.data.tables import batches, column, open_table, upsert, vector_array
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
@@ -74,7 +74,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
 
 def _embed(batch: pa.Table, encoder: ClipEncoder) -> pa.Table:
     with ThreadPoolExecutor(4) as decoders:
-        pictures = list(decoders.map(lambda b: decode(b).image, batch["image"].to_pylist()))
+        pictures = list(decoders.map(decode_stored, batch["image"].to_pylist()))
     vectors = vector_array(np.asarray(encoder.encode_images(pictures)))
     columns = [batch["id"], batch["folder"], vectors]
     schema = embeddings_schema(encoder.dim, encoder.reference, encoder.key)

@@ -17,7 +17,7 @@ from fsspec.core import url_to_fs
 from PIL import Image
 from pydantic import Field
 
-from clipgen_core.data.pictures import Rejected, decode, fit_square, grid
+from clipgen_core.data.pictures import Rejected, decode, decode_stored, fit_square, grid
 from clipgen_core.data.tables import column, open_table, upsert
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.progress import track
@@ -130,4 +130,4 @@ def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:
     rows = open_table(table)
     chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
     data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
-    return grid([fit_square(decode(one).image, size) for one in data], columns=12)
+    return grid([fit_square(decode_stored(one), size) for one in data], columns=12)
