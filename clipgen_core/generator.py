@@ -138,9 +138,9 @@ class TextToImage:
         config = self._sampling(prompts, n, sampling)
         texts = self.clip.encode_texts(list(prompts))
         tries = n * config.candidates
-        conditions = np.concatenate([self.conditions(text, tries, config) for text in texts])
+        conditions = np.stack([self.condition(text, config) for text in texts])
         seeds = [picture_seed(p, seed, i) for p in prompts for i in range(tries)]
-        rows = torch.from_numpy(conditions)
+        rows = torch.from_numpy(conditions).repeat_interleave(tries, dim=0)
         device = next(self.transformer.parameters()).device
         codes = sample_codes(self.transformer, rows.to(device), seeds, config, on_step=on_step)
         images = self.decode(codes)
@@ -153,17 +153,22 @@ class TextToImage:
         rows_of = [made[i : i + tries] for i in range(0, len(made), tries)]
         return [sorted(row, key=lambda g: -g.clip_score)[:n] for row in rows_of]
 
-    def conditions(self, text: np.ndarray, count: int, config: SamplingConfig) -> np.ndarray:
-        """What the transformer is given in place of a text embedding [d]: float32 [count, d].
+    def condition(self, text: np.ndarray, config: SamplingConfig) -> np.ndarray:
+        """What the transformer is given in place of a text embedding [d]: float32 [d] of length 1.
 
         Text and image embeddings lie in different parts of CLIP's space, and the transformer has
-        seen image embeddings only. So the prompt's `neighbours` nearest image embeddings take
-        turns, nearest first; with neighbours = 0 it is the text embedding itself.
+        seen image embeddings only. So the prompt's `neighbours` nearest image embeddings are
+        averaged, weighted by softmax(cosine / neighbour_temperature): what they have in common
+        stays. With neighbours = 0 the text embedding is used as it is.
         """
         if config.neighbours == 0:
-            return np.repeat(text[None], count, axis=0)
-        found = vectors(nearest(self.embeddings, text, config.neighbours))
-        return found[np.arange(count) % len(found)]
+            return text
+        found = nearest(self.embeddings, text, config.neighbours)
+        cosine = found["cosine"].to_numpy()
+        weight = np.exp((cosine - cosine.max()) / config.neighbour_temperature)
+        mean = (weight[:, None] * vectors(found)).sum(axis=0)
+        unit: np.ndarray = (mean / np.linalg.norm(mean)).astype(np.float32)
+        return unit
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> list[Image.Image]:

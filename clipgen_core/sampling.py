@@ -18,8 +18,8 @@ class SamplingConfig(Frozen):
     """Defaults that travel with the model.
 
     candidates: pictures sampled for each one returned, re-ranked by CLIP.
-    neighbours: how many of the prompt's nearest image embeddings take turns as the condition; 0
-        uses the text embedding as it is.
+    neighbours: how many of the prompt's nearest image embeddings make the condition; 0 uses the
+        text embedding as it is.
     """
 
     temperature: float = Field(default=0.9, gt=0)
@@ -27,7 +27,8 @@ class SamplingConfig(Frozen):
     top_p: float = Field(default=1.0, gt=0, le=1)
     guidance_scale: float = Field(default=2.0, ge=0)
     candidates: int = Field(default=4, ge=1)
-    neighbours: int = Field(default=4, ge=0)
+    neighbours: int = Field(default=8, ge=0)
+    neighbour_temperature: float = Field(default=0.05, gt=0)
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def run(config: Config, *, tokens: str, out: Storage, tracker: Tracker) -> Resul
     provenance = {"config": config.model_dump(), "tokens": shards.manifest.model_dump()}
     tracker.params({"config": config.model_dump()})
     tracker.tags(upstream_tags(shards.manifest))
-    digest = digest_of(provenance)
+    digest = digest_of([config.model_dump(exclude={"sampling"}), shards.manifest.model_dump()])
     checkpoints = Checkpoints(
         url=out.checkpoints("transformer", digest),
         config=provenance,

@@ -35,14 +35,17 @@ def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
     )
 
 
-def test_the_nearest_image_embeddings_take_turns_as_the_condition(generator: TextToImage) -> None:
+def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: TextToImage) -> None:
     text = generator.clip.encode_texts(["a red disc"])[0]
-    assert (generator.conditions(text, 3, SamplingConfig(neighbours=0)) == text).all()
-    conditions = generator.conditions(text, 5, SamplingConfig(neighbours=2))
-    ids = [one for one, _ in generator.search(text, 2)]
-    for row, image_id in zip(conditions, [*ids, *ids, ids[0]], strict=True):
-        stored = generator.embeddings.to_table(filter=f"id = '{image_id}'")["vector"][0].as_py()
-        assert np.allclose(row, stored, atol=1e-5)
+    assert (generator.condition(text, SamplingConfig(neighbours=0)) == text).all()
+    table = generator.embeddings.to_table()
+    stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
+    (first, cosine), (second, lower) = generator.search(text, 2)
+    one = generator.condition(text, SamplingConfig(neighbours=1))
+    assert np.allclose(one, stored[first], atol=1e-5)
+    mean = stored[first] + np.exp((lower - cosine) / 0.1) * stored[second]
+    two = generator.condition(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))
+    assert np.allclose(two, mean / np.linalg.norm(mean), atol=1e-4)
 
 
 def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: Path) -> None:
