@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
@@ -119,7 +119,7 @@ def search(
     ids = ", ".join(f"'{one}'" for one in found["id"].to_pylist())
     rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=f"id IN ({ids})")
     uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
-    sheet = Table("cosine", "picture", box=None)
+    sheet = Table("cosine", Column("picture", overflow="fold"), box=None)
     for one, cosine in zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)

@@ -40,6 +40,7 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
     report = Path(summary.split("report:")[1].split()[0])
     assert report.is_file() and Image.open(report.parent / "grid.png").width > 64
 
+    environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/.clipgen/quick/mlflow/mlflow.db"
     model = ("-m", "models:/clip-gen@candidate", "--candidates", "1")
     run("clipgen", "generate", "a red heart", "-n", "2", "--seed", "1", "-o", "out.png", *model)
     assert Image.open(tmp_path / "out.png").size == (130, 64)
