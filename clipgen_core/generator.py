@@ -88,26 +88,7 @@ class TextToImage:
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a self-contained generator folder: weights, CLIP and embeddings table."""
-        folder.mkdir(parents=True, exist_ok=True)
-        clip = self.parts.clip
-        if clip.startswith(LOCAL):
-            shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
-            clip = f"{LOCAL}clip"
-        for name in ("vqgan", "transformer"):
-            checkpoint = storage.local_copy(getattr(self.parts, name))
-            skip = shutil.ignore_patterns("training.pt")
-            shutil.copytree(checkpoint, folder / name, ignore=skip)
-        rows = self.embeddings.to_table()
-        lance.write_dataset(rows, str(folder / "embeddings.lance"))
-        parts = Parts(
-            clip=clip,
-            clip_key=self.parts.clip_key,
-            vqgan="vqgan",
-            transformer="transformer",
-            embeddings="embeddings.lance",
-            sampling=self.parts.sampling,
-        )
-        (folder / FILE).write_text(parts.model_dump_json(indent=2))
+        copy_parts(self.parts, folder)
 
     def generate(
         self,
@@ -207,6 +188,29 @@ def picture_seed(prompt: str, seed: int, index: int) -> int:
     """The seed of the index-th candidate of a prompt."""
     digest = hashlib.sha256(json.dumps([prompt, seed, index]).encode()).digest()
     return int.from_bytes(digest[:8], "big")
+
+
+def copy_parts(parts: Parts, folder: Path) -> None:
+    """Copy everything a generator is made of into one folder; no model is loaded for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = parts.clip
+    if clip.startswith(LOCAL):
+        shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
+        clip = f"{LOCAL}clip"
+    for name in ("vqgan", "transformer"):
+        checkpoint = storage.local_copy(getattr(parts, name))
+        shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
+    rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
+    lance.write_dataset(rows, str(folder / "embeddings.lance"))
+    copied = Parts(
+        clip=clip,
+        clip_key=parts.clip_key,
+        vqgan="vqgan",
+        transformer="transformer",
+        embeddings="embeddings.lance",
+        sampling=parts.sampling,
+    )
+    (folder / FILE).write_text(copied.model_dump_json(indent=2))
 
 
 def read_parts(source: str) -> Parts:

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from clipgen_core.storage import DEFAULT_ROOT
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
+
 if TYPE_CHECKING:
     from clipgen_core.storage import Storage
     from clipgen_core.tracking import MlflowTracker
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The root under which all artefacts live: a local folder or an fsspec URL."""
 
-    root: str = ".clipgen/default"
+    root: str = DEFAULT_ROOT
 
     def open(self) -> "Storage":
         from clipgen_core.storage import Storage
@@ -39,15 +42,13 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """MLflow at `tracking_uri`, else at MLFLOW_TRACKING_URI, else a local SQLite file."""
 
     tracking_uri: str | None = None
-    local_folder: str = ".clipgen/mlflow"
+    local_folder: str = LOCAL_FOLDER
 
     @contextmanager
     def run(
         self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
     ) -> Iterator["MlflowTracker"]:
         """An MLflow run named after the asset, tagged with the Dagster run and what it was made from."""
-        from clipgen_core.tracking import default_uri, mlflow_run
-
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}

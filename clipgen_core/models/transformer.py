@@ -78,9 +78,9 @@ class Transformer(nn.Module):
         """Start codes that look alike alike: inputs and logits as random projections of the VQGAN's
         codebook [k, code_dim]. With few pictures, rare codes learn from their neighbours so."""
         directions = (codebook - codebook.mean(0)) / codebook.std()
-        for table, size in ((self.codes.weight, 0.5), (self.head.weight, 0.5)):
+        for table in (self.codes.weight, self.head.weight):
             projection = torch.randn(codebook.shape[1], table.shape[1], device=codebook.device)
-            table.copy_(directions @ projection * (size / table.shape[1] ** 0.5))
+            table.copy_(directions @ projection * (0.5 / table.shape[1] ** 0.5))
 
     def forward(self, codes: Tensor, embedding: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits of the next codes.

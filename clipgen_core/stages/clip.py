@@ -31,7 +31,6 @@ from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
 from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
-from clipgen_core.training.optim import make_optimizers
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 
@@ -161,15 +160,9 @@ class ClipTask:
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self.loss = ClipLoss()
         self.extras: dict[str, nn.Module] = {}
-        train = config.train
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "clip": make_optimizers(
-                train.optimizer,
-                [self.model],
-                matrices=[clip.visual.transformer, clip.transformer],
-                learning_rate=train.learning_rate,
-                betas=train.betas,
-                weight_decay=train.weight_decay,
+            "clip": config.train.optimizers(
+                [self.model], matrices=[clip.visual.transformer, clip.transformer]
             )
         }
         self.epoch = functools.lru_cache(2)(self._epoch)

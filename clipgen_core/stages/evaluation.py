@@ -26,7 +26,7 @@ from clipgen_core import storage
 from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generator import TextToImage, read_parts
+from clipgen_core.generator import Parts, TextToImage, copy_parts, read_parts
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
 from clipgen_core.report import Curve, Picture, Report, render, sheet
@@ -78,7 +78,7 @@ def run(
     generator = TextToImage(read_parts(transformer))
     judge = ClipEncoder(config.judge) if config.judge else generator.clip
     samples = _samples(config, generator, config.shown or tuple(prompt.text for prompt in known[:12]))
-    metrics = _scores(config, known, generator, judge, images) | _training_metrics(generator)
+    metrics = _scores(config, known, generator, judge, images) | _training_metrics(generator.parts)
     report = Report(
         title="clip-gen",
         metrics=metrics,
@@ -87,8 +87,8 @@ def run(
         else "the CLIP that conditions the model, which flatters it",
         samples={text: [Picture(one) for one in row] for text, row in samples.items()},
         reconstructions=_reconstructions(config, generator, images),
-        curves=_curves(generator),
-        made_from=_lineage(generator),
+        curves=_curves(generator.parts),
+        made_from=_lineage(generator.parts),
     )
     digest = digest_of([config.model_dump(), read_config(transformer), prompts])
     folder, grid = out.report(digest), sheet(samples)
@@ -117,11 +117,11 @@ def _publish(folder: str, files: Mapping[str, bytes]) -> None:
 
 def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
     """Register the judged generator, self-contained, under `alias`; returns its version."""
-    generator = TextToImage(read_parts(transformer))
-    tags = {key: value for key, value in _lineage(generator).items() if key != "configuration"}
+    parts = read_parts(transformer)
+    tags = {key: value for key, value in _lineage(parts).items() if key != "configuration"}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "generator"
-        generator.save_pretrained(folder)
+        copy_parts(parts, folder)
         tracker.file(storage.local_copy(result.report))
         return register_generator(folder, tracker, name=name, alias=alias, tags=tags)
 
@@ -243,11 +243,11 @@ def _reconstructions(config: Config, generator: TextToImage, images: str) -> lis
     return [(Picture(a), Picture(b)) for a, b in zip(originals, made, strict=True)]
 
 
-def _training_metrics(generator: TextToImage) -> dict[str, float]:
+def _training_metrics(parts: Parts) -> dict[str, float]:
     """The last figures of both trainings."""
     metrics: dict[str, float] = {}
     for stage in ("vqgan", "transformer"):
-        state = read_state(getattr(generator.parts, stage))
+        state = read_state(getattr(parts, stage))
         last: dict[str, float] = {}
         for row in state["history"]:
             last |= row
@@ -258,10 +258,10 @@ def _training_metrics(generator: TextToImage) -> dict[str, float]:
     return metrics
 
 
-def _curves(generator: TextToImage) -> list[Curve]:
+def _curves(parts: Parts) -> list[Curve]:
     curves = []
     for stage in ("vqgan", "transformer"):
-        history = read_state(getattr(generator.parts, stage))["history"]
+        history = read_state(getattr(parts, stage))["history"]
         for name in ("loss", "validation_loss", "psnr", "codebook_usage"):
             points = [(row["step"], row[name]) for row in history if name in row]
             if points:
@@ -269,9 +269,8 @@ def _curves(generator: TextToImage) -> list[Curve]:
     return curves
 
 
-def _lineage(generator: TextToImage) -> dict[str, str]:
+def _lineage(parts: Parts) -> dict[str, str]:
     """What the generator was made from, back to the pictures: for the report and the registry's tags."""
-    parts = generator.parts
     made_from = read_config(parts.transformer)
     return {
         "images_digest": made_from["tokens"]["images_digest"],

@@ -78,8 +78,11 @@ def run(
     if manifest is None:
         encoder = _Encoder(config, source, table, _rows_by_id(table, source), model)
         manifest = encoder.publish(url, made_from)
-    usage = {"usage": manifest.codebook_usage, "perplexity": manifest.codebook_perplexity}
-    tracker.metrics({f"codebook_{name}": value for name, value in usage.items()}, step=0)
+    usage = {
+        "codebook_usage": manifest.codebook_usage,
+        "codebook_perplexity": manifest.codebook_perplexity,
+    }
+    tracker.metrics(usage, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
     return Result(shards=url, manifest=manifest, digest=digest)

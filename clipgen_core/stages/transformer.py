@@ -27,7 +27,6 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
-from clipgen_core.training.optim import make_optimizers
 
 SHOWN = 8
 
@@ -96,16 +95,8 @@ class TransformerTask:
         self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
-        train = config.train
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "transformer": make_optimizers(
-                train.optimizer,
-                [self.transformer],
-                matrices=[self.transformer.blocks],
-                learning_rate=train.learning_rate,
-                betas=train.betas,
-                weight_decay=train.weight_decay,
-            )
+            "transformer": config.train.optimizers([self.transformer], matrices=[self.transformer.blocks])
         }
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ so a run that was killed and resumed computes what an undisturbed run does.
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,7 +27,14 @@ from clipgen_core.schema import Frozen
 from clipgen_core.storage import clear_drafts
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.optim import ExponentialAverage, OptimizerName, set_learning_rate, warmup_cosine
+from clipgen_core.training.optim import (
+    ExponentialAverage,
+    OptimizerName,
+    adamw,
+    muon,
+    set_learning_rate,
+    warmup_cosine,
+)
 
 History = list[dict[str, float]]
 
@@ -50,6 +57,13 @@ class TrainConfig(Frozen):
     validate_every: int = Field(default=100, gt=0)
     checkpoint_every: int = Field(default=100, gt=0)
     keep_checkpoints: int = Field(default=2, gt=0)
+
+    def optimizers(
+        self, modules: Sequence[nn.Module], matrices: Sequence[nn.Module]
+    ) -> list[torch.optim.Optimizer]:
+        """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
+        rates = (self.learning_rate, self.betas, self.weight_decay)
+        return muon(matrices, modules, *rates) if self.optimizer == "muon" else [adamw(modules, *rates)]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Optimizers and schedules. Knows parameters, no models."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -44,20 +44,6 @@ def muon(
         torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest.values(), lr=learning_rate, betas=betas, weight_decay=0.0, fused=True),
     ]
-
-
-def make_optimizers(
-    name: OptimizerName,
-    modules: Sequence[nn.Module],
-    *,
-    matrices: Sequence[nn.Module],
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-) -> list[torch.optim.Optimizer]:
-    """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
-    rates = (learning_rate, betas, weight_decay)
-    return muon(matrices, modules, *rates) if name == "muon" else [adamw(modules, *rates)]
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
