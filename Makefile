@@ -5,11 +5,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE := $(if $(QUICK),quick,demo)
-export DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
+DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
 export TQDM_DISABLE := 1
 export PYTHONWARNINGS := ignore
 
 .PHONY: demo test check ui clean
+demo ui: export DAGSTER_HOME := $(DAGSTER_HOME)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipgen needs Python 3.11 or newer: make PYTHON=python3.11")'

@@ -1,5 +1,6 @@
 """The public interface of the pipeline: names, graph, and what every asset says of itself."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,10 +34,13 @@ def test_assets_and_their_graph(loaded: dg.Definitions) -> None:
         assert spec.description and spec.owners and spec.kinds and spec.group_name != "default"
 
 
-def test_the_workspace_loads_as_dagster_dev_loads_it() -> None:
+def test_the_workspace_loads_as_dagster_dev_loads_it(tmp_path: Path) -> None:
     repository = Path(__file__).parents[2]
+    environment = os.environ | {"DAGSTER_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", "workspace.yaml"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=repository, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "Validation successful for code location clipgen" in done.stdout + done.stderr
 
