@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 
 console = Console()
+Condition = Literal["text", "shifted", "retrieval"]
 BAD_INPUT = 2
 
 Root = Annotated[
@@ -64,9 +65,12 @@ def generate(
     candidates: Annotated[
         int | None, typer.Option(help="Pictures sampled for each one kept, ranked by CLIP.")
     ] = None,
+    condition: Annotated[
+        Condition | None,
+        typer.Option(help="What stands for the prompt: its text embedding, that shifted, or retrieval."),
+    ] = None,
     neighbours: Annotated[
-        int | None,
-        typer.Option(help="Nearest image embeddings that make the condition; 0: the text embedding."),
+        int | None, typer.Option(help="How many of the nearest image embeddings retrieval averages.")
     ] = None,
 ) -> None:
     """Generate pictures for one or more prompts: one row a prompt, the best first."""
@@ -80,6 +84,7 @@ def generate(
         "temperature": temperature,
         "top_k": top_k,
         "candidates": candidates,
+        "condition": condition,
         "neighbours": neighbours,
     }
     generator = TextToImage.from_pretrained(model or _last_model(root))

@@ -15,6 +15,7 @@ from typing import Any
 import lance
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from pydantic import ValidationError
 
@@ -40,7 +41,7 @@ class Parts(Frozen):
     clip_key: str
     vqgan: str
     transformer: str
-    embeddings: str
+    embeddings: str | None = None
     embeddings_version: int | None = None
     sampling: SamplingConfig = SamplingConfig()
 
@@ -71,7 +72,9 @@ class TextToImage:
             )
         self.vqgan = load_vqgan(parts.vqgan)
         self.transformer = load_transformer(parts.transformer)
-        self.embeddings: lance.LanceDataset = open_table(parts.embeddings, parts.embeddings_version)
+        self.embeddings: lance.LanceDataset | None = None
+        if parts.embeddings:
+            self.embeddings = open_table(parts.embeddings, parts.embeddings_version)
 
     @classmethod
     def from_pretrained(cls, source: str) -> "TextToImage":
@@ -119,9 +122,9 @@ class TextToImage:
         config = self._sampling(prompts, n, sampling)
         texts = self.clip.encode_texts(list(prompts))
         tries = n * config.candidates
-        conditions = np.stack([self.condition(text, config) for text in texts])
+        conditions = torch.stack([self.condition(text, config) for text in texts])
         seeds = [picture_seed(p, seed, i) for p in prompts for i in range(tries)]
-        rows = torch.from_numpy(conditions).repeat_interleave(tries, dim=0)
+        rows = conditions.repeat_interleave(tries, dim=0)
         device = next(self.transformer.parameters()).device
         codes = sample_codes(self.transformer, rows.to(device), seeds, config, on_step=on_step)
         images = self.decode(codes)
@@ -134,22 +137,39 @@ class TextToImage:
         rows_of = [made[i : i + tries] for i in range(0, len(made), tries)]
         return [sorted(row, key=lambda g: -g.clip_score)[:n] for row in rows_of]
 
-    def condition(self, text: np.ndarray, config: SamplingConfig) -> np.ndarray:
-        """What the transformer is given in place of a text embedding [d]: float32 [d] of length 1.
+    def condition(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
+        """What the transformer is given for a text embedding [d]: float32 [1 + neighbours, d].
 
         Text and image embeddings lie in different parts of CLIP's space, and the transformer has
-        seen image embeddings only. So the prompt's `neighbours` nearest image embeddings are
-        averaged, weighted by softmax(cosine / neighbour_temperature): what they have in common
-        stays. With neighbours = 0 the text embedding is used as it is.
+        seen image embeddings only; see SamplingConfig.condition for the ways across.
         """
-        if config.neighbours == 0:
-            return text
-        found = nearest(self.embeddings, text, config.neighbours)
-        cosine = found["cosine"].to_numpy()
-        weight = np.exp((cosine - cosine.max()) / config.neighbour_temperature)
-        mean = (weight[:, None] * vectors(found)).sum(axis=0)
-        unit: np.ndarray = (mean / np.linalg.norm(mean)).astype(np.float32)
-        return unit
+        model, own = self.transformer, torch.from_numpy(text)
+        if config.condition == "text":
+            rows = [model.gap.text(own)]
+        elif config.condition == "shifted":
+            rows = [model.gap.shifted(own)]
+        else:
+            rows = [model.gap.image(self._retrieved(text, config))]
+        if beside := model.config.neighbours:
+            found = torch.tensor(vectors(nearest(self.table, text, beside)))
+            rows += list(model.gap.image(found))
+        return torch.stack(rows)
+
+    def _retrieved(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
+        found = nearest(self.table, text, config.neighbours)
+        cosine = torch.from_numpy(found["cosine"].to_numpy().copy())
+        weight = (cosine / config.neighbour_temperature).softmax(dim=0).float()
+        return F.normalize(weight @ torch.tensor(vectors(found)), dim=0)
+
+    @property
+    def table(self) -> lance.LanceDataset:
+        """The image embeddings that prompts are matched with."""
+        if self.embeddings is None:
+            raise ClipgenError(
+                "this model has no table of image embeddings to retrieve from: "
+                "use --condition text, or save it again with the embeddings of your pictures"
+            )
+        return self.embeddings
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> list[Image.Image]:
@@ -160,7 +180,7 @@ class TextToImage:
 
     def search(self, query: np.ndarray, k: int) -> list[tuple[str, float]]:
         """(picture id, cosine) of the `k` pictures nearest to an embedding [d]."""
-        found = nearest(self.embeddings, query, k)
+        found = nearest(self.table, query, k)
         return list(zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True))
 
     def _sampling(self, prompts: Sequence[str], n: int, given: dict[str, Any]) -> SamplingConfig:
@@ -200,14 +220,15 @@ def copy_parts(parts: Parts, folder: Path) -> None:
     for name in ("vqgan", "transformer"):
         checkpoint = storage.local_copy(getattr(parts, name))
         shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
-    rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
-    lance.write_dataset(rows, str(folder / "embeddings.lance"))
+    if parts.embeddings:
+        rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
+        lance.write_dataset(rows, str(folder / "embeddings.lance"))
     copied = Parts(
         clip=clip,
         clip_key=parts.clip_key,
         vqgan="vqgan",
         transformer="transformer",
-        embeddings="embeddings.lance",
+        embeddings="embeddings.lance" if parts.embeddings else None,
         sampling=parts.sampling,
     )
     (folder / FILE).write_text(copied.model_dump_json(indent=2))

@@ -1,8 +1,12 @@
 """Named full configurations. A number that two stages share stands here once.
 
-demo   64 px emoji on two CPU cores in under 25 minutes: recognisable pictures for most names
+demo   64 px emoji on two CPU cores in under 25 minutes
 quick  the demo's shape in under 3 minutes: every stage runs, the pictures mean nothing
-base   256 px photographs on one GPU with a public CLIP: a starting point for your own pictures
+paper  256 px as CLIP-GEN: VQGAN f16 with 16,384 codes of 256 dimensions, GPT-2 of 24 layers (0.3 B)
+b l xl 256 px as LlamaGen: VQGAN f16 with 16,384 codes of 8 dimensions, decoders of 0.1 B, 0.3 B, 0.8 B
+
+The 256 px recipes take a public CLIP, are written for GPUs under bf16, and train their VQGAN from
+scratch unless vqgan.start_from names an imported one, which is the better start.
 """
 
 from collections.abc import Mapping
@@ -17,7 +21,7 @@ from clipgen_core.models.vqgan import VqganConfig
 from clipgen_core.sampling import SamplingConfig
 from clipgen_core.schema import Frozen
 from clipgen_core.stages import clip, embeddings, evaluation, images, tokens, transformer, vqgan
-from clipgen_core.training.loop import TrainConfig
+from clipgen_core.training.config import TrainConfig
 
 
 class Recipe(Frozen):
@@ -60,6 +64,47 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
 
 
+VQGANS: dict[str, VqganConfig] = {
+    "demo": VqganConfig(
+        image_size=64,
+        channels=(64, 128, 192),
+        decoder_blocks=2,
+        patch=2,
+        attention="middle",
+        z_channels=192,
+        quantizer=QuantizerConfig(codebook_size=256, code_dim=16),
+    ),
+    "paper": VqganConfig(
+        image_size=256,
+        channels=(128, 128, 256, 256, 512),
+        quantizer=QuantizerConfig(codebook_size=16384, code_dim=256, decay=0.99),
+    ),
+    "modern": VqganConfig(
+        image_size=256,
+        channels=(128, 128, 256, 256, 512),
+        quantizer=QuantizerConfig(kind="cosine", codebook_size=16384, code_dim=8, decay=0.99),
+    ),
+}
+
+TRANSFORMERS: dict[str, TransformerConfig] = {
+    "nano": TransformerConfig(width=320, layers=6, heads=5, norm="layer", condition="everywhere"),
+    "paper": TransformerConfig(
+        width=1024,
+        layers=24,
+        heads=16,
+        dropout=0.1,
+        norm="layer",
+        feed_forward="gelu",
+        positions="learned",
+        qk_norm=False,
+        bias=True,
+    ),
+    "b": TransformerConfig(width=768, layers=12, heads=12, dropout=0.1),
+    "l": TransformerConfig(width=1024, layers=24, heads=16, dropout=0.1),
+    "xl": TransformerConfig(width=1280, layers=36, heads=20, dropout=0.1),
+}
+
+
 def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: int = 520) -> Recipe:
     return Recipe(
         clip=clip.Config(
@@ -81,26 +126,20 @@ def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: in
         images=images.Config(),
         embeddings=embeddings.Config(),
         vqgan=vqgan.Config(
-            model=VqganConfig(
-                image_size=64,
-                channels=(64, 128, 192),
-                blocks=2,
-                patch=2,
-                quantizer=QuantizerConfig(codebook_size=256, code_dim=16),
-            ),
+            model=VQGANS["demo"],
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
             adversarial_from=0.75,
         ),
         tokens=tokens.Config(views=1),
         transformer=transformer.Config(
-            model=TransformerConfig(width=320, layers=6, heads=5, dropout=0.0),
+            model=TRANSFORMERS["nano"],
             train=TrainConfig(
                 steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
             ),
-            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0, candidates=8),
+            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0, candidates=4),
             corrupt=0.4,
         ),
-        evaluation=evaluation.Config(shown=DOZEN, candidates=8),
+        evaluation=evaluation.Config(shown=DOZEN, candidates=4),
     )
 
 
@@ -116,41 +155,31 @@ def quick() -> Recipe:
     )
 
 
-def base() -> Recipe:
-    """256 px, f16, with a public CLIP: bf16 on one GPU of 24 GB."""
+def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
+    """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA."""
+    long = {"log_every": 50, "checkpoint_every": 5_000}
     return Recipe(
         clip=demo().clip,
         images=images.Config(min_side=64),
         embeddings=embeddings.Config(),
         vqgan=vqgan.Config(
-            model=VqganConfig(
-                image_size=256,
-                channels=(128, 128, 256, 256, 512),
-                quantizer=QuantizerConfig(codebook_size=4096, code_dim=32),
-            ),
+            model=VQGANS[vqgan_shape],
             train=TrainConfig(
-                steps=100_000,
-                batch_size=16,
-                learning_rate=1e-4,
-                log_every=50,
-                validate_every=2_000,
-                checkpoint_every=2_000,
+                steps=400_000, batch_size=128, learning_rate=1e-4, weight_decay=0.05, ema_decay=0.999, **long
             ),
+            adversarial=0.5,
+            adversarial_from=0.05,
             discriminator_layers=3,
         ),
         tokens=tokens.Config(views=2),
         transformer=transformer.Config(
-            model=TransformerConfig(width=768, layers=12, heads=12, dropout=0.1),
+            model=TRANSFORMERS[transformer_shape],
             train=TrainConfig(
-                steps=100_000,
-                batch_size=64,
-                learning_rate=3e-4,
-                ema_decay=0.999,
-                log_every=50,
-                validate_every=2_000,
-                checkpoint_every=2_000,
+                steps=300_000, batch_size=256, learning_rate=1e-4, ema_decay=0.9999, patience=10, **long
             ),
-            corrupt=0.2,
+            sampling=SamplingConfig(temperature=1.0, top_k=500, top_p=0.95),
+            corrupt=0.1,
+            recompute=transformer_shape == "xl",
         ),
         evaluation=evaluation.Config(),
     )
@@ -170,4 +199,11 @@ DOZEN = (
     "a sailboat",
     "a rose",
 )
-RECIPES: dict[str, Recipe] = {"demo": demo(), "quick": quick(), "base": base()}
+RECIPES: dict[str, Recipe] = {
+    "demo": demo(),
+    "quick": quick(),
+    "paper": large("paper", "paper"),
+    "b": large("modern", "b"),
+    "l": large("modern", "l"),
+    "xl": large("modern", "xl"),
+}

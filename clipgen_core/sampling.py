@@ -4,6 +4,7 @@ Knows the transformer's call, not what conditions it or what the codes show.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ class SamplingConfig(Frozen):
     """Defaults that travel with the model.
 
     candidates: pictures sampled for each one returned, re-ranked by CLIP.
-    neighbours: how many of the prompt's nearest image embeddings make the condition; 0 uses the
-        text embedding as it is.
+    condition: what takes the image embedding's place: "text", the prompt's own embedding; "shifted",
+        that moved by the difference of the modalities' means; "retrieval", the mean of the prompt's
+        `neighbours` nearest image embeddings, weighted by softmax(cosine / neighbour_temperature).
     """
 
     temperature: float = Field(default=0.9, gt=0)
@@ -27,7 +29,8 @@ class SamplingConfig(Frozen):
     top_p: float = Field(default=1.0, gt=0, le=1)
     guidance_scale: float = Field(default=2.0, ge=0)
     candidates: int = Field(default=4, ge=1)
-    neighbours: int = Field(default=8, ge=0)
+    condition: Literal["text", "shifted", "retrieval"] = "retrieval"
+    neighbours: int = Field(default=8, gt=0)
     neighbour_temperature: float = Field(default=0.05, gt=0)
 
 
@@ -46,7 +49,7 @@ def sample_codes(
     A row's codes depend on its embedding and its seed, not on the rows beside it.
 
     Args:
-        embeddings: float [n, d], L2-normalised.
+        embeddings: float [n, prefix, d], as the model's `gap` makes them ready.
         use_cache: False recomputes the whole prefix at every step (slow; for checking).
         on_step: called with the number of codes sampled so far.
     """

@@ -3,8 +3,9 @@
 Knows the contract in schema.py; knows no model.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,42 +55,67 @@ class Rows:
     def __len__(self) -> int:
         return len(self.codes)
 
-    def take(self, rows: np.ndarray) -> "Rows":
+    def take(self, rows: np.ndarray | slice) -> "Rows":
         return Rows(self.codes[rows], self.embeddings[rows])
+
+    @staticmethod
+    def join(parts: Sequence["Rows"]) -> "Rows":
+        return Rows(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.embeddings for part in parts]),
+        )
 
 
 class TokenShards:
-    """The token shards at `url`, checked against their manifest.
+    """The token shards at `url`; parts are read when needed, few at a time, and checked then.
 
     Raises:
-        ClipgenError: a part that is missing, or whose SHA-256 or row count is not the manifest's.
+        ClipgenError: a part that is missing, or whose SHA-256 is not the manifest's.
     """
 
     def __init__(self, url: str, seed: int) -> None:
         self.url, self.manifest = url, read_manifest(url)
-        self.train = self._read(self.manifest.train)
-        self.validation = self._read(self.manifest.validation)
-        self._order = ShuffledOrder(len(self.train), seed)
+        if not self.manifest.train or not self.manifest.validation:
+            raise ClipgenError(f"the token shards at {url} hold no rows: run token_shards again")
+        self.order = ShuffledOrder([part.rows for part in self.manifest.train], seed)
+        self._part = functools.lru_cache(2 * self.order.window)(self._read)
+
+    @property
+    def rows(self) -> int:
+        """Training rows."""
+        return self.order.rows
 
     def batch(self, step: int, size: int) -> Rows:
         """The training rows of a step."""
-        return self.train.take(self._order.batch(step, size))
+        return self.take(self.order.batch(step, size))
 
-    def _read(self, parts: Iterable[Part]) -> Rows:
-        tables = [self._read_part(part) for part in parts]
-        if not tables:
-            raise ClipgenError(f"the token shards at {self.url} hold no rows: run token_shards again")
-        table = pa.concat_tables(tables)
-        codes = table["codes"].combine_chunks()
-        grid = codes.flatten().to_numpy().reshape(len(codes), -1)
-        return Rows(grid, vectors(table, "embedding"))
+    def take(self, rows: np.ndarray) -> Rows:
+        """Training rows by number, in the order asked for."""
+        part_of = np.searchsorted(self.order.first, rows, side="right") - 1
+        found, back = [], np.argsort(np.argsort(part_of, kind="stable"), kind="stable")
+        for part in np.unique(part_of):
+            inside = rows[part_of == part] - self.order.first[part]
+            found.append(self._part(self.manifest.train[part]).take(inside))
+        return Rows.join(found).take(back)
 
-    def _read_part(self, part: Part) -> pa.Table:
+    def validation(self, most: int = 4096) -> Rows:
+        """The first `most` held-out rows."""
+        parts = self.manifest.validation
+        enough = int(np.searchsorted(np.cumsum([part.rows for part in parts]), most)) + 1
+        return Rows.join([self._read(part) for part in parts[:enough]]).take(slice(most))
+
+    def embeddings(self) -> np.ndarray:
+        """All training embeddings, float32 [rows, d]."""
+        return np.concatenate([self._read(part).embeddings for part in self.manifest.train])
+
+    def _read(self, part: Part) -> Rows:
         path = f"{self.url}/{part.file}"
         data = storage.read_bytes(path) if storage.exists(path) else b""
         if _sha256(data) != part.sha256:
             raise ClipgenError(f"{path} is not the file its manifest names: run token_shards again")
-        return pq.read_table(pa.BufferReader(data))
+        table = pq.read_table(pa.BufferReader(data), columns=["codes", "embedding"])
+        codes = table["codes"].combine_chunks()
+        return Rows(codes.flatten().to_numpy().reshape(len(codes), -1), vectors(table, "embedding"))
 
 
 def _sha256(data: bytes) -> str:

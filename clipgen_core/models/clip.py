@@ -81,12 +81,24 @@ class ClipEncoder:
                 rows.append(F.normalize(tower(batch).float(), dim=-1).cpu().numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def features(self, pictures: Tensor) -> list[Tensor]:
-        """The image tower's block outputs, differentiable in the pictures.
+    def embed(self, pictures: Tensor) -> Tensor:
+        """Embeddings [n, d] of length 1, differentiable in the pictures, float [n, 3, h, w] in [-1, 1]."""
+        model: Any = self.model
+        embedding: Tensor = F.normalize(model.encode_image(self._prepared(pictures)).float(), dim=-1)
+        return embedding
 
-        Args:
-            pictures: float [n, 3, h, w] in [-1, 1].
-        """
+    def features(self, pictures: Tensor, blocks: int | None = None) -> list[Tensor]:
+        """The outputs of the image tower's first `blocks` blocks (all if None), differentiable in the
+        pictures, float [n, 3, h, w] in [-1, 1]."""
+        indices = list(range(blocks)) if blocks else None
+        out = self.visual.forward_intermediates(
+            self._prepared(pictures), indices=indices, stop_early=True, intermediates_only=True
+        )
+        features: list[Tensor] = out["image_intermediates"]
+        return features
+
+    def _prepared(self, pictures: Tensor) -> Tensor:
+        """Resized and normalised as the weights expect."""
         size = self.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size
         if tuple(pictures.shape[-2:]) != (height, width):
@@ -94,9 +106,7 @@ class ClipEncoder:
                 pictures, (height, width), mode="bilinear", antialias=True, align_corners=False
             )
         mean, std = self.mean_std
-        out = self.visual.forward_intermediates(((pictures + 1) / 2 - mean) / std, intermediates_only=True)
-        features: list[Tensor] = out["image_intermediates"]
-        return features
+        return ((pictures + 1) / 2 - mean) / std
 
 
 def default_device() -> str:

@@ -1,5 +1,6 @@
 """PatchGAN: judges overlapping patches of a picture (Isola et al. 2017, arXiv:1611.07004)."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,7 +20,11 @@ class PatchDiscriminator(nn.Sequential):
             ]
             width *= 2
         super().__init__(*stack, nn.Conv2d(width, 1, 4, padding=1))
+        self.register_buffer("anchors", torch.zeros(2))  # running means of the logits, real and fake
 
-    def judge(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self(pictures)
-        return logits
+    anchors: Tensor
+
+    @torch.no_grad()
+    def remember(self, real: Tensor, fake: Tensor, decay: float = 0.99) -> None:
+        """Move the anchors of the LeCam penalty towards these logits."""
+        self.anchors.lerp_(torch.stack([real.mean(), fake.mean()]).to(self.anchors), 1 - decay)

@@ -1,32 +1,53 @@
-"""Decoder-only transformer over a grid of codes, conditioned on one CLIP embedding.
+"""Decoder-only transformer over a grid of codes, conditioned on CLIP embeddings.
 
-Architecture only. The embedding is the first token (CLIP-GEN, arXiv:2203.00386), is added at
-every position, and scales and shifts what each block reads (DiT, arXiv:2212.09748, section 3.2):
-with few pictures, one wrong code would otherwise derail the rest. Blocks after LlamaGen
-(arXiv:2406.06525): RMSNorm, SwiGLU, QK-norm; positions are learned.
+Architecture only, single device. The embedding is the first token (CLIP-GEN, arXiv:2203.00386);
+further tokens may hold neighbouring embeddings (kNN-Diffusion, arXiv:2204.02849). By configuration
+it is the public implementation's GPT-2 shape, LlamaGen's (arXiv:2406.06525: RMSNorm, SwiGLU, QK-norm,
+2-D RoPE), or one for few pictures, where the embedding also scales and shifts what every block
+reads (DiT, arXiv:2212.09748, section 3.2), lest one wrong code derail the rest.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.gap import Gap, GapConfig
 from clipgen_core.schema import Frozen
+
+ROPE_BASE = 10_000.0
+DIRECT = GapConfig()
 
 
 class TransformerConfig(Frozen):
+    """norm: "layer" is fused on CPUs, "rms" on GPUs; condition: "everywhere" adds the embedding at every
+    position and modulates each block by it; neighbours: prefix tokens beside the embedding's own."""
+
     width: int = Field(gt=0)
     layers: int = Field(gt=0)
     heads: int = Field(gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    norm: Literal["rms", "layer"] = "rms"
+    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    positions: Literal["rope", "learned"] = "rope"
+    qk_norm: bool = True
+    bias: bool = False
+    condition: Literal["token", "everywhere"] = "token"
+    neighbours: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
         if self.width % self.heads:
             raise ClipgenError(f"width {self.width} is not divisible by {self.heads} heads")
+        if self.positions == "rope" and self.width // self.heads % 4:
+            raise ClipgenError(
+                f"2-D RoPE needs a head width divisible by 4, not {self.width // self.heads}: change heads"
+            )
         return self
 
 
@@ -44,31 +65,46 @@ class Transformer(nn.Module):
 
     Args:
         codebook_size: number of codes k.
-        positions: codes a picture t (grid * grid).
+        grid: side of the grid; a picture has t = grid * grid codes.
         embedding_dim: width d of the CLIP embedding.
+        gap: how embeddings are made ready; its statistics are saved with the weights.
     """
 
+    angles: Tensor
+
     def __init__(
-        self, config: TransformerConfig, codebook_size: int, positions: int, embedding_dim: int
+        self,
+        config: TransformerConfig,
+        codebook_size: int,
+        grid: int,
+        embedding_dim: int,
+        gap: GapConfig = DIRECT,
     ) -> None:
         super().__init__()
-        self.config, self.positions, self.embedding_dim = config, positions, embedding_dim
-        width = config.width
+        self.gap = Gap(gap, embedding_dim)
+        self.config, self.grid, self.embedding_dim = config, grid, embedding_dim
+        self.recompute = False  # recompute the blocks in the backward pass instead of storing them
+        width, self.prefix = config.width, 1 + config.neighbours
+        everywhere = config.condition == "everywhere"
         self.codes = nn.Embedding(codebook_size, width)
-        self.place = nn.Parameter(torch.zeros(positions, width))
-        self.condition = nn.Linear(embedding_dim, 2 * width)
+        self.condition = nn.Linear(embedding_dim, 2 * width if everywhere else width)
+        self.neighbours = nn.Linear(embedding_dim, width) if config.neighbours else None
         self.nothing = nn.Parameter(torch.zeros(embedding_dim))
+        if config.positions == "learned":
+            self.place = nn.Parameter(torch.randn(self.prefix + grid * grid - 1, width) * 0.02)
+        else:
+            angles = rope_angles(grid, config.width // config.heads, self.prefix)
+            self.register_buffer("angles", angles, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, codebook_size, bias=False)
+        self.norm = norm(config, width)
+        self.head = nn.Linear(width, codebook_size, bias=config.bias)
         self._initialise()
 
     def _initialise(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding) and "modulation" not in name:
                 nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(self.place, std=0.02)
         for name, weight in self.named_parameters():
             if name.endswith("out.weight"):
                 nn.init.normal_(weight, std=0.02 / (2 * self.config.layers) ** 0.5)
@@ -88,67 +124,111 @@ class Transformer(nn.Module):
         Args:
             codes: int64 [n, s] codes so far. Without a cache, all of them from the first on
                 (s may be 0); with one, only those it has not seen.
-            embedding: float [n, d]; use `unconditional` for no condition.
+            embedding: float [n, 1 + neighbours, d], the own one first; use `unconditional` for none.
 
         Returns:
             [n, s + 1, k] from the first call or without a cache, [n, s, k] afterwards.
         """
-        everywhere, first = self.condition(embedding * self.embedding_dim**0.5).chunk(2, dim=-1)
+        embedding = embedding * self.embedding_dim**0.5
+        first = self.condition(embedding[:, :1])
+        everywhere = None
+        if self.config.condition == "everywhere":
+            everywhere, first = first.chunk(2, dim=-1)
         x = self.codes(codes)
         start = cache.length if cache else 0
         if start == 0:
-            x = torch.cat([first.unsqueeze(1), x], dim=1)
-        x = self.dropout(x + self.place[start : start + x.shape[1]] + everywhere.unsqueeze(1))
+            beside = [self.neighbours(embedding[:, 1:])] if self.neighbours else []
+            x = torch.cat([first, *beside, x], dim=1)
+        end = start + x.shape[1]
+        angles = None
+        if self.config.positions == "learned":
+            x = x + self.place[start:end]
+        else:
+            angles = self.angles[start:end]
+        x = self.dropout(x if everywhere is None else x + everywhere)
         for layer, block in enumerate(self.blocks):
-            x = block(x, everywhere, cache, layer)
+            if self.recompute and self.training:
+                x = checkpoint(block, x, everywhere, angles, use_reentrant=False)
+            else:
+                x = block(x, everywhere, angles, cache, layer)
         if cache:
-            cache.length += x.shape[1]
-        logits: Tensor = self.head(self.norm(x))
+            cache.length = end
+        predicted = x[:, max(self.prefix - 1 - start, 0) :]
+        logits: Tensor = self.head(self.norm(predicted))
         return logits
 
+    def matrices(self) -> list[nn.Module]:
+        """The layers whose weights mix features of features: Muon's part."""
+        return [part for block in self.blocks for part in (block.attention, block.feed_forward)]  # type: ignore[misc]
+
     def unconditional(self, rows: int) -> Tensor:
-        """What stands for "no embedding" in classifier-free guidance (arXiv:2207.12598): [rows, d]."""
-        return self.nothing.expand(rows, -1)
+        """What stands for "no embedding" in classifier-free guidance (arXiv:2207.12598):
+        [rows, 1 + neighbours, d]."""
+        return self.nothing.expand(rows, self.prefix, -1)
+
+    @property
+    def positions(self) -> int:
+        """Codes a picture."""
+        return self.grid * self.grid
 
     def new_cache(self, rows: int) -> Cache:
-        config = self.config
-        shape = (config.layers, rows, config.heads, self.positions, config.width // config.heads)
-        return Cache(self.place.new_zeros(shape), self.place.new_zeros(shape))
+        config, weight = self.config, self.codes.weight
+        positions = self.prefix + self.grid * self.grid - 1
+        shape = (config.layers, rows, config.heads, positions, config.width // config.heads)
+        return Cache(weight.new_zeros(shape), weight.new_zeros(shape))
 
 
 class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm1 = nn.RMSNorm(config.width, eps=1e-6)
+        self.norm1 = norm(config, config.width)
         self.attention = Attention(config)
-        self.norm2 = nn.RMSNorm(config.width, eps=1e-6)
-        self.feed_forward = SwiGLU(config.width)
+        self.norm2 = norm(config, config.width)
+        self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else Gelu(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.modulation = nn.Linear(config.width, 4 * config.width)
-        nn.init.zeros_(self.modulation.weight)
+        self.modulation = None
+        if config.condition == "everywhere":
+            self.modulation = nn.Linear(config.width, 4 * config.width)
+            nn.init.zeros_(self.modulation.weight)
 
-    def forward(self, x: Tensor, condition: Tensor, cache: Cache | None, layer: int) -> Tensor:
-        """x [n, s, width]; condition [n, width] scales and shifts what each half of the block reads."""
-        shaped = self.modulation(F.silu(condition)).unsqueeze(1).chunk(4, dim=-1)
-        scale1, shift1, scale2, shift2 = shaped
-        x = x + self.dropout(self.attention(self.norm1(x) * (1 + scale1) + shift1, cache, layer))
-        out: Tensor = x + self.dropout(self.feed_forward(self.norm2(x) * (1 + scale2) + shift2))
-        return out
+    def forward(
+        self,
+        x: Tensor,
+        everywhere: Tensor | None,
+        angles: Tensor | None,
+        cache: Cache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """x [n, s, width]; everywhere [n, 1, width] scales and shifts what each half of the block reads."""
+        read1, read2 = self.norm1, self.norm2
+        if self.modulation is not None and everywhere is not None:
+            scale1, shift1, scale2, shift2 = self.modulation(F.silu(everywhere)).chunk(4, dim=-1)
+            x = x + self.dropout(
+                self.attention(torch.addcmul(shift1, read1(x), 1 + scale1), angles, cache, layer)
+            )
+            return x + self.dropout(self.feed_forward(torch.addcmul(shift2, read2(x), 1 + scale2)))
+        x = x + self.dropout(self.attention(read1(x), angles, cache, layer))
+        return x + self.dropout(self.feed_forward(read2(x)))
 
 
 class Attention(nn.Module):
-    """Causal self-attention with normalised queries and keys."""
+    """Causal self-attention."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads = config.heads
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width, bias=False)
+        self.heads, self.normalise = config.heads, None
+        if config.qk_norm:
+            self.normalise = F.rms_norm if config.norm == "rms" else F.layer_norm
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         n, s, _ = x.shape
         q, k, v = (t.view(n, s, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if self.normalise:
+            q, k = self.normalise(q, q.shape[-1:]), self.normalise(k, k.shape[-1:])
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         causal = s > 1
         if cache:
             end = cache.length + s
@@ -165,13 +245,48 @@ class Attention(nn.Module):
 class SwiGLU(nn.Module):
     """Shazeer 2020 (arXiv:2002.05202), with 8/3 of the width inside."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        inner = (8 * width // 3 + 31) // 32 * 32
-        self.gate_and_up = nn.Linear(width, 2 * inner, bias=False)
-        self.out = nn.Linear(inner, width, bias=False)
+        inner = (8 * config.width // 3 + 31) // 32 * 32
+        self.gate_and_up = nn.Linear(config.width, 2 * inner, bias=config.bias)
+        self.out = nn.Linear(inner, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_and_up(x).chunk(2, dim=-1)
         out: Tensor = self.out(F.silu(gate) * up)
         return out
+
+
+class Gelu(nn.Module):
+    """GPT-2's feed-forward part, with four times the width inside."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, 4 * config.width, bias=config.bias)
+        self.out = nn.Linear(4 * config.width, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.out(F.gelu(self.up(x)))
+        return out
+
+
+def norm(config: TransformerConfig, width: int) -> nn.Module:
+    if config.norm == "rms":
+        return nn.RMSNorm(width, eps=1e-6)
+    return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
+
+
+def rope_angles(grid: int, head_width: int, prefix: int) -> Tensor:
+    """Rotation angles [prefix + grid * grid - 1, head_width / 2]: half of a head turns by the row, half
+    by the column of a code (LlamaGen, arXiv:2406.06525, section 3.2); prefix tokens do not turn."""
+    speed = ROPE_BASE ** -(torch.arange(head_width // 4) / (head_width // 4))
+    place = torch.arange(grid * grid - 1).unsqueeze(1)
+    angles = torch.cat([(place // grid + 1) * speed, (place % grid + 1) * speed], dim=1)
+    return torch.cat([torch.zeros(prefix, head_width // 2), angles])
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """RoPE (arXiv:2104.09864) on x [n, heads, s, w] by angles [s, w / 2]."""
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)

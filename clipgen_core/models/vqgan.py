@@ -1,8 +1,11 @@
 """VQGAN: pictures to a grid of codes and back (Esser et al. 2021, arXiv:2012.09841).
 
-Architecture only, single device: residual blocks, attention at the coarsest level, a quantizer.
-A patch stem (space to depth) ahead of the first level saves work at full resolution.
+Architecture only, single device. The layers are those of taming-transformers' VQGAN, whose published
+weights fit (see clipgen_core.published); a patch stem (space to depth) ahead of the first level saves
+work at full resolution.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +18,21 @@ from clipgen_core.schema import Frozen
 
 
 class VqganConfig(Frozen):
-    """channels: one entry a level, finest first; downsampling is patch * 2 ** (levels - 1)."""
+    """channels: one entry a level, finest first; downsampling is patch * 2 ** (levels - 1).
+
+    blocks: residual blocks a level of the encoder; the decoder has `decoder_blocks`.
+    attention: in the middle alone, or after every block of the coarsest level too.
+    z_channels: width of the encoder's output before it is projected to `code_dim`.
+    """
 
     image_size: int = Field(gt=0)
     channels: tuple[int, ...] = Field(min_length=1)
     blocks: int = Field(default=2, gt=0)
+    decoder_blocks: int = Field(default=3, gt=0)
     patch: int = Field(default=1, gt=0)
-    attention: bool = True
+    attention: Literal["middle", "coarsest"] = "coarsest"
+    z_channels: int = Field(default=256, gt=0)
+    norm_epsilon: float = 1e-6
     quantizer: QuantizerConfig
 
     @property
@@ -74,37 +85,40 @@ class Vqgan(nn.Module):
 
 class Encoder(nn.Sequential):
     def __init__(self, config: VqganConfig) -> None:
-        first, last = config.channels[0], config.channels[-1]
+        first, last, z = config.channels[0], config.channels[-1], config.z_channels
         layers: list[nn.Module] = [
             nn.PixelUnshuffle(config.patch),
             nn.Conv2d(3 * config.patch**2, first, 3, padding=1),
         ]
         width = first
-        for level, channels in enumerate(config.channels):
-            for _ in range(config.blocks):
-                layers.append(Residual(width, channels))
-                width = channels
-            if level < len(config.channels) - 1:
-                layers.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
-        layers += [*middle(last, config.attention), Norm(last), nn.SiLU()]
-        super().__init__(*layers, nn.Conv2d(last, config.quantizer.code_dim, 1))
+        for i, channels in enumerate(config.channels):
+            if i:
+                layers.append(Downsample(width))
+            attend = config.attention == "coarsest" and i == len(config.channels) - 1
+            layers += level(config, width, channels, config.blocks, attend)
+            width = channels
+        layers += [*middle(config), Norm(last, config), nn.SiLU(), nn.Conv2d(last, z, 3, padding=1)]
+        super().__init__(*layers, nn.Conv2d(z, config.quantizer.code_dim, 1))
 
 
 class Decoder(nn.Sequential):
     def __init__(self, config: VqganConfig) -> None:
-        first, last = config.channels[0], config.channels[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.quantizer.code_dim, last, 3, padding=1)]
-        layers += middle(last, config.attention)
+        first, last, z = config.channels[0], config.channels[-1], config.z_channels
+        layers: list[nn.Module] = [
+            nn.Conv2d(config.quantizer.code_dim, z, 1),
+            nn.Conv2d(z, last, 3, padding=1),
+            *middle(config),
+        ]
         width = last
-        for level, channels in enumerate(reversed(config.channels)):
-            for _ in range(config.blocks):
-                layers.append(Residual(width, channels))
-                width = channels
-            if level < len(config.channels) - 1:
+        for i, channels in enumerate(reversed(config.channels)):
+            if i:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1)]
+            attend = config.attention == "coarsest" and i == 0
+            layers += level(config, width, channels, config.decoder_blocks, attend)
+            width = channels
         out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
         start_alike(out, config.patch**2)
-        super().__init__(*layers, Norm(first), nn.SiLU(), out, nn.PixelShuffle(config.patch))
+        super().__init__(*layers, Norm(first, config), nn.SiLU(), out, nn.PixelShuffle(config.patch))
 
     @property
     def last_layer(self) -> Tensor:
@@ -123,23 +137,40 @@ def start_alike(conv: nn.Conv2d, group: int) -> None:
         values.copy_(values[::group].repeat_interleave(group, dim=0))
 
 
-def middle(width: int, attention: bool) -> list[nn.Module]:
-    return [
-        Residual(width, width),
-        *([Attention(width)] if attention else []),
-        Residual(width, width),
-    ]
+def level(config: VqganConfig, width: int, channels: int, blocks: int, attend: bool) -> list[nn.Module]:
+    """The residual blocks of one resolution."""
+    layers: list[nn.Module] = []
+    for _ in range(blocks):
+        layers.append(Residual(width, channels, config))
+        layers += [Attention(channels, config)] if attend else []
+        width = channels
+    return layers
+
+
+def middle(config: VqganConfig) -> list[nn.Module]:
+    width = config.channels[-1]
+    return [Residual(width, width, config), Attention(width, config), Residual(width, width, config)]
 
 
 class Norm(nn.GroupNorm):
+    def __init__(self, width: int, config: VqganConfig) -> None:
+        super().__init__(GROUPS, width, eps=config.norm_epsilon)
+
+
+class Downsample(nn.Conv2d):
+    """Half the side; padded below and to the right only, as the published weights expect."""
+
     def __init__(self, width: int) -> None:
-        super().__init__(GROUPS, width, eps=1e-6)
+        super().__init__(width, width, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)))
 
 
 class Residual(nn.Module):
-    def __init__(self, width: int, out: int) -> None:
+    def __init__(self, width: int, out: int, config: VqganConfig) -> None:
         super().__init__()
-        self.norm1, self.norm2 = Norm(width), Norm(out)
+        self.norm1, self.norm2 = Norm(width, config), Norm(out, config)
         self.conv1 = nn.Conv2d(width, out, 3, padding=1)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
         self.skip = nn.Conv2d(width, out, 1) if width != out else nn.Identity()
@@ -154,9 +185,9 @@ class Residual(nn.Module):
 class Attention(nn.Module):
     """One head over all positions of the grid."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, config: VqganConfig) -> None:
         super().__init__()
-        self.norm = Norm(width)
+        self.norm = Norm(width, config)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
 

@@ -20,19 +20,24 @@ import open_clip
 import torch
 from open_clip.loss import ClipLoss
 from open_clip.push_to_hf_hub import save_config_for_hf
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgen_core import storage
+from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import Rejected, decode, random_crop, to_tensor
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL, ClipEncoder, default_device
 from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import Tracker
+from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
-from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
+from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.loop import Fitted, Validation, fit
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
+DECODED = 8192  # pictures kept decoded: small sets are read once
 
 
 class Config(Frozen):
@@ -158,7 +163,7 @@ class ClipTask:
         clip: Any = open_clip.CLIP(**config.open_clip_config(config.patch_dropout)).to(self.device)
         self.model: nn.Module = clip
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
-        self.loss = ClipLoss()
+        self.loss = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
         self.extras: dict[str, nn.Module] = {}
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
             "clip": config.train.optimizers(
@@ -168,25 +173,32 @@ class ClipTask:
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
         self.readers = ThreadPoolExecutor(4)
+        self.picture = functools.lru_cache(DECODED)(self._picture)
         self.held = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
         train = self.config.train
         return distinct_batches(self.captions, train.batch_size, train.seed, epoch)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
         batches = self.epoch(step // self.per_epoch)
-        return self._load(batches[step % self.per_epoch % len(batches)], step)
+        return self._load(share.take(batches[step % self.per_epoch % len(batches)]), step)
 
     def _load(self, batch: list[tuple[int, str]], step: int) -> tuple[Tensor, Tensor]:
-        seeds = [step * 100_003 + i for i, _ in batch]
-        crops = self.readers.map(self._crop, [self.files[i] for i, _ in batch], seeds)
+        config = self.config
+        crops = self.readers.map(
+            lambda i: random_crop(
+                self.picture(i), config.image_size, config.smallest_crop, step * 100_003 + i
+            ),
+            [i for i, _ in batch],
+        )
         pictures = (to_tensor(list(crops)) + 1) / 2
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         tokens = self.tokenizer([caption for _, caption in batch])
         return ((pictures - mean) / std).to(self.device), tokens.to(self.device)
 
-    def _crop(self, file: str, seed: int) -> Any:
+    def _picture(self, i: int) -> Image.Image:
+        file = self.files[i]
         try:
             image = decode(storage.read_bytes(storage.inside(self.folder, file))).image
         except (OSError, Rejected) as error:
@@ -194,7 +206,8 @@ class ClipTask:
                 f"the captions file names {file}, which cannot be used ({first_line(error)}): "
                 "repair it or take its rows out"
             ) from error
-        return random_crop(image, self.config.image_size, self.config.smallest_crop, seed)
+        image.thumbnail((4 * self.config.image_size, 4 * self.config.image_size))
+        return image
 
     def losses(
         self, batch: tuple[Tensor, Tensor], progress: float
@@ -204,11 +217,12 @@ class ClipTask:
         yield "clip", loss, {"logit_scale": scale.detach()}
 
     def validate(self) -> Validation:
-        images, texts, _ = self.model(*self.held)
+        images, texts, scale = self.model(*self.held)
         rank = (texts @ images.T).argsort(dim=1, descending=True)
         hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}
-        return Validation(recall)
+        loss = ClipLoss()(images.float(), texts.float(), scale.float())
+        return Validation({"validation_loss": loss.item(), **recall})
 
 
 def save_local_dir(model: nn.Module, config: Config, url: str) -> None:

@@ -1,45 +1,58 @@
 """Train the transformer that writes codes from a CLIP embedding.
 
-In:  token shards (which name the VQGAN, the CLIP and the embeddings table they were made from)
+In:  token shards (which name the VQGAN, the CLIP and the embeddings table they were made from), and
+     texts like the prompts to come, one a line, whose statistics help across the text-image gap
 Out: {root}/checkpoints/transformer/{run}/step-N
-Run: `transformer_checkpoint` in Dagster.
+Run: `transformer_checkpoint` in Dagster, or `clipgen train transformer` under torchrun.
 
-Loss: -mean log p(code | codes before it, embedding), the embedding left out for a share of rows.
+Loss: -mean log p(code | codes before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2),
+the embedding e left out for a share of rows; e' is CLIP's embedding of the picture that the likeliest
+codes show, with the gradient passed straight through the choice of code.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from pydantic import Field
 from torch import Tensor, nn
 
+from clipgen_core import storage
+from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import grid, to_images
 from clipgen_core.data.tokens import Rows, TokenShards
+from clipgen_core.errors import ClipgenError
+from clipgen_core.gap import GapConfig
 from clipgen_core.load import load_vqgan
-from clipgen_core.losses import code_cross_entropy
-from clipgen_core.models.clip import default_device
+from clipgen_core.losses import code_cross_entropy, embedding_reconstruction
+from clipgen_core.models.clip import ClipEncoder, default_device
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.sampling import SamplingConfig, sample_codes
 from clipgen_core.schema import Frozen, TokenManifest, digest_of
-from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
-from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
+from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.loop import GOAL, Fitted, Validation, fit
 
 SHOWN = 8
 
 
 class Config(Frozen):
     """corrupt: up to this share of a row's input codes is replaced by random ones in training, so that
-    the model learns to go on from its own mistakes; drop_condition: share of rows trained without."""
+    the model learns to go on from its own mistakes; drop_condition: share of rows trained without;
+    recompute: spend time to save memory: blocks are computed again in the backward pass."""
 
     model: TransformerConfig
     train: TrainConfig
     sampling: SamplingConfig = SamplingConfig()
+    gap: GapConfig = GapConfig()
     drop_condition: float = Field(default=0.1, ge=0, lt=1)
     corrupt: float = Field(default=0.0, ge=0, lt=1)
+    embedding_weight: float = Field(default=0.0, ge=0)
+    recompute: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,24 +63,37 @@ class Result:
     fitted: Fitted
 
 
-def run(config: Config, *, tokens: str, out: Storage, tracker: Tracker) -> Result:
+def run(
+    config: Config, *, tokens: str, out: storage.Storage, tracker: Tracker, texts: str | None = None
+) -> Result:
     """Train, or go on with the same training where it stopped."""
     shards = TokenShards(tokens, config.train.seed)
+    lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
     provenance = {"config": config.model_dump(), "tokens": shards.manifest.model_dump()}
     tracker.params({"config": config.model_dump()})
     tracker.tags(upstream_tags(shards.manifest))
-    digest = digest_of([config.model_dump(exclude={"sampling"}), shards.manifest.model_dump()])
+    digest = digest_of([config.model_dump(exclude={"sampling"}), shards.manifest.model_dump(), lines])
     checkpoints = Checkpoints(
         url=out.checkpoints("transformer", digest),
         config=provenance,
         keep=config.train.keep_checkpoints,
     )
-    task = TransformerTask(config, shards)
+    task = TransformerTask(config, shards, lines)
     label = "transformer"
     fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label=label)
     out.publish_current("transformer", fitted.checkpoint, digest)
     parameters = sum(p.numel() for p in task.transformer.parameters())
     return Result(checkpoint=fitted.checkpoint, digest=digest, parameters=parameters, fitted=fitted)
+
+
+def read_texts(url: str) -> list[str]:
+    """Texts of the kind that prompts will be, one a line."""
+    if not storage.exists(url):
+        raise ClipgenError(f"texts file {url} does not exist: check the path")
+    lines = [line.strip() for line in storage.read_bytes(url).decode("utf-8").splitlines() if line.strip()]
+    if len(lines) < 2:
+        raise ClipgenError(f"texts file {url} holds {len(lines)} texts: at least 2 are needed")
+    return lines
 
 
 def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
@@ -80,60 +106,120 @@ def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Batch:
+    """codes int64 [n, t]; read: the same, some corrupted, without the last [n, t - 1]; condition float32
+    [n, 1 + neighbours, d]; dropped: rows to train without it, bool [n]; embedding, the clean one,
+    float32 [n, d]."""
+
+    codes: Tensor
+    read: Tensor
+    condition: Tensor
+    dropped: Tensor
+    embedding: Tensor
+
+
 class TransformerTask:
     """Cross-entropy on codes, with condition dropping and corrupted input codes."""
 
-    def __init__(self, config: Config, shards: TokenShards) -> None:
+    def __init__(self, config: Config, shards: TokenShards, texts: list[str]) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.shards = config, shards
         manifest = shards.manifest
         self.device = default_device()
-        self.vqgan = load_vqgan(manifest.vqgan)
+        self.vqgan, self.clip = load_vqgan(manifest.vqgan), ClipEncoder(manifest.clip)
         self.transformer = Transformer(
-            config.model, manifest.codebook_size, manifest.grid**2, manifest.embedding_dim
-        ).to(self.device)
-        self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
+            config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
+        )
+        embeddings = shards.embeddings()
+        self.transformer.gap.measure(embeddings, self.clip.encode_texts(texts))
+        self.nearest = nearest_rows(embeddings, config.model.neighbours)
+        self.transformer.to(self.device).start_from_codebook(self.vqgan.quantizer.codebook)
+        self.transformer.recompute = config.recompute
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "transformer": config.train.optimizers([self.transformer], matrices=[self.transformer.blocks])
+            "transformer": config.train.optimizers([self.transformer], self.transformer.matrices())
         }
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._to_device(self.shards.batch(step, self.config.train.batch_size))
+    def batch(self, step: int, share: Share = WHOLE) -> Batch:
+        """The same rows, mistakes and noise whatever the number of shares."""
+        config, size = self.config, self.config.train.batch_size
+        numbers = self.shards.order.batch(step, size)
+        rng = np.random.default_rng([config.train.seed, step])
+        count = self.shards.manifest.grid**2 - 1
+        wrong = rng.random((size, count)) < rng.random((size, 1)) * config.corrupt
+        other = rng.integers(self.shards.manifest.codebook_size, size=(size, count))
+        noise = rng.standard_normal((size, self.shards.manifest.embedding_dim), np.float32)
+        dropped = rng.random(size) < config.drop_condition
+        numbers, wrong, other, noise, dropped = map(share.take, (numbers, wrong, other, noise, dropped))
+        rows = self.shards.take(numbers)
+        codes = rows.codes.astype("int64")
+        read = np.where(wrong, other, codes[:, :-1])
+        embedding = torch.from_numpy(rows.embeddings).to(self.device)
+        return Batch(
+            torch.from_numpy(codes).to(self.device),
+            torch.from_numpy(read).to(self.device),
+            self._condition(embedding, numbers, torch.from_numpy(noise).to(self.device)),
+            torch.from_numpy(dropped).to(self.device),
+            embedding,
+        )
 
-    def _to_device(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        codes = torch.from_numpy(rows.codes.astype("int64")).to(self.device)
-        return codes, torch.from_numpy(rows.embeddings.copy()).to(self.device)
+    def _condition(self, embedding: Tensor, numbers: np.ndarray, noise: Tensor) -> Tensor:
+        gap = self.transformer.gap
+        own = gap.noisy(gap.image(embedding), noise).unsqueeze(1)
+        if not self.config.model.neighbours:
+            return own
+        around = self.shards.take(self.nearest[numbers].ravel()).embeddings
+        beside = gap.image(torch.from_numpy(around).to(self.device)).view(len(own), -1, own.shape[-1])
+        return torch.cat([own, beside], dim=1)
 
-    def losses(
-        self, batch: tuple[Tensor, Tensor], progress: float
-    ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        codes, embedding = batch
-        rows = len(codes)
-        dropped = torch.rand(rows, 1, device=self.device) < self.config.drop_condition
-        embedding = torch.where(dropped, self.transformer.unconditional(rows), embedding)
-        logits = self.transformer(self._corrupted(codes[:, :-1]), embedding)
-        loss = code_cross_entropy(logits, codes)
-        yield "transformer", loss, {}
-
-    def _corrupted(self, codes: Tensor) -> Tensor:
-        share = torch.rand(len(codes), 1, device=self.device) * self.config.corrupt
-        wrong = torch.rand(codes.shape, device=self.device) < share
-        random = torch.randint_like(codes, self.shards.manifest.codebook_size)
-        return torch.where(wrong, random, codes)
+    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        nothing = self.transformer.unconditional(len(batch.codes))
+        condition = torch.where(batch.dropped.view(-1, 1, 1), nothing, batch.condition)
+        logits = self.transformer(batch.read, condition)
+        loss, figures = code_cross_entropy(logits, batch.codes), {}
+        if self.config.embedding_weight:
+            distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)
+            figures = {"code_loss": loss.detach(), "embedding_loss": distance.detach()}
+            loss = loss + self.config.embedding_weight * distance
+        yield "transformer", loss, figures
 
     def validate(self) -> Validation:
-        codes, embedding = self._to_device(self.shards.validation)
+        rows = self.shards.validation()
+        codes = torch.from_numpy(rows.codes.astype("int64")).to(self.device)
+        condition = self._held_out_condition(rows).to(self.device)
         losses = [
             code_cross_entropy(self.transformer(c[:, :-1], e), c)
-            for c, e in zip(codes.split(128), embedding.split(128), strict=True)
+            for c, e in zip(codes.split(128), condition.split(128), strict=True)
         ]
-        shown = embedding[:: max(len(embedding) // SHOWN, 1)][:SHOWN]
-        sampling = self.config.sampling
-        sampled = sample_codes(self.transformer, shown, range(len(shown)), sampling)
-        originals = codes[:: max(len(codes) // SHOWN, 1)][:SHOWN]
+        every = max(len(codes) // SHOWN, 1)
+        shown = condition[::every][:SHOWN]
+        sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
         side = self.shards.manifest.grid
-        made = self.vqgan.decode(torch.cat([originals, sampled]).view(-1, side, side))
+        made = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
         pictures = grid(to_images(made), columns=len(shown))
-        return Validation({"validation_loss": torch.stack(losses).mean().item()}, {"samples": pictures})
+        return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": pictures})
+
+    def _held_out_condition(self, rows: Rows) -> Tensor:
+        """Clean embeddings; their neighbours are training pictures."""
+        gap, held = self.transformer.gap, torch.from_numpy(rows.embeddings)
+        own = gap.image(held.to(self.device)).unsqueeze(1)
+        if not self.config.model.neighbours:
+            return own
+        known = torch.from_numpy(self.shards.embeddings())
+        around = (held @ known.T).topk(self.config.model.neighbours, dim=1).indices
+        return torch.cat([own, gap.image(known[around].to(self.device))], dim=1)
+
+
+def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:
+    """The k other rows with the highest cosine to each row [n, d]: int64 [n, k], exact, n * n * d work."""
+    if k == 0:
+        return np.zeros((len(embeddings), 0), np.int64)
+    known = torch.from_numpy(embeddings)
+    found = []
+    for start in range(0, len(known), chunk):
+        cosine = known[start : start + chunk] @ known.T
+        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
+        found.append(cosine.topk(k, dim=1).indices)
+    return torch.cat(found).numpy()

@@ -5,36 +5,42 @@ Out: {root}/checkpoints/vqgan/{run}/step-N
 Run: `vqgan_checkpoint` in Dagster.
 
 Loss: |x - x'| + perceptual * d(x, x') + commitment + late * adaptive * hinge  (arXiv:2012.09841)
+A checkpoint that `clipgen import-vqgan` wrote can be gone on from: `start_from`.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from clipgen_core.data.images import ImageTable
-from clipgen_core.data.order import ShuffledOrder
+from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
 from clipgen_core.data.pictures import fit_square, grid, random_crop, to_images, to_tensor
+from clipgen_core.load import load_vqgan
 from clipgen_core.losses import (
     ClipFeatureDistance,
     Lpips,
     adaptive_weight,
+    gradient_penalty,
     hinge_discriminator,
     hinge_generator,
+    lecam,
 )
+from clipgen_core.metrics import Reconstruction
 from clipgen_core.models.clip import ClipEncoder, default_device
 from clipgen_core.models.discriminator import PatchDiscriminator
-from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan, VqganConfig
 from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
-from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit
+from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.loop import GOAL, Fitted, Validation, fit
 from clipgen_core.training.optim import adamw
 
 SHOWN = 16
@@ -42,15 +48,25 @@ USAGE_PICTURES = 384  # enough codes (384 x 64 on the demo) to count usage witho
 
 
 class Config(Frozen):
+    """perceptual_blocks: how many of CLIP's blocks measure the perceptual distance, all if None;
+    lpips_weights: measure by LPIPS instead, with torchvision's VGG16 weights at this path;
+    adversarial_from: the share of training after which the discriminator joins;
+    lecam, gradient_penalty: weights of the discriminator's regularisers;
+    start_from: a VQGAN checkpoint of the same shape to go on from (fine-tuning)."""
+
     model: VqganConfig
     train: TrainConfig
     smallest_crop: float = Field(default=0.8, gt=0, le=1)
     perceptual: float = Field(default=1.0, ge=0)
+    perceptual_blocks: int | None = Field(default=None, gt=0)
     lpips_weights: str | None = None
     adversarial: float = Field(default=0.8, ge=0)
     adversarial_from: float = Field(default=0.6, ge=0, le=1)
     discriminator_width: int = 64
     discriminator_layers: int = 2
+    lecam: float = Field(default=0.0, ge=0)
+    gradient_penalty: float = Field(default=0.0, ge=0)
+    start_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,8 @@ class VqganTask:
         self.config, self.table = config, table
         self.device = default_device()
         self.vqgan = Vqgan(config.model).to(self.device)
+        if config.start_from:
+            self.vqgan.load_state_dict(load_vqgan(config.start_from, same_as=config.model).state_dict())
         self.model: nn.Module = self.vqgan
         width, layers = config.discriminator_width, config.discriminator_layers
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)
@@ -93,13 +111,14 @@ class VqganTask:
             "vqgan": [adamw([self.vqgan], train.learning_rate, train.betas, train.weight_decay)],
             "discriminator": [adamw([self.discriminator], train.learning_rate, (0.5, 0.9), 0.0)],
         }
-        self.distance: nn.Module = ClipFeatureDistance(clip)
+        self.clip = clip
+        self.distance: nn.Module = ClipFeatureDistance(clip, config.perceptual_blocks)
         if config.lpips_weights:
             self.distance = Lpips(config.lpips_weights).to(self.device)
-        self.order = ShuffledOrder(len(table.train), train.seed)
+        self.order = ShuffledOrder([len(table.train)], train.seed)
 
-    def batch(self, step: int) -> Tensor:
-        rows = self.table.train[self.order.batch(step, self.config.train.batch_size)]
+    def batch(self, step: int, share: Share = WHOLE) -> Tensor:
+        rows = self.table.train[share.take(self.order.batch(step, self.config.train.batch_size))]
         size, smallest = self.config.model.image_size, self.config.smallest_crop
         crops = [
             random_crop(image, size, smallest, seed=step * 100_003 + i)
@@ -119,34 +138,46 @@ class VqganTask:
         fooling = config.adversarial > 0 and progress >= config.adversarial_from
         if fooling:
             self.discriminator.requires_grad_(False)
-            hinge = hinge_generator(self.discriminator(made).float())
+            hinge = hinge_generator(self.discriminator.forward(made).float())
             weight = adaptive_weight(reconstruction, hinge, self.vqgan.decoder.last_layer)
             loss = loss + config.adversarial * weight * hinge
             figures |= {"hinge": hinge.detach(), "adaptive_weight": weight}
         yield "vqgan", loss, figures
         if fooling:
             self.discriminator.requires_grad_(True)
-            real, fake = self.discriminator(batch), self.discriminator(made.detach())
-            judged = hinge_discriminator(real.float(), fake.float())
+            judged = self._judge(batch, made.detach())
             yield "discriminator", judged, {"discriminator": judged.detach()}
 
+    def _judge(self, batch: Tensor, made: Tensor) -> Tensor:
+        config = self.config
+        if config.gradient_penalty:
+            batch = batch.detach().requires_grad_()
+        real, fake = self.discriminator(torch.cat([batch, made])).float().chunk(2)
+        loss = hinge_discriminator(real, fake)
+        if config.lecam:
+            self.discriminator.remember(real, fake)
+            loss = loss + config.lecam * lecam(real, fake, self.discriminator.anchors)
+        if config.gradient_penalty:
+            loss = loss + config.gradient_penalty * gradient_penalty(real, batch)
+        return loss
+
     def validate(self) -> Validation:
-        """PSNR on held-out pictures; codebook usage and perplexity over them and USAGE_PICTURES more."""
-        counts = torch.zeros(self.config.model.quantizer.codebook_size, dtype=torch.long)
-        errors, shown = [], []
-        for start in range(0, len(self.table.validation), 64):
-            batch = self._centre(self.table.validation[start : start + 64])
+        """Reconstruction of held-out pictures and USAGE_PICTURES more; the loss of the former alone."""
+        table, held = self.table, len(self.table.validation)
+        seen = Reconstruction(self.config.model.quantizer.codebook_size)
+        losses = []
+        rows = np.concatenate([table.validation, table.train[:USAGE_PICTURES]])
+        for start in range(0, len(rows), 64):
+            batch = self._centre(rows[start : start + 64])
             made, codes = self._reconstruct(batch)
-            errors.append((made - batch).square().mean((1, 2, 3)))
-            counts += codes.flatten().bincount(minlength=len(counts)).cpu()
+            if start < held:
+                own = slice(held - start)
+                pixel, perceptual = F.l1_loss(made[own], batch[own]), self.distance(made[own], batch[own])
+                losses.append(len(batch[own]) / held * (pixel + self.config.perceptual * perceptual))
             if not start:
                 shown = [*to_images(batch[:SHOWN]), *to_images(made[:SHOWN])]
-        for start in range(0, min(len(self.table.train), USAGE_PICTURES), 64):
-            codes = self._reconstruct(self._centre(self.table.train[start : start + 64]))[1]
-            counts += codes.flatten().bincount(minlength=len(counts)).cpu()
-        psnr = 10 * torch.log10(4 / torch.cat(errors).clamp(min=1e-10)).mean()
-        usage, perplexity = usage_and_perplexity(counts)
-        metrics = {"psnr": psnr.item(), "codebook_usage": usage, "codebook_perplexity": perplexity}
+            seen.add(batch, made, codes, self.clip.embed(batch), self.clip.embed(made))
+        metrics = {GOAL: float(sum(losses)), **seen.metrics()}
         return Validation(metrics, {"reconstructions": grid(shown, max(len(shown) // 2, 1))})
 
     def _centre(self, rows: Any) -> Tensor:

@@ -25,18 +25,26 @@ MARKER = "state.json"
 class Checkpoints:
     """The checkpoints of one training run.
 
-    url: `{root}/checkpoints/{stage}/{run}`; keep: how many of the newest stay.
+    url: `{root}/checkpoints/{stage}/{run}`; keep: how many of the newest stay, beside the best.
     """
 
     url: str
     config: dict[str, Any]
     keep: int = 2
 
+    def at(self, step: int) -> str:
+        return f"{self.url}/step-{step:08d}"
+
     def save(
-        self, step: int, weights: dict[str, Tensor], training: dict[str, Any], state: dict[str, Any]
+        self,
+        step: int,
+        weights: dict[str, Tensor],
+        training: dict[str, Any],
+        state: dict[str, Any],
+        best: int | None = None,
     ) -> str:
-        """Publish `step-N` and drop the oldest; returns its URL."""
-        target = f"{self.url}/step-{step:08d}"
+        """Publish `step-N` and drop the oldest, but never that of step `best`; returns its URL."""
+        target = self.at(step)
         with storage.draft_folder(target) as scratch:
             draft = Path(scratch) / "checkpoint"
             draft.mkdir()
@@ -46,7 +54,8 @@ class Checkpoints:
             (draft / MARKER).write_text(json.dumps({"step": step, **state}, indent=2))
             storage.publish_folder(draft, target, MARKER)
         for old in self.finished()[: -self.keep]:
-            storage.remove_folder(f"{self.url}/{old}")
+            if best is None or old != f"step-{best:08d}":
+                storage.remove_folder(f"{self.url}/{old}")
         return target
 
     def finished(self) -> list[str]:

@@ -1,74 +1,43 @@
 """The one training loop. Knows steps, optimizers and checkpoints; knows no model.
 
 A task says what a batch is and which losses it has; the loop does the rest: learning rate,
-precision, clipping, averaging, validation, metrics, checkpoints, resuming.
+precision, accumulation, clipping, averaging, several processes, validation, metrics, checkpoints,
+resuming, stopping.
 
 Every step draws its random numbers from (seed, step), and a batch is a function of its step,
 so a run that was killed and resumed computes what an undisturbed run does.
 """
 
 import math
-import queue
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from clipgen_core.data.order import Share
+from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import Meter, track
-from clipgen_core.schema import Frozen
 from clipgen_core.storage import clear_drafts
-from clipgen_core.tracking import Tracker
+from clipgen_core.tracking import NullTracker, Tracker
+from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.optim import (
-    ExponentialAverage,
-    OptimizerName,
-    adamw,
-    muon,
-    set_learning_rate,
-    warmup_cosine,
-)
+from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.interrupt import Interrupted, sigterm
+from clipgen_core.training.optim import ExponentialAverage, set_learning_rate, warmup_cosine
 
+GOAL = "validation_loss"
 History = list[dict[str, float]]
-
-
-class TrainConfig(Frozen):
-    """How long and how fast to train. `steps` counts optimizer steps of `batch_size` pictures."""
-
-    steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    optimizer: OptimizerName = "adamw"
-    warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    clip_norm: float = Field(default=1.0, gt=0)
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    precision: str = Field(default="bf16", pattern="^(bf16|fp32)$")
-    seed: int = 0
-    log_every: int = Field(default=10, gt=0)
-    validate_every: int = Field(default=100, gt=0)
-    checkpoint_every: int = Field(default=100, gt=0)
-    keep_checkpoints: int = Field(default=2, gt=0)
-
-    def optimizers(
-        self, modules: Sequence[nn.Module], matrices: Sequence[nn.Module]
-    ) -> list[torch.optim.Optimizer]:
-        """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
-        rates = (self.learning_rate, self.betas, self.weight_decay)
-        return muon(matrices, modules, *rates) if self.optimizer == "muon" else [adamw(modules, *rates)]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures and pictures of a model on held-out data."""
+    """Figures and pictures of a model on held-out data; `validation_loss` tells better from worse."""
 
     metrics: dict[str, float]
     images: dict[str, Image.Image] = field(default_factory=dict)
@@ -84,8 +53,8 @@ class Task(Protocol):
     extras: dict[str, nn.Module]
     optimizers: dict[str, list[torch.optim.Optimizer]]
 
-    def batch(self, step: int) -> Any:
-        """The data of a step: a function of the step alone. Called from another thread."""
+    def batch(self, step: int, share: Share) -> Any:
+        """A share of a step's data: a function of the step alone. Called from another thread."""
 
     def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         """Yields (name, loss, metrics); the loop steps that name's optimizers before going on."""
@@ -95,7 +64,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A finished training: its last checkpoint, its curve and its last validation."""
+    """A finished training: the checkpoint to use, its curve and its last validation."""
 
     checkpoint: str
     history: History
@@ -108,97 +77,205 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
     """Train `task` to `config.steps`, going on from the newest whole checkpoint.
 
     Raises:
-        ClipgenError: the loss is no longer finite; earlier checkpoints are left as they were.
+        ClipgenError: a loss is not finite; earlier checkpoints are left as they were.
+        Interrupted: SIGTERM came; a checkpoint was saved.
     """
-    average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
-    clear_drafts(checkpoints.url)
-    begun, history = _resume(task, average, checkpoints)
-    url = checkpoints.latest() or ""
-    validation = Validation({})
-    with track(label, config.steps, "steps", start=begun) as meter:
-        for step, batch in prefetch(task.batch, begun, config.steps):
-            torch.manual_seed(config.seed * 1_000_003 + step)
-            figures = _train_step(task, batch, step, config)
-            if average:
-                average.update(task.model, step)
-            done = step + 1
+    _spread(task, config)
+    run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
+    run.resume()
+    with track(label, config.steps, "steps", start=run.done) as meter, sigterm() as request:
+        for step, batches in prefetch(run.batches, run.done, run.stop):
+            run.train(step, batches)
             meter.advance(1)
-            if done % config.log_every == 0 or done == config.steps:
-                history.append(_log(figures, done, meter, tracker, url))
-                meter.show(loss=history[-1]["loss"])
-            if done % config.validate_every == 0 or done == config.steps:
-                validation = _validate(task, average, done, tracker)
-                history.append({"step": done, **validation.metrics})
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                _require_finite(figures, done, url)
-                speed = meter.rate * config.batch_size
-                url = _save(task, average, done, history, checkpoints, speed)
-    if not validation.metrics:
-        validation = _validate(task, average, config.steps, tracker)
-    return Fitted(
-        checkpoint=url,
-        history=history,
-        metrics=validation.metrics,
-        images=validation.images,
-        pictures_per_second=read_state(url)["pictures_per_second"],
-    )
+            logging = run.done % config.log_every == 0
+            asked = distributed.agreed(request.asked, at=logging)
+            planned = run.done % config.checkpoint_every == 0 or run.done == config.steps
+            if logging or planned or asked:
+                meter.show(loss=run.log(meter))
+            if planned:
+                run.validate()
+            if planned or asked:
+                run.save(meter.rate * config.batch_size)
+            if run.finished:
+                break
+            if asked:
+                raise Interrupted(
+                    f"{label} was asked to stop at step {run.done} and saved {run.url}: run it again to go on"
+                )
+    return run.result()
 
 
-def prefetch(produce: Any, start: int, stop: int, ahead: int = 4) -> Iterator[tuple[int, Any]]:
-    """(step, produce(step)) in order, computed in one thread a few steps ahead."""
-    ready: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(ahead)
-    closed = threading.Event()
+class _Run:
+    """One call of `fit`: what it has reached so far."""
 
-    def put(item: tuple[int, Any, BaseException | None]) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except queue.Full:
-                continue
+    def __init__(self, task: Task, config: TrainConfig, checkpoints: Checkpoints, tracker: Tracker) -> None:
+        self.task, self.config, self.checkpoints, self.tracker = task, config, checkpoints, tracker
+        self.average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
+        self.device = next(task.model.parameters()).device
+        self.done, self.url, self.history = 0, "", list[dict[str, float]]()
+        self.recent: list[dict[str, Any]] = []
+        self.finished = False
+        self.validation = Validation({})
 
-    def work() -> None:
-        for step in range(start, stop):
-            if closed.is_set():
-                return
-            try:
-                put((step, produce(step), None))
-            except BaseException as error:
-                return put((step, None, error))
+    def resume(self) -> None:
+        if distributed.rank() == 0:
+            clear_drafts(self.checkpoints.url)
+        distributed.wait_for_all()
+        self.url = self.checkpoints.latest() or ""
+        if not self.url:
+            return
+        training, state = read_training(self.url), read_state(self.url)
+        distributed.load_module(self.task.model, training["model"])
+        for name, module in self.task.extras.items():
+            distributed.load_module(module, training["extras"][name])
+        for name, optimizers in self.task.optimizers.items():
+            for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
+                distributed.load_optimizer(optimizer, saved)
+        if self.average:
+            weights = read_weights(self.url)
+            self.average.state = {k: distributed.like(weights[k], v) for k, v in self.average.state.items()}
+        self.done, self.history = int(state["step"]), list(state["history"])
+        self.finished = self.done >= self.config.steps or self.stale
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        for _ in range(start, stop):
-            step, batch, error = ready.get()
-            if error:
-                raise error
-            yield step, batch
-    finally:
-        closed.set()
+    @property
+    def stop(self) -> int:
+        return self.done if self.finished else self.config.steps
+
+    def batches(self, step: int) -> list[Any]:
+        """This process's part of a step's batch, one entry a backward pass."""
+        config, parts = self.config, distributed.world_size() * self.config.accumulate
+        first = distributed.rank() * config.accumulate
+        return [self.task.batch(step, Share(first + i, parts)) for i in range(config.accumulate)]
+
+    def train(self, step: int, batches: list[Any]) -> None:
+        """One step of every optimizer."""
+        torch.manual_seed((self.config.seed * 1_000_003 + step) * 1_009 + distributed.rank())
+        self.task.model.train()
+        self.recent.append(train_step(self.task, batches, step, self.config, self.device))
+        if self.average:
+            self.average.update(self.task.model, step)
+        self.done = step + 1
+
+    def log(self, meter: Meter) -> float:
+        """Put down the newest figures; every loss since the last time must be finite."""
+        rows = self.recent
+        for step, row in enumerate(rows, self.done - len(rows) + 1):
+            if not math.isfinite(float(row["loss"])):
+                raise ClipgenError(
+                    f"the loss is {float(row['loss'])} at step {step}: lower the learning rate; "
+                    f"the last good checkpoint is {self.url or 'none yet'}"
+                )
+        if rows:
+            figures = distributed.mean(rows[-1])
+            self.tracker.metrics({**figures, "steps_per_second": meter.rate}, step=self.done)
+            self.history.append({"step": self.done, **figures})
+            rows.clear()
+        return self.history[-1]["loss"]
+
+    def validate(self) -> None:
+        self.task.model.eval()
+        with averaged_weights(self.task.model, self.average), torch.no_grad():
+            self.validation = self.task.validate()
+        self.history.append({"step": self.done, **self.validation.metrics})
+        self.tracker.metrics(self.validation.metrics, step=self.done)
+        for name, image in self.validation.images.items():
+            self.tracker.image(f"{name}-{self.done:06d}", image)
+
+    def save(self, speed: float) -> None:
+        """Publish a checkpoint."""
+        task = self.task
+        own = distributed.whole(task.model.state_dict())
+        training = {
+            "model": own,
+            "extras": {name: module.state_dict() for name, module in task.extras.items()},
+            "optimizers": {
+                name: [distributed.whole(o.state_dict()) for o in optimizers]
+                for name, optimizers in task.optimizers.items()
+            },
+        }
+        weights = distributed.whole(self.average.state) if self.average else own
+        state = {"history": self.history, "pictures_per_second": speed}
+        if distributed.rank() == 0:
+            self.url = self.checkpoints.save(self.done, weights, training, state, best=self.best)
+        distributed.wait_for_all()
+        self.url = self.checkpoints.latest() or ""
+        self.finished = self.done == self.config.steps or self.stale
+
+    @property
+    def best(self) -> int | None:
+        """The step with the lowest validation loss so far."""
+        scored = [row for row in self.history if GOAL in row]
+        return int(min(scored, key=lambda row: row[GOAL])["step"]) if scored else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether `patience` checkpoints have brought nothing better."""
+        steps = [row["step"] for row in self.history if GOAL in row]
+        after_best = sum(step > (self.best or 0) for step in steps)
+        return 0 < self.config.patience <= after_best
+
+    def result(self) -> Fitted:
+        if not self.validation.metrics:
+            self.validate()
+        best = self.best if self.config.patience else None
+        return Fitted(
+            checkpoint=self.checkpoints.at(best) if best else self.url,
+            history=self.history,
+            metrics=self.validation.metrics,
+            images=self.validation.images,
+            pictures_per_second=read_state(self.url)["pictures_per_second"],
+        )
 
 
-def _train_step(task: Task, batch: Any, step: int, config: TrainConfig) -> dict[str, Any]:
-    device = next(task.model.parameters()).device
-    enabled = config.precision == "bf16"
+def _spread(task: Task, config: TrainConfig) -> None:
+    if config.batch_size % (distributed.world_size() * config.accumulate):
+        raise ClipgenError(
+            f"batch_size {config.batch_size} is not divisible by {distributed.world_size()} processes "
+            f"x accumulate {config.accumulate}: change one"
+        )
+    distributed.spread(task.model, config.parallel)
+    for module in task.extras.values():
+        distributed.spread(module, "ddp")
+    if config.compile:
+        task.model.compile()
+
+
+def train_step(
+    task: Task, batches: list[Any], step: int, config: TrainConfig, device: torch.device
+) -> dict[str, Any]:
+    """Accumulate each loss's gradients over the batches, then step its optimizers; returns the figures."""
+    running = [task.losses(batch, step / config.steps) for batch in batches]
     figures: dict[str, Any] = {}
-    task.model.train()
-    losses = task.losses(batch, step / config.steps)
+    first = next(iter(task.optimizers))
     while True:
-        with torch.autocast(device.type, torch.bfloat16, enabled=enabled), attention_for(device):
-            name, loss, metrics = next(losses, (None, None, {}))
-        if name is None or loss is None:
-            return figures
-        optimizers = task.optimizers[name]
-        warmup = max(int(config.warmup_share * config.steps), 1)
-        for optimizer in optimizers:
-            set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
-            optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        for optimizer in optimizers:
-            optimizer.step()
-        figures |= {f"{name}_grad_norm": norm, **metrics}
-        figures.setdefault("loss", loss.detach())
+        for i, losses in enumerate(running):
+            distributed.synchronise(task.model, wanted=i == len(running) - 1)
+            with (
+                torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"),
+                attention_for(device),
+            ):
+                found = next(losses, None)
+            if found is None:
+                return figures
+            name, loss, metrics = found
+            if i == 0:
+                for optimizer in task.optimizers[name]:
+                    optimizer.zero_grad(set_to_none=True)
+            (loss / len(running)).backward()
+            shown = {"loss": loss.detach(), **metrics} if name == first else metrics
+            for key, value in shown.items():
+                figures[key] = figures.get(key, 0) + value / len(running)
+        figures[f"{name}_grad_norm"] = _step(task.optimizers[name], step, config)
+
+
+def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> Tensor:
+    warmup = max(int(config.warmup_share * config.steps), 1)
+    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    for optimizer in optimizers:
+        set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
+        optimizer.step()
+    return norm
 
 
 @contextmanager
@@ -210,33 +287,6 @@ def attention_for(device: torch.device) -> Iterator[None]:
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     with sdpa_kernel(SDPBackend.MATH):
         yield
-
-
-def _log(
-    figures: Mapping[str, Any], done: int, meter: Meter, tracker: Tracker, last_good: str
-) -> dict[str, float]:
-    _require_finite(figures, done, last_good)
-    row = {name: float(value) for name, value in figures.items()}
-    tracker.metrics({**row, "steps_per_second": meter.rate}, step=done)
-    return {"step": done, **row}
-
-
-def _require_finite(figures: Mapping[str, Any], done: int, last_good: str) -> None:
-    if not math.isfinite(float(figures["loss"])):
-        raise ClipgenError(
-            f"the loss is {float(figures['loss'])} at step {done}: lower the learning rate; "
-            f"the last good checkpoint is {last_good or 'none yet'}"
-        )
-
-
-def _validate(task: Task, average: ExponentialAverage | None, done: int, tracker: Tracker) -> Validation:
-    task.model.eval()
-    with averaged_weights(task.model, average), torch.no_grad():
-        validation = task.validate()
-    tracker.metrics(validation.metrics, step=done)
-    for name, image in validation.images.items():
-        tracker.image(f"{name}-{done:06d}", image)
-    return validation
 
 
 @contextmanager
@@ -251,38 +301,3 @@ def averaged_weights(model: nn.Module, average: ExponentialAverage | None) -> It
         yield
     finally:
         model.load_state_dict(own)
-
-
-def _save(
-    task: Task,
-    average: ExponentialAverage | None,
-    done: int,
-    history: History,
-    checkpoints: Checkpoints,
-    speed: float,
-) -> str:
-    own = task.model.state_dict()
-    training = {
-        "model": own,
-        "extras": {name: module.state_dict() for name, module in task.extras.items()},
-        "optimizers": {n: [o.state_dict() for o in os] for n, os in task.optimizers.items()},
-    }
-    weights = average.state if average else own
-    state = {"history": history, "pictures_per_second": speed}
-    return checkpoints.save(done, weights, training, state)
-
-
-def _resume(task: Task, average: ExponentialAverage | None, checkpoints: Checkpoints) -> tuple[int, History]:
-    latest = checkpoints.latest()
-    if latest is None:
-        return 0, []
-    training, state = read_training(latest), read_state(latest)
-    task.model.load_state_dict(training["model"])
-    for name, module in task.extras.items():
-        module.load_state_dict(training["extras"][name])
-    for name, optimizers in task.optimizers.items():
-        for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
-            optimizer.load_state_dict(saved)
-    if average:
-        average.state = {k: v.to(average.state[k].device) for k, v in read_weights(latest).items()}
-    return int(state["step"]), list(state["history"])

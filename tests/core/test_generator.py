@@ -37,15 +37,20 @@ def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
 
 def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: TextToImage) -> None:
     text = generator.clip.encode_texts(["a red disc"])[0]
-    assert (generator.condition(text, SamplingConfig(neighbours=0)) == text).all()
-    table = generator.embeddings.to_table()
+    assert (generator.condition(text, SamplingConfig(condition="text")).numpy() == text).all()
+    table = generator.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     (first, cosine), (second, lower) = generator.search(text, 2)
-    one = generator.condition(text, SamplingConfig(neighbours=1))
+    one = generator.condition(text, SamplingConfig(neighbours=1))[0]
     assert np.allclose(one, stored[first], atol=1e-5)
     mean = stored[first] + np.exp((lower - cosine) / 0.1) * stored[second]
-    two = generator.condition(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))
+    two = generator.condition(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0]
     assert np.allclose(two, mean / np.linalg.norm(mean), atol=1e-4)
+    shifted = generator.condition(text, SamplingConfig(condition="shifted"))[0]
+    gap = generator.transformer.gap
+    assert np.allclose(gap.image_mean, np.stack(list(stored.values())).mean(0), atol=0.1)
+    moved = text - gap.text_mean.numpy() + gap.image_mean.numpy()
+    assert np.allclose(shifted, moved / np.linalg.norm(moved), atol=1e-5)
 
 
 def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.sampling import SamplingConfig, draw, filter_logits, sample_codes, uniform_draws
 
-CODES, POSITIONS, DIM = 11, 9, 6
+CODES, GRID, DIM = 11, 3, 6
+POSITIONS = GRID * GRID
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
     torch.manual_seed(3)
-    made = Transformer(TransformerConfig(width=32, layers=2, heads=2), CODES, POSITIONS, DIM).eval()
+    made = Transformer(TransformerConfig(width=32, layers=2, heads=2), CODES, GRID, DIM).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made
@@ -21,7 +22,7 @@ def model() -> Transformer:
 
 def embeddings(rows: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(rows)
-    return torch.nn.functional.normalize(torch.randn(rows, DIM, generator=generator), dim=-1)
+    return torch.nn.functional.normalize(torch.randn(rows, 1, DIM, generator=generator), dim=-1)
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])

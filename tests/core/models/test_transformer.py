@@ -1,47 +1,98 @@
+from typing import Any
+
 import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.models.transformer import Transformer, TransformerConfig
+from clipgen_core.models.transformer import Transformer, TransformerConfig, rope_angles, rotate
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llamagen": {},
+    "gpt2": {
+        "norm": "layer",
+        "feed_forward": "gelu",
+        "positions": "learned",
+        "qk_norm": False,
+        "bias": True,
+    },
+    "everywhere": {"norm": "layer", "condition": "everywhere"},
+    "neighbours": {"neighbours": 2, "condition": "everywhere"},
+    "learned neighbours": {"neighbours": 3, "positions": "learned"},
+}
 
 
-def make(dropout: float = 0.0) -> Transformer:
+@pytest.fixture(params=SHAPES)
+def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(width=32, layers=2, heads=4, dropout=dropout)
-    return Transformer(config, codebook_size=7, positions=9, embedding_dim=5).eval()
+    config = TransformerConfig(width=32, layers=2, heads=4, **SHAPES[request.param])
+    made = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
 
 
-def test_a_code_is_predicted_from_the_codes_before_it_alone() -> None:
-    model, embedding = make(), torch.randn(1, 5)
+def embedding(model: Transformer, rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(rows, 1 + model.config.neighbours, 5, generator=generator)
+
+
+def test_a_code_is_predicted_from_the_codes_before_it_alone(model: Transformer) -> None:
     codes = torch.randint(0, 7, (1, 8))
     changed = codes.clone()
     changed[0, 4] = (changed[0, 4] + 1) % 7
-    before, after = model(codes, embedding), model(changed, embedding)
+    before, after = model(codes, embedding(model, 1)), model(changed, embedding(model, 1))
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
 
-def test_the_embedding_reaches_every_position() -> None:
-    model, codes = make(), torch.randint(0, 7, (1, 8))
-    difference = (model(codes, torch.ones(1, 5)) - model(codes, -torch.ones(1, 5))).abs().amax(-1)
-    assert (difference > 0).all()
+def test_every_embedding_reaches_every_position(model: Transformer) -> None:
+    codes, given = torch.randint(0, 7, (1, 8)), embedding(model, 1)
+    for which in range(given.shape[1]):
+        other = given.clone()
+        other[:, which] *= -1
+        difference = (model(codes, given) - model(codes, other)).abs().amax(-1)
+        assert (difference > 0).all()
 
 
-def test_the_cache_gives_the_logits_of_the_whole_prefix() -> None:
-    model, embedding = make(), torch.randn(2, 5)
-    codes = torch.randint(0, 7, (2, 8))
+def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer) -> None:
+    given, codes = embedding(model, 2), torch.randint(0, 7, (2, 8))
     cache = model.new_cache(2)
-    steps = [model(codes[:, :0], embedding, cache)]
-    steps += [model(codes[:, i : i + 1], embedding, cache) for i in range(8)]
-    assert torch.allclose(torch.cat(steps, 1), model(codes, embedding), atol=1e-5)
-    assert cache.length == 9
+    steps = [model(codes[:, :0], given, cache)]
+    steps += [model(codes[:, i : i + 1], given, cache) for i in range(8)]
+    assert torch.allclose(torch.cat(steps, 1), model(codes, given), atol=1e-4)
+    assert cache.length == 9 + model.config.neighbours
 
 
-def test_logits_have_a_row_for_every_code_to_come() -> None:
-    assert make()(torch.zeros(3, 0, dtype=torch.long), torch.randn(3, 5)).shape == (3, 1, 7)
-    assert make()(torch.zeros(3, 8, dtype=torch.long), torch.randn(3, 5)).shape == (3, 9, 7)
+def test_logits_have_a_row_for_every_code_to_come(model: Transformer) -> None:
+    assert model(torch.zeros(3, 0, dtype=torch.long), embedding(model, 3)).shape == (3, 1, 7)
+    assert model(torch.zeros(3, 8, dtype=torch.long), embedding(model, 3)).shape == (3, 9, 7)
+
+
+def test_recomputing_blocks_changes_no_gradient(model: Transformer) -> None:
+    gradients = []
+    for recompute in (False, True):
+        model.train().zero_grad()
+        model.recompute = recompute
+        model(torch.zeros(2, 8, dtype=torch.long), embedding(model, 2)).square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.blocks.parameters() if p.grad is not None])
+    assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_rope_turns_by_the_distance_between_codes_in_both_directions() -> None:
+    angles = rope_angles(grid=4, head_width=8, prefix=1)
+    assert (angles[0] == 0).all()
+    query, key = torch.randn(8), torch.randn(8)
+
+    def match(a: int, b: int) -> float:
+        return float(rotate(query, angles[1 + a]) @ rotate(key, angles[1 + b]))
+
+    assert match(0, 5) == pytest.approx(match(9, 14), abs=1e-5)  # one row down, one column right
+    assert match(0, 1) == pytest.approx(match(5, 6), abs=1e-5)
+    assert match(0, 1) != pytest.approx(match(0, 4), abs=1e-3)
 
 
 def test_impossible_sizes_fail_before_any_work() -> None:
     with pytest.raises(ClipgenError, match="width 30 is not divisible by 4 heads"):
         TransformerConfig(width=30, layers=1, heads=4)
+    with pytest.raises(ClipgenError, match="head width divisible by 4, not 6"):
+        TransformerConfig(width=12, layers=1, heads=2)

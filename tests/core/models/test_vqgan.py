@@ -46,6 +46,39 @@ def test_gradients_reach_the_encoder_through_the_codes() -> None:
     assert first.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        QuantizerConfig(kind="cosine", codebook_size=16, code_dim=8),
+        QuantizerConfig(kind="simvq", codebook_size=16, code_dim=8),
+        QuantizerConfig(kind="fsq", codebook_size=60, code_dim=3, levels=(5, 4, 3)),
+    ],
+    ids=lambda config: config.kind,
+)
+def test_every_kind_of_quantizer_learns_and_gives_its_codes_back(quantizer: QuantizerConfig) -> None:
+    torch.manual_seed(0)
+    model = Vqgan(config().model_copy(update={"quantizer": quantizer})).train()
+    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
+    made, _, commitment = model(pictures)
+    (made.square().mean() + commitment).backward()
+    first = model.encoder[1].weight
+    assert isinstance(first, torch.nn.Parameter) and first.grad is not None
+    assert first.grad.abs().sum() > 0
+    made, codes, _ = model.eval()(pictures)
+    assert codes.min() >= 0 and codes.max() < quantizer.codebook_size
+    assert torch.allclose(model.decode(codes), made, atol=1e-4)
+    table = model.quantizer.codebook
+    assert table.shape == (quantizer.codebook_size, quantizer.code_dim)
+    assert torch.allclose(table[codes[0, 0, 0]], model.quantizer.lookup(codes)[0, :, 0, 0], atol=1e-5)
+
+
+def test_levels_that_do_not_make_the_codebook_are_refused() -> None:
+    with pytest.raises(ClipgenError, match=r"fsq levels \(5, 4\) do not make codebook_size 16"):
+        QuantizerConfig(kind="fsq", codebook_size=16, code_dim=2, levels=(5, 4))
+    with pytest.raises(ClipgenError, match="levels belong to fsq, not to ema"):
+        QuantizerConfig(codebook_size=16, code_dim=2, levels=(4, 4))
+
+
 def test_an_indivisible_size_fails_before_any_work() -> None:
     with pytest.raises(ClipgenError, match=r"image_size 30 .* downsampling factor 4"):
         config(30)

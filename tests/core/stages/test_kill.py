@@ -72,4 +72,4 @@ def test_the_restart_after_sigkill_equals_an_undisturbed_run(
     expected = zip(first["id"].to_pylist(), vectors(first), strict=True)
     assert all(np.allclose(rows[image_id], vector, atol=0.02) for image_id, vector in expected)
     shards = TokenShards(killed.current("tokens", "tests").path, seed=0)
-    assert len(shards.train) + len(shards.validation) == 72
+    assert shards.rows + len(shards.validation()) == 72

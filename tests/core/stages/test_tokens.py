@@ -73,10 +73,28 @@ def test_a_part_that_is_not_its_manifests_is_refused(shards: str) -> None:
     part = Path(shards) / read_manifest(shards).train[0].file
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     with pytest.raises(ClipgenError, match=f"{part} is not the file its manifest names"):
-        TokenShards(shards, seed=0)
+        TokenShards(shards, seed=0).batch(0, 8)
     part.unlink()
     with pytest.raises(ClipgenError, match="is not the file its manifest names"):
-        TokenShards(shards, seed=0)
+        TokenShards(shards, seed=0).batch(0, 8)
+
+
+def test_rows_come_from_several_parts_in_the_order_asked_for(pipeline: Storage, tmp_path: Path) -> None:
+    out = Storage(str(tmp_path / "root"))
+    made = tokens.run(
+        tokens.Config(batch_size=10, rows_per_part=10),
+        images=pipeline.images,
+        embeddings=pipeline.current("embeddings", "tests").path,
+        vqgan=pipeline.current("vqgan", "tests").path,
+        out=out,
+        tracker=NullTracker(),
+    )
+    assert len(made.manifest.train) == 8
+    shards = TokenShards(made.shards, seed=0)
+    whole = shards.embeddings()
+    rows = np.random.default_rng(0).permutation(shards.rows)
+    assert (shards.take(rows).embeddings == whole[rows]).all()
+    assert shards._part.cache_info().currsize <= 2 * shards.order.window
 
 
 def test_a_damaged_or_missing_manifest_is_one_sentence(shards: str, tmp_path: Path) -> None:

@@ -3,12 +3,16 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from clipgen_core.data.tokens import Rows
+from clipgen_core.data.order import Share
+from clipgen_core.data.tokens import TokenShards
+from clipgen_core.errors import ClipgenError
+from clipgen_core.gap import GapConfig
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -61,21 +65,76 @@ def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Sto
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_conditions_are_dropped_and_codes_corrupted_at_their_rates(pipeline: Storage) -> None:
-    from clipgen_core.data.tokens import TokenShards
-
-    config = tiny_transformer_config().model_copy(update={"corrupt": 0.5, "drop_condition": 0.3})
+def make_task(pipeline: Storage, **fields: Any) -> transformer.TransformerTask:
+    config = tiny_transformer_config().model_copy(update=fields)
+    train = config.train.model_copy(update={"batch_size": 400})
     shards = TokenShards(pipeline.current("tokens", "tests").path, seed=0)
-    task = transformer.TransformerTask(config, shards)
-    torch.manual_seed(0)
-    codes = torch.zeros(2000, 15, dtype=torch.long)
-    changed = (task._corrupted(codes) != 0).float().mean().item()
-    assert changed == pytest.approx(0.25 * 15 / 16, abs=0.02)
+    config = config.model_copy(update={"train": train})
+    return transformer.TransformerTask(config, shards, ["a red disc", "a blue square"])
 
+
+def test_conditions_are_dropped_and_codes_corrupted_at_their_rates(pipeline: Storage) -> None:
+    batch = make_task(pipeline, corrupt=0.5, drop_condition=0.3).batch(0)
+    changed = (batch.read != batch.codes[:, :-1]).float().mean().item()
+    assert changed == pytest.approx(0.25 * 15 / 16, abs=0.03)
+    assert batch.dropped.float().mean().item() == pytest.approx(0.3, abs=0.07)
+
+
+def test_a_dropped_condition_is_the_learned_nothing(pipeline: Storage) -> None:
+    task = make_task(pipeline, drop_condition=0.5)
     seen: list[torch.Tensor] = []
     task.transformer.register_forward_hook(lambda module, args, out: seen.append(args[1]))
     with torch.no_grad():
         task.transformer.nothing.fill_(9.0)
-    rows = Rows(np.zeros((1000, 16), np.uint16), np.zeros((1000, 32), np.float32))
-    next(task.losses(task._to_device(rows), 0.0))
-    assert (seen[0][:, 0] == 9.0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+    batch = task.batch(0)
+    next(task.losses(batch, 0.0))
+    assert torch.equal((seen[0] == 9.0).all((1, 2)), batch.dropped)
+
+
+def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> None:
+    task = make_task(pipeline, corrupt=0.5, gap=GapConfig(noise="isotropic"))
+    whole = task.batch(5)
+    for i in range(3):
+        part = task.batch(5, Share(i, 3))
+        for name in ("codes", "read", "condition", "dropped", "embedding"):
+            assert torch.equal(getattr(whole, name)[i::3], getattr(part, name))
+
+
+def test_neighbours_are_the_nearest_other_pictures(pipeline: Storage) -> None:
+    model = tiny_transformer_config().model.model_copy(update={"neighbours": 2})
+    task = make_task(pipeline, model=model, drop_condition=0.0)
+    batch = task.batch(0)
+    assert batch.condition.shape == (400, 3, 32)
+    own, beside = batch.condition[:, 0], batch.condition[:, 1:]
+    cosine = own @ torch.from_numpy(task.shards.embeddings()).T
+    best = cosine.topk(3, dim=1).values
+    assert torch.allclose((beside * own.unsqueeze(1)).sum(-1), best[:, 1:], atol=1e-5)
+
+
+def test_the_embedding_loss_pulls_pictures_towards_their_embedding(
+    pipeline: Storage, storage: Storage
+) -> None:
+    config = tiny_transformer_config(4, log_every=1).model_copy(update={"embedding_weight": 2.0})
+    fitted = train(config, pipeline, storage).fitted
+    row = fitted.history[0]
+    assert row["loss"] == pytest.approx(row["code_loss"] + 2 * row["embedding_loss"], rel=1e-3)
+
+
+def test_texts_are_read_and_refused(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a disc\n\n  a square \n")
+    assert transformer.read_texts(str(tmp_path / "texts.txt")) == ["a disc", "a square"]
+    (tmp_path / "one.txt").write_text("a disc\n")
+    with pytest.raises(ClipgenError, match="holds 1 texts: at least 2"):
+        transformer.read_texts(str(tmp_path / "one.txt"))
+    with pytest.raises(ClipgenError, match="does not exist"):
+        transformer.read_texts(str(tmp_path / "none.txt"))
+
+
+def test_the_best_checkpoint_is_used_after_early_stopping(pipeline: Storage, storage: Storage) -> None:
+    config = tiny_transformer_config(400, patience=2, keep_checkpoints=1)
+    fitted = train(config.model_copy(update={"corrupt": 0.0}), pipeline, storage).fitted
+    scores = {row["step"]: row["validation_loss"] for row in fitted.history if "validation_loss" in row}
+    best = min(scores, key=lambda step: scores[step])
+    assert fitted.checkpoint.endswith(f"step-{int(best):08d}")
+    assert storage.current("transformer", "tests").path == fitted.checkpoint
+    assert list(scores)[-1] < 400 and list(scores).index(best) == len(scores) - 3

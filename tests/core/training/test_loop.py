@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from clipgen_core import storage
+from clipgen_core.data.order import WHOLE, Share
+from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.loop import Fitted, TrainConfig, Validation, fit, prefetch
+from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.loop import Fitted, Validation, fit
 
 
 class LineTask:
@@ -30,8 +33,8 @@ class LineTask:
         }
         self.nan_at, self.pause, self.seen = nan_at, pause, list[int]()
 
-    def batch(self, step: int) -> tuple[int, Tensor]:
-        return step, torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+    def batch(self, step: int, share: Share = WHOLE) -> tuple[int, Tensor]:
+        return step, share.take(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))
 
     def losses(
         self, batch: tuple[int, Tensor], progress: float
@@ -46,7 +49,7 @@ class LineTask:
 
     def validate(self) -> Validation:
         assert not self.model.training
-        return Validation({"weight": float(next(self.model.parameters()).sum())})
+        return Validation({"validation_loss": float(next(self.model.parameters()).sum())})
 
 
 def config(steps: int = 20, **fields: Any) -> TrainConfig:
@@ -63,11 +66,13 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-def test_the_loss_falls_and_the_last_two_checkpoints_stay(tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_last_two_and_the_best_checkpoint_stay(tmp_path: Path) -> None:
     fitted = train(tmp_path, LineTask(), config(200, checkpoint_every=40))
     losses = [row["loss"] for row in fitted.history if "loss" in row]
     assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000160", "step-00000200"]
+    scores = {int(r["step"]): r["validation_loss"] for r in fitted.history if "validation_loss" in r}
+    stay = {160, 200, min(scores, key=lambda step: scores[step])}
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"step-{step:08d}" for step in sorted(stay)]
 
 
 def test_the_average_is_saved_and_used_in_validation(tmp_path: Path) -> None:
@@ -77,7 +82,7 @@ def test_the_average_is_saved_and_used_in_validation(tmp_path: Path) -> None:
     raw = read_training(fitted.checkpoint)["model"]
     assert not same(averaged, raw)
     assert same(raw, task.model.state_dict())
-    assert fitted.metrics["weight"] == pytest.approx(float(averaged["0.weight"].sum()), rel=1e-4)
+    assert fitted.metrics["validation_loss"] == pytest.approx(float(averaged["0.weight"].sum()), rel=1e-4)
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
