@@ -1,4 +1,4 @@
-"""The command line: `clipgen embed | search | generate`. Parses and prints; the work is elsewhere."""
+"""The `clipgen` command line. Parses and prints; the work is elsewhere."""
 
 import os
 import sys
@@ -11,8 +11,10 @@ from rich.table import Column, Table
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
+from clipgen_core.train import train
 
 console = Console()
+Kind = Literal["taming", "llamagen", "clip-gen"]
 Condition = Literal["text", "shifted", "retrieval"]
 BAD_INPUT = 2
 
@@ -128,6 +130,37 @@ def search(
     for one, cosine in zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
+
+
+app.command(cls=Command)(train)
+
+
+@app.command(cls=Command, name="import-vqgan")
+def import_vqgan(
+    kind: Annotated[Kind, typer.Argument(help="Whose weights they are.")],
+    file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+) -> None:
+    """Make a published VQGAN the current one of a root; fine-tune it with vqgan.start_from."""
+    from clipgen_core import published
+
+    console.print(f"the VQGAN is at {published.import_vqgan(kind, file, Storage(root))}", highlight=False)
+
+
+@app.command(cls=Command, name="import-generator")
+def import_generator(
+    vqgan: Annotated[Path, typer.Argument(help="The public implementation's vqgan_coco.pt.")],
+    transformer: Annotated[Path, typer.Argument(help="Its gpt_coco.pt.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The generator folder to write.")],
+    clip: Annotated[
+        str, typer.Option(help="The CLIP it was trained with.")
+    ] = "hub:ViT-B-32-quickgelu/openai",
+) -> None:
+    """Bring the public CLIP-GEN weights into a generator folder: 256 px, trained on MS-COCO."""
+    from clipgen_core import published
+
+    published.import_generator(vqgan, transformer, clip, output)
+    console.print(f"try: clipgen generate 'a city bus' -m {output}", highlight=False)
 
 
 @app.command(cls=Command)

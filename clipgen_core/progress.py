@@ -14,13 +14,14 @@ SECONDS_BETWEEN_LINES = 15.0
 class Meter:
     """Counts what is done; shows rate, time left and the newest figures."""
 
-    def __init__(self, label: str, total: int, unit: str, start: int) -> None:
+    def __init__(self, label: str, total: int, unit: str, start: int, shown: bool = True) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self.first = start
         self.began = self.last_line = time.monotonic()
         self.figures = ""
         self.console = Console(stderr=True)
-        self.bar = self._bar() if self.console.is_terminal else None
+        self.shown = shown
+        self.bar = self._bar() if shown and self.console.is_terminal else None
 
     def show(self, **figures: float) -> None:
         """Figures to show from now on."""
@@ -30,9 +31,12 @@ class Meter:
         self.done += count
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self._state())
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or self.done == self.total:
+        elif self.shown and self._due():
             self.last_line = time.monotonic()
             print(self._line(), file=sys.stderr, flush=True)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or self.done == self.total
 
     @property
     def rate(self) -> float:
@@ -59,9 +63,9 @@ class Meter:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "it", start: int = 0) -> Iterator[Meter]:
+def track(label: str, total: int, unit: str = "it", start: int = 0, shown: bool = True) -> Iterator[Meter]:
     """`with track("embedding", 1000, "pictures") as meter: meter.advance(32, loss=0.1)`"""
-    meter = Meter(label, total, unit, start)
+    meter = Meter(label, total, unit, start, shown)
     if meter.bar is None:
         yield meter
         return

@@ -55,12 +55,13 @@ def sample_codes(
     """
     rows, guided = len(embeddings), config.guidance_scale != 1.0
     draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
-    condition = torch.cat([embeddings, model.unconditional(rows)]) if guided else embeddings
+    condition = embeddings.repeat(2, 1, 1) if guided else embeddings
+    dropped = torch.arange(len(condition), device=embeddings.device) >= rows
     cache = model.new_cache(len(condition)) if use_cache else None
     codes = torch.zeros(rows, 0, dtype=torch.long, device=embeddings.device)
     for position in range(model.positions):
         fresh = codes[:, -1:] if cache else codes
-        logits = model(fresh.repeat(2, 1) if guided else fresh, condition, cache)[:, -1].float()
+        logits = model(fresh.repeat(2, 1) if guided else fresh, condition, cache, dropped)[:, -1].float()
         if guided:
             with_condition, without = logits.chunk(2)
             logits = without + config.guidance_scale * (with_condition - without)

@@ -20,6 +20,7 @@ class TrainingConfig(StageConfig):
 
     steps: int | None = Field(default=None, description="Optimizer steps; the recipe's if unset.")
     seed: int | None = Field(default=None, description="Seed of the training; the recipe's if unset.")
+    processes: int = Field(default=1, ge=1, description="Processes on this machine, one a GPU (torchrun).")
 
     def all_overrides(self) -> dict[str, Any]:
         given = {"train.steps": self.steps, "train.seed": self.seed}

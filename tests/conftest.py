@@ -114,6 +114,7 @@ def tiny_transformer_config(steps: int = 6, **train: object) -> transformer.Conf
 def pipeline(tmp_path_factory: pytest.TempPathFactory, pictures: Path, clip_reference: str) -> Storage:
     """A root in which every stage up to the token shards has run. Tests must not write to it."""
     storage, tracker = Storage(str(tmp_path_factory.mktemp("root"))), NullTracker()
+    storage.publish_current("clip", clip_reference, "tests")
     taken = images.run(images.Config(), source=str(pictures / "pictures"), out=storage, tracker=tracker)
     embedded = embeddings.run(
         embeddings.Config(), images=taken.table, clip=clip_reference, out=storage, tracker=tracker

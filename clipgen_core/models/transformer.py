@@ -118,17 +118,27 @@ class Transformer(nn.Module):
             projection = torch.randn(codebook.shape[1], table.shape[1], device=codebook.device)
             table.copy_(directions @ projection * (0.5 / table.shape[1] ** 0.5))
 
-    def forward(self, codes: Tensor, embedding: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        codes: Tensor,
+        embedding: Tensor,
+        cache: Cache | None = None,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
         """Logits of the next codes.
 
         Args:
             codes: int64 [n, s] codes so far. Without a cache, all of them from the first on
                 (s may be 0); with one, only those it has not seen.
-            embedding: float [n, 1 + neighbours, d], the own one first; use `unconditional` for none.
+            embedding: float [n, 1 + neighbours, d], the own one first.
+            dropped: rows that go without their embedding, bool [n]: a learned one stands for "nothing"
+                (classifier-free guidance, arXiv:2207.12598).
 
         Returns:
             [n, s + 1, k] from the first call or without a cache, [n, s, k] afterwards.
         """
+        if dropped is not None:
+            embedding = torch.where(dropped.view(-1, 1, 1), self.nothing, embedding)
         embedding = embedding * self.embedding_dim**0.5
         first = self.condition(embedding[:, :1])
         everywhere = None
@@ -161,21 +171,16 @@ class Transformer(nn.Module):
         """The layers whose weights mix features of features: Muon's part."""
         return [part for block in self.blocks for part in (block.attention, block.feed_forward)]  # type: ignore[misc]
 
-    def unconditional(self, rows: int) -> Tensor:
-        """What stands for "no embedding" in classifier-free guidance (arXiv:2207.12598):
-        [rows, 1 + neighbours, d]."""
-        return self.nothing.expand(rows, self.prefix, -1)
-
     @property
     def positions(self) -> int:
         """Codes a picture."""
         return self.grid * self.grid
 
     def new_cache(self, rows: int) -> Cache:
-        config, weight = self.config, self.codes.weight
+        config, like = self.config, self.gap.image_mean
         positions = self.prefix + self.grid * self.grid - 1
         shape = (config.layers, rows, config.heads, positions, config.width // config.heads)
-        return Cache(weight.new_zeros(shape), weight.new_zeros(shape))
+        return Cache(like.new_zeros(shape), like.new_zeros(shape))
 
 
 class Block(nn.Module):

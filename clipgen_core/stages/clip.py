@@ -34,7 +34,7 @@ from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import Fitted, Validation, fit
+from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # pictures kept decoded: small sets are read once
@@ -99,7 +99,9 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="CLIP")
     task.model.load_state_dict(read_weights(fitted.checkpoint))
     folder = out.path("clips", run_name)
-    save_local_dir(task.model, config, folder)
+    if distributed.rank() == 0:
+        save_local_dir(task.model, config, folder)
+    distributed.wait_for_all()
     reference = f"{LOCAL}{folder}"
     encoder = ClipEncoder(reference)
     out.publish_current("clip", reference, encoder.key)
@@ -160,21 +162,21 @@ class ClipTask:
         self.config, self.folder = config, captions.rpartition("/")[0] or "."
         self.files, self.captions = list(pairs), list(pairs.values())
         self.device = default_device()
-        clip: Any = open_clip.CLIP(**config.open_clip_config(config.patch_dropout)).to(self.device)
-        self.model: nn.Module = clip
+        self.model: nn.Module = open_clip.CLIP(**config.open_clip_config(config.patch_dropout))
+        self.model.to(self.device)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self.loss = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
         self.extras: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "clip": config.train.optimizers(
-                [self.model], matrices=[clip.visual.transformer, clip.transformer]
-            )
-        }
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
         self.readers = ThreadPoolExecutor(4)
         self.picture = functools.lru_cache(DECODED)(self._picture)
         self.held = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
+
+    def optimizers(self) -> Optimizers:
+        clip: Any = self.model
+        matrices = [clip.visual.transformer, clip.transformer]
+        return {"clip": self.config.train.optimizers([clip], matrices)}
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
         train = self.config.train
@@ -222,7 +224,7 @@ class ClipTask:
         hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}
         loss = ClipLoss()(images.float(), texts.float(), scale.float())
-        return Validation({"validation_loss": loss.item(), **recall})
+        return Validation({GOAL: loss.item(), **recall})
 
 
 def save_local_dir(model: nn.Module, config: Config, url: str) -> None:

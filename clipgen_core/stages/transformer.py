@@ -35,7 +35,7 @@ from clipgen_core.schema import Frozen, TokenManifest, digest_of
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import GOAL, Fitted, Validation, fit
+from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
 
 SHOWN = 8
 
@@ -138,9 +138,10 @@ class TransformerTask:
         self.transformer.recompute = config.recompute
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "transformer": config.train.optimizers([self.transformer], self.transformer.matrices())
-        }
+
+    def optimizers(self) -> Optimizers:
+        model = self.transformer
+        return {"transformer": self.config.train.optimizers([model], model.matrices())}
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
         """The same rows, mistakes and noise whatever the number of shares."""
@@ -175,9 +176,7 @@ class TransformerTask:
         return torch.cat([own, beside], dim=1)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        nothing = self.transformer.unconditional(len(batch.codes))
-        condition = torch.where(batch.dropped.view(-1, 1, 1), nothing, batch.condition)
-        logits = self.transformer(batch.read, condition)
+        logits = self.transformer(batch.read, batch.condition, dropped=batch.dropped)
         loss, figures = code_cross_entropy(logits, batch.codes), {}
         if self.config.embedding_weight:
             distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)

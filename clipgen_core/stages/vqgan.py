@@ -40,7 +40,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import GOAL, Fitted, Validation, fit
+from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
 from clipgen_core.training.optim import adamw
 
 SHOWN = 16
@@ -106,16 +106,18 @@ class VqganTask:
         width, layers = config.discriminator_width, config.discriminator_layers
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)
         self.extras: dict[str, nn.Module] = {"discriminator": self.discriminator}
-        train = config.train
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "vqgan": [adamw([self.vqgan], train.learning_rate, train.betas, train.weight_decay)],
-            "discriminator": [adamw([self.discriminator], train.learning_rate, (0.5, 0.9), 0.0)],
-        }
         self.clip = clip
         self.distance: nn.Module = ClipFeatureDistance(clip, config.perceptual_blocks)
         if config.lpips_weights:
             self.distance = Lpips(config.lpips_weights).to(self.device)
-        self.order = ShuffledOrder([len(table.train)], train.seed)
+        self.order = ShuffledOrder([len(table.train)], config.train.seed)
+
+    def optimizers(self) -> Optimizers:
+        train = self.config.train
+        return {
+            "vqgan": [adamw([self.vqgan], train.learning_rate, train.betas, train.weight_decay)],
+            "discriminator": [adamw([self.discriminator], train.learning_rate, (0.5, 0.9), 0.0)],
+        }
 
     def batch(self, step: int, share: Share = WHOLE) -> Tensor:
         rows = self.table.train[share.take(self.order.batch(step, self.config.train.batch_size))]

@@ -33,6 +33,7 @@ from clipgen_core.training.optim import ExponentialAverage, set_learning_rate, w
 
 GOAL = "validation_loss"
 History = list[dict[str, float]]
+Optimizers = dict[str, list[torch.optim.Optimizer]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,9 @@ class Task(Protocol):
 
     model: nn.Module
     extras: dict[str, nn.Module]
-    optimizers: dict[str, list[torch.optim.Optimizer]]
+
+    def optimizers(self) -> Optimizers:
+        """By the name of the loss; made after the model was spread over processes."""
 
     def batch(self, step: int, share: Share) -> Any:
         """A share of a step's data: a function of the step alone. Called from another thread."""
@@ -83,7 +86,8 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
     _spread(task, config)
     run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
     run.resume()
-    with track(label, config.steps, "steps", start=run.done) as meter, sigterm() as request:
+    shown = distributed.rank() == 0
+    with track(label, config.steps, "steps", start=run.done, shown=shown) as meter, sigterm() as request:
         for step, batches in prefetch(run.batches, run.done, run.stop):
             run.train(step, batches)
             meter.advance(1)
@@ -111,7 +115,7 @@ class _Run:
     def __init__(self, task: Task, config: TrainConfig, checkpoints: Checkpoints, tracker: Tracker) -> None:
         self.task, self.config, self.checkpoints, self.tracker = task, config, checkpoints, tracker
         self.average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
-        self.device = next(task.model.parameters()).device
+        self.optimizers = task.optimizers()
         self.done, self.url, self.history = 0, "", list[dict[str, float]]()
         self.recent: list[dict[str, Any]] = []
         self.finished = False
@@ -128,7 +132,7 @@ class _Run:
         distributed.load_module(self.task.model, training["model"])
         for name, module in self.task.extras.items():
             distributed.load_module(module, training["extras"][name])
-        for name, optimizers in self.task.optimizers.items():
+        for name, optimizers in self.optimizers.items():
             for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
                 distributed.load_optimizer(optimizer, saved)
         if self.average:
@@ -151,7 +155,7 @@ class _Run:
         """One step of every optimizer."""
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 1_009 + distributed.rank())
         self.task.model.train()
-        self.recent.append(train_step(self.task, batches, step, self.config, self.device))
+        self.recent.append(train_step(self.task, self.optimizers, batches, step, self.config))
         if self.average:
             self.average.update(self.task.model, step)
         self.done = step + 1
@@ -190,7 +194,7 @@ class _Run:
             "extras": {name: module.state_dict() for name, module in task.extras.items()},
             "optimizers": {
                 name: [distributed.whole(o.state_dict()) for o in optimizers]
-                for name, optimizers in task.optimizers.items()
+                for name, optimizers in self.optimizers.items()
             },
         }
         weights = distributed.whole(self.average.state) if self.average else own
@@ -241,12 +245,12 @@ def _spread(task: Task, config: TrainConfig) -> None:
 
 
 def train_step(
-    task: Task, batches: list[Any], step: int, config: TrainConfig, device: torch.device
+    task: Task, optimizers: Optimizers, batches: list[Any], step: int, config: TrainConfig
 ) -> dict[str, Any]:
     """Accumulate each loss's gradients over the batches, then step its optimizers; returns the figures."""
     running = [task.losses(batch, step / config.steps) for batch in batches]
     figures: dict[str, Any] = {}
-    first = next(iter(task.optimizers))
+    first, device = next(iter(optimizers)), next(task.model.parameters()).device
     while True:
         for i, losses in enumerate(running):
             distributed.synchronise(task.model, wanted=i == len(running) - 1)
@@ -259,13 +263,13 @@ def train_step(
                 return figures
             name, loss, metrics = found
             if i == 0:
-                for optimizer in task.optimizers[name]:
+                for optimizer in optimizers[name]:
                     optimizer.zero_grad(set_to_none=True)
             (loss / len(running)).backward()
             shown = {"loss": loss.detach(), **metrics} if name == first else metrics
             for key, value in shown.items():
                 figures[key] = figures.get(key, 0) + value / len(running)
-        figures[f"{name}_grad_norm"] = _step(task.optimizers[name], step, config)
+        figures[f"{name}_grad_norm"] = _step(optimizers[name], step, config)
 
 
 def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> Tensor:

@@ -3,6 +3,7 @@ from pydantic import Field
 
 from pipelines import report
 from pipelines.config import TrainingConfig
+from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
 
@@ -21,9 +22,18 @@ def clip_checkpoint(
     """A small CLIP from captioned pictures, only where no public one fits; open_clip's local-dir format."""
     from clipgen_core.stages import clip
 
-    stage = recipe.stage("clip", config.all_overrides())
+    stage, out = recipe.stage("clip", config.all_overrides()), storage.open()
     with mlflow.run(context, {"captions": config.captions}) as tracker:
-        result = clip.run(stage, captions=config.captions, out=storage.open(), tracker=tracker)
+        train_in_processes(
+            "clip",
+            config.processes,
+            root=out.root,
+            recipe=recipe.name,
+            overrides=config.all_overrides(),
+            tracker=tracker,
+            captions=config.captions,
+        )
+        result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)
     return dg.MaterializeResult(
         metadata={
             "clip": result.clip,

@@ -1,10 +1,18 @@
 import math
 
 import dagster as dg
+from pydantic import Field
 
 from pipelines import report
 from pipelines.config import TrainingConfig
+from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+
+
+class TransformerCheckpointConfig(TrainingConfig):
+    texts: str | None = Field(
+        default=None, description="Texts like the prompts to come, one a line; ImageNet's names if unset."
+    )
 
 
 @dg.asset(
@@ -17,7 +25,7 @@ from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 )
 def transformer_checkpoint(
     context: dg.AssetExecutionContext,
-    config: TrainingConfig,
+    config: TransformerCheckpointConfig,
     storage: StorageResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
@@ -31,7 +39,16 @@ def transformer_checkpoint(
     manifest = read_manifest(shards.path)
     stage = recipe.stage("transformer", config.all_overrides())
     with mlflow.run(context, {"tokens": shards.digest}) as tracker:
-        result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker)
+        train_in_processes(
+            "transformer",
+            config.processes,
+            root=out.root,
+            recipe=recipe.name,
+            overrides=config.all_overrides(),
+            tracker=tracker,
+            texts=config.texts,
+        )
+        result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker, texts=config.texts)
     loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
     return dg.MaterializeResult(
         metadata={

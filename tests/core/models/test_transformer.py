@@ -63,6 +63,14 @@ def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer) -> N
     assert cache.length == 9 + model.config.neighbours
 
 
+def test_a_dropped_embedding_is_the_learned_nothing(model: Transformer) -> None:
+    codes, given = torch.randint(0, 7, (2, 8)), embedding(model, 2)
+    made = model(codes, given, dropped=torch.tensor([True, False]))
+    nothing = model.nothing.expand(1, given.shape[1], -1)
+    assert torch.allclose(made[:1], model(codes[:1], nothing), atol=1e-5)
+    assert torch.allclose(made[1:], model(codes[1:], given[1:]), atol=1e-5)
+
+
 def test_logits_have_a_row_for_every_code_to_come(model: Transformer) -> None:
     assert model(torch.zeros(3, 0, dtype=torch.long), embedding(model, 3)).shape == (3, 1, 7)
     assert model(torch.zeros(3, 8, dtype=torch.long), embedding(model, 3)).shape == (3, 9, 7)

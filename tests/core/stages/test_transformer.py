@@ -80,17 +80,6 @@ def test_conditions_are_dropped_and_codes_corrupted_at_their_rates(pipeline: Sto
     assert batch.dropped.float().mean().item() == pytest.approx(0.3, abs=0.07)
 
 
-def test_a_dropped_condition_is_the_learned_nothing(pipeline: Storage) -> None:
-    task = make_task(pipeline, drop_condition=0.5)
-    seen: list[torch.Tensor] = []
-    task.transformer.register_forward_hook(lambda module, args, out: seen.append(args[1]))
-    with torch.no_grad():
-        task.transformer.nothing.fill_(9.0)
-    batch = task.batch(0)
-    next(task.losses(batch, 0.0))
-    assert torch.equal((seen[0] == 9.0).all((1, 2)), batch.dropped)
-
-
 def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> None:
     task = make_task(pipeline, corrupt=0.5, gap=GapConfig(noise="isotropic"))
     whole = task.batch(5)

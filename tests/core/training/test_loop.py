@@ -27,11 +27,11 @@ class LineTask:
         torch.manual_seed(0)
         self.model: nn.Module = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.extras: dict[str, nn.Module] = {"critic": nn.Linear(1, 1)}
-        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {
-            "line": [torch.optim.AdamW(self.model.parameters(), lr=0.01)],
-            "critic": [torch.optim.AdamW(self.extras["critic"].parameters(), lr=0.01)],
-        }
         self.nan_at, self.pause, self.seen = nan_at, pause, list[int]()
+
+    def optimizers(self) -> dict[str, list[torch.optim.Optimizer]]:
+        modules = {"line": self.model, "critic": self.extras["critic"]}
+        return {name: [torch.optim.AdamW(m.parameters(), lr=0.01)] for name, m in modules.items()}
 
     def batch(self, step: int, share: Share = WHOLE) -> tuple[int, Tensor]:
         return step, share.take(torch.randn(16, 4, generator=torch.Generator().manual_seed(step)))

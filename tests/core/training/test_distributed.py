@@ -1,0 +1,114 @@
+"""Two processes over gloo against one: the same batch, the same curve, the same weights."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.stages import transformer, vqgan
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from clipgen_core.training import distributed
+from clipgen_core.training.checkpoint import read_state, read_weights
+from tests.conftest import tiny_transformer_config, tiny_vqgan_config
+
+
+def config(**train: Any) -> transformer.Config:
+    made = tiny_transformer_config(6, precision="fp32", log_every=1, **train)
+    return made.model_copy(update={"model": made.model.model_copy(update={"dropout": 0.0})})
+
+
+def train(stage: str, made: Any, pipeline: Storage, out: Storage) -> None:
+    torch.set_num_threads(1)
+    if stage == "transformer":
+        shards = pipeline.current("tokens", "tests").path
+        transformer.run(made, tokens=shards, out=out, tracker=NullTracker())
+    else:
+        clip = pipeline.current("clip", "tests").path
+        vqgan.run(made, images=pipeline.images, clip=clip, out=out, tracker=NullTracker())
+
+
+def worker(rank: int, port: int, *args: Any) -> None:
+    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    distributed.start()
+    train(*args)
+    dist.destroy_process_group()
+
+
+def in_two_processes(*args: Any) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    workers = [spawn.Process(target=worker, args=(rank, port, *args)) for rank in range(2)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(120)
+        assert one.exitcode == 0
+
+
+def curve(out: Storage, stage: str) -> list[float]:
+    history = read_state(out.current(stage, "tests").path)["history"]
+    return [row[name] for row in history for name in ("loss", "validation_loss") if name in row]
+
+
+@pytest.fixture
+def alone(pipeline: Storage, tmp_path: Path) -> Storage:
+    out = Storage(str(tmp_path / "alone"))
+    train("transformer", config(), pipeline, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "how", [{"parallel": "ddp"}, {"parallel": "fsdp"}, {"parallel": "ddp", "accumulate": 2}], ids=str
+)
+def test_two_processes_train_as_one(
+    how: dict[str, Any], alone: Storage, pipeline: Storage, tmp_path: Path
+) -> None:
+    out = Storage(str(tmp_path / "together"))
+    in_two_processes("transformer", config(**how), pipeline, out)
+    assert curve(out, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
+    one, two = (read_weights(root.current("transformer", "tests").path) for root in (alone, out))
+    assert one.keys() == two.keys()
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+def test_sharded_training_resumes_with_muon(pipeline: Storage, tmp_path: Path) -> None:
+    made = config(parallel="fsdp", optimizer="muon")
+    whole, parts = Storage(str(tmp_path / "whole")), Storage(str(tmp_path / "parts"))
+    in_two_processes("transformer", made, pipeline, whole)
+    in_two_processes("transformer", made, pipeline, parts)
+    newest = Path(parts.current("transformer", "tests").path)
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()
+    in_two_processes("transformer", made, pipeline, parts)
+    one, two = (read_weights(root.current("transformer", "tests").path) for root in (whole, parts))
+    assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
+
+
+def test_the_vqgan_and_its_discriminator_train_in_two_processes(pipeline: Storage, tmp_path: Path) -> None:
+    out = Storage(str(tmp_path / "root"))
+    in_two_processes("vqgan", tiny_vqgan_config(6, log_every=1), pipeline, out)
+    history = read_state(out.current("vqgan", "tests").path)["history"]
+    assert [row["step"] for row in history if "discriminator" in row] == [4, 5, 6]
+
+
+def test_accumulating_gives_the_gradients_of_the_whole_batch(
+    alone: Storage, pipeline: Storage, storage: Storage
+) -> None:
+    train("transformer", config(accumulate=4), pipeline, storage)
+    assert curve(storage, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused(pipeline: Storage, storage: Storage) -> None:
+    with pytest.raises(ClipgenError, match="batch_size 8 is not divisible by accumulate 3"):
+        config(accumulate=3)
