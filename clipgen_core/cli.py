@@ -12,11 +12,13 @@ from rich.table import Column, Table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.train import train
+from clipgen_core.training.interrupt import Interrupted
 
 console = Console()
 Kind = Literal["taming", "llamagen", "clip-gen"]
 Condition = Literal["text", "shifted", "retrieval"]
 BAD_INPUT = 2
+STOPPED = 128 + 15  # as a shell reports SIGTERM
 
 Root = Annotated[
     str | None,
@@ -50,7 +52,7 @@ class Command(typer.core.TyperCommand):
             return super().invoke(ctx)
         except ClipgenError as error:
             Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
-            raise typer.Exit(BAD_INPUT) from None
+            raise typer.Exit(STOPPED if isinstance(error, Interrupted) else BAD_INPUT) from None
 
 
 @app.command(cls=Command)

@@ -17,6 +17,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
 from clipgen_core.training.config import TrainConfig
+from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, Validation, fit
 
 
@@ -153,6 +154,39 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
     killed = train(tmp_path / "killed", LineTask(), config(40, checkpoint_every=2))
     assert same(read_weights(whole.checkpoint), read_weights(killed.checkpoint))
     assert read_state(killed.checkpoint)["step"] == 40
+
+
+def test_sigterm_saves_and_the_next_run_goes_on_from_there(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", LineTask(), config(30, checkpoint_every=30))
+
+    class Asked(LineTask):
+        def losses(self, batch: Any, progress: float) -> Any:
+            if batch[0] == 12:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().losses(batch, progress)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=r"asked to stop at step 13 and saved .*step-00000013"):
+        train(tmp_path / "parts", Asked(), config(30, checkpoint_every=30))
+    assert signal.getsignal(signal.SIGTERM) is before
+    resumed = LineTask()
+    parts = train(tmp_path / "parts", resumed, config(30, checkpoint_every=30))
+    assert resumed.seen == list(range(13, 30))
+    assert same(read_weights(whole.checkpoint), read_weights(parts.checkpoint))
+
+
+def test_a_nan_between_two_looks_is_never_saved(tmp_path: Path) -> None:
+    with pytest.raises(ClipgenError, match=r"the loss is nan at step 13.*step-00000010"):
+        train(tmp_path, LineTask(nan_at=12), config(log_every=100))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def test_compiled_training_gives_the_same_curve(tmp_path: Path) -> None:
+    plain = train(tmp_path / "plain", LineTask(), config(4))
+    compiled = train(tmp_path / "compiled", LineTask(), config(4, compile=True))
+    one, other = ([row["loss"] for row in run.history if "loss" in row] for run in (plain, compiled))
+    assert one == pytest.approx(other, rel=0.5)
+    assert one[0] != one[-1]
 
 
 def test_prefetch_keeps_order_and_passes_errors_on() -> None:
