@@ -4,6 +4,7 @@ A generator is a folder with generator.json, which names its parts: CLIP, VQGAN,
 the table of image embeddings. A transformer checkpoint names the same parts in its config.json.
 """
 
+import copy
 import hashlib
 import json
 import shutil
@@ -72,6 +73,8 @@ class TextToImage:
             )
         self.vqgan = load_vqgan(parts.vqgan)
         self.transformer = load_transformer(parts.transformer)
+        self.gap = copy.deepcopy(self.transformer.gap)  # statistics stay in fp32
+        self.transformer.to(torch.bfloat16)
         self.embeddings: lance.LanceDataset | None = None
         if parts.embeddings:
             self.embeddings = open_table(parts.embeddings, parts.embeddings_version)
@@ -125,8 +128,7 @@ class TextToImage:
         conditions = torch.stack([self.condition(text, config) for text in texts])
         seeds = [picture_seed(p, seed, i) for p in prompts for i in range(tries)]
         rows = conditions.repeat_interleave(tries, dim=0)
-        device = next(self.transformer.parameters()).device
-        codes = sample_codes(self.transformer, rows.to(device), seeds, config, on_step=on_step)
+        codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
         images = self.decode(codes)
         scores = (self.clip.encode_images(images) * texts.repeat(tries, axis=0)).sum(axis=1)
         side = self.vqgan.config.grid
@@ -143,23 +145,27 @@ class TextToImage:
         Text and image embeddings lie in different parts of CLIP's space, and the transformer has
         seen image embeddings only; see SamplingConfig.condition for the ways across.
         """
-        model, own = self.transformer, torch.from_numpy(text)
+        gap, own = self.gap, torch.from_numpy(text).to(self.device)
         if config.condition == "text":
-            rows = [model.gap.text(own)]
+            rows = [gap.text(own)]
         elif config.condition == "shifted":
-            rows = [model.gap.shifted(own)]
+            rows = [gap.shifted(own)]
         else:
-            rows = [model.gap.image(self._retrieved(text, config))]
-        if beside := model.config.neighbours:
-            found = torch.tensor(vectors(nearest(self.table, text, beside)))
-            rows += list(model.gap.image(found))
+            rows = [gap.image(self._retrieved(text, config))]
+        if beside := self.transformer.config.neighbours:
+            found = torch.tensor(vectors(nearest(self.table, text, beside)), device=self.device)
+            rows += list(gap.image(found))
         return torch.stack(rows)
 
     def _retrieved(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
         found = nearest(self.table, text, config.neighbours)
         cosine = torch.from_numpy(found["cosine"].to_numpy().copy())
         weight = (cosine / config.neighbour_temperature).softmax(dim=0).float()
-        return F.normalize(weight @ torch.tensor(vectors(found)), dim=0)
+        return F.normalize(weight @ torch.tensor(vectors(found)), dim=0).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.gap.image_mean.device
 
     @property
     def table(self) -> lance.LanceDataset:

@@ -4,6 +4,7 @@ Frechet distances are taken in the space of the embeddings given: with CLIP's th
 CLIP space (Kynkaanniemi et al. 2022, arXiv:2203.06026), not comparable with Inception's FID.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -34,6 +35,14 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
 def psnr(made: Tensor, pictures: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture [n, 3, h, w] in [-1, 1]: [n]."""
     return 10 * torch.log10(4 / (made - pictures).square().mean((1, 2, 3)).clamp(min=1e-10))
+
+
+def half_width(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> float:
+    """Half the width of the 95 % bootstrap interval of the mean of values [n]."""
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(high - low) / 2
 
 
 class Reconstruction:

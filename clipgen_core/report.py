@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from clipgen_core.data.pictures import png_bytes
 
 KINDS = ("generated", "reconstructed", "real")
-SCORES = ("clip_score", "recall@1", "recall@5")
+SCORES = ("clip_score", "recall@1", "recall@5", "fid_clip")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def sample_codes(
     """
     rows, guided = len(embeddings), config.guidance_scale != 1.0
     draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
+    embeddings = embeddings.to(model.gap.image_mean.dtype)
     condition = embeddings.repeat(2, 1, 1) if guided else embeddings
     dropped = torch.arange(len(condition), device=embeddings.device) >= rows
     cache = model.new_cache(len(condition)) if use_cache else None

@@ -70,7 +70,7 @@ class Transformer(nn.Module):
         gap: how embeddings are made ready; its statistics are saved with the weights.
     """
 
-    angles: Tensor
+    turns: Tensor
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class Transformer(nn.Module):
         if config.positions == "learned":
             self.place = nn.Parameter(torch.randn(self.prefix + grid * grid - 1, width) * 0.02)
         else:
-            angles = rope_angles(grid, config.width // config.heads, self.prefix)
-            self.register_buffer("angles", angles, persistent=False)
+            turns = rope_turns(grid, config.width // config.heads, self.prefix)
+            self.register_buffer("turns", turns, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = norm(config, width)
@@ -150,17 +150,17 @@ class Transformer(nn.Module):
             beside = [self.neighbours(embedding[:, 1:])] if self.neighbours else []
             x = torch.cat([first, *beside, x], dim=1)
         end = start + x.shape[1]
-        angles = None
+        turns = None
         if self.config.positions == "learned":
             x = x + self.place[start:end]
         else:
-            angles = self.angles[start:end]
+            turns = self.turns[:, start:end].to(x.dtype)
         x = self.dropout(x if everywhere is None else x + everywhere)
         for layer, block in enumerate(self.blocks):
             if self.recompute and self.training:
-                x = checkpoint(block, x, everywhere, angles, use_reentrant=False)
+                x = checkpoint(block, x, everywhere, turns, use_reentrant=False)
             else:
-                x = block(x, everywhere, angles, cache, layer)
+                x = block(x, everywhere, turns, cache, layer)
         if cache:
             cache.length = end
         predicted = x[:, max(self.prefix - 1 - start, 0) :]
@@ -200,7 +200,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         everywhere: Tensor | None,
-        angles: Tensor | None,
+        turns: Tensor | None,
         cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
@@ -209,10 +209,10 @@ class Block(nn.Module):
         if self.modulation is not None and everywhere is not None:
             scale1, shift1, scale2, shift2 = self.modulation(F.silu(everywhere)).chunk(4, dim=-1)
             x = x + self.dropout(
-                self.attention(torch.addcmul(shift1, read1(x), 1 + scale1), angles, cache, layer)
+                self.attention(torch.addcmul(shift1, read1(x), 1 + scale1), turns, cache, layer)
             )
             return x + self.dropout(self.feed_forward(torch.addcmul(shift2, read2(x), 1 + scale2)))
-        x = x + self.dropout(self.attention(read1(x), angles, cache, layer))
+        x = x + self.dropout(self.attention(read1(x), turns, cache, layer))
         return x + self.dropout(self.feed_forward(read2(x)))
 
 
@@ -227,13 +227,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, angles: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, turns: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         n, s, _ = x.shape
         q, k, v = (t.view(n, s, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
         if self.normalise:
             q, k = self.normalise(q, q.shape[-1:]), self.normalise(k, k.shape[-1:])
-        if angles is not None:
-            q, k = rotate(q, angles), rotate(k, angles)
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         causal = s > 1
         if cache:
             end = cache.length + s
@@ -281,17 +281,19 @@ def norm(config: TransformerConfig, width: int) -> nn.Module:
     return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
 
 
-def rope_angles(grid: int, head_width: int, prefix: int) -> Tensor:
-    """Rotation angles [prefix + grid * grid - 1, head_width / 2]: half of a head turns by the row, half
-    by the column of a code (LlamaGen, arXiv:2406.06525, section 3.2); prefix tokens do not turn."""
+def rope_turns(grid: int, head_width: int, prefix: int) -> Tensor:
+    """Cosine and sine of how far each position turns, [2, prefix + grid * grid - 1, head_width / 2]: half
+    of a head turns by the row, half by the column of a code (LlamaGen, arXiv:2406.06525, section 3.2);
+    prefix tokens do not turn."""
     speed = ROPE_BASE ** -(torch.arange(head_width // 4) / (head_width // 4))
     place = torch.arange(grid * grid - 1).unsqueeze(1)
     angles = torch.cat([(place // grid + 1) * speed, (place % grid + 1) * speed], dim=1)
-    return torch.cat([torch.zeros(prefix, head_width // 2), angles])
+    angles = torch.cat([torch.zeros(prefix, head_width // 2), angles])
+    return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """RoPE (arXiv:2104.09864) on x [n, heads, s, w] by angles [s, w / 2]."""
-    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+def rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """RoPE (arXiv:2104.09864) on x [n, heads, s, w] by turns [2, s, w / 2]."""
+    cosine, sine = turns.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)

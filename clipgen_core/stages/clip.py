@@ -5,9 +5,7 @@ Out: {root}/checkpoints/clip/{run}/step-N and {root}/clips/{run}: a folder in op
 Run: `clip_checkpoint` in Dagster. Everything after this stage sees pictures, never a caption.
 """
 
-import csv
 import functools
-import io
 import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import Rejected, decode, random_crop, to_tensor
+from clipgen_core.data.prompts import read_captions
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL, ClipEncoder, default_device
 from clipgen_core.schema import Frozen, digest_of
@@ -112,21 +111,6 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         captions=sum(map(len, pairs.values())),
         fitted=fitted,
     )
-
-
-def read_captions(url: str) -> dict[str, list[str]]:
-    """Captions of each file of a CSV with the columns `file` and `caption`."""
-    if not storage.exists(url):
-        raise ClipgenError(f"captions file {url} does not exist: check the path")
-    rows = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8")))
-    if not {"file", "caption"} <= set(rows.fieldnames or ()):
-        raise ClipgenError(f"captions file {url} needs the columns file and caption: add a header")
-    pairs: dict[str, list[str]] = {}
-    for row in rows:
-        pairs.setdefault(row["file"], []).append(row["caption"])
-    if len(pairs) < 2:
-        raise ClipgenError(f"captions file {url} names {len(pairs)} pictures: at least 2 are needed")
-    return pairs
 
 
 def distinct_batches(

@@ -9,8 +9,6 @@ Scores of generated pictures stand beside those of the VQGAN's reconstructions a
 pictures, which are the ceiling. Retrieval asks which of all prompts fits a picture best.
 """
 
-import csv
-import io
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -24,9 +22,10 @@ from pydantic import Field
 
 from clipgen_core import storage
 from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
+from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.tables import open_table
-from clipgen_core.errors import ClipgenError
 from clipgen_core.generator import Parts, TextToImage, copy_parts, read_parts
+from clipgen_core.metrics import frechet_distance
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
 from clipgen_core.report import Curve, Picture, Report, render, sheet
@@ -55,13 +54,6 @@ class Result:
     metrics: dict[str, float]
     grid: Image.Image
     digest: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    split: str
-    file: str | None
 
 
 def run(
@@ -126,40 +118,22 @@ def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: 
         return register_generator(folder, tracker, name=name, alias=alias, tags=tags)
 
 
-def read_prompts(url: str) -> list[Prompt]:
-    """Prompts of a CSV with the column `prompt`; `split` and `file` are optional."""
-    if not storage.exists(url):
-        raise ClipgenError(f"prompts file {url} does not exist: check the path")
-    rows = csv.DictReader(io.StringIO(storage.read_bytes(url).decode("utf-8")))
-    if "prompt" not in (rows.fieldnames or ()):
-        raise ClipgenError(f"prompts file {url} has no column prompt: add a header")
-    folder = url.rpartition("/")[0] or "."
-    prompts = [
-        Prompt(
-            text=row["prompt"],
-            split=row.get("split") or "all",
-            file=storage.inside(folder, row["file"]) if row.get("file") else None,
-        )
-        for row in rows
-        if row["prompt"].strip()
-    ]
-    if not prompts:
-        raise ClipgenError(f"prompts file {url} holds no prompt: add some")
-    return prompts
-
-
 def _scores(
     config: Config, known: list[Prompt], generator: TextToImage, judge: ClipEncoder, images: str
 ) -> dict[str, float]:
-    """`{split}/{generated, reconstructed or real}/{score}`."""
+    """`{split}/{generated, reconstructed or real}/{score}`; fid_clip is the Frechet distance to the real
+    pictures in the judge's space."""
     names = list(dict.fromkeys(prompt.text for prompt in known))
     names_embedded = judge.encode_texts(names)
     metrics: dict[str, float] = {}
     for split in dict.fromkeys(prompt.split for prompt in known):
         chosen = _choose([prompt for prompt in known if prompt.split == split], config)
         texts = [prompt.text for prompt in chosen]
-        for kind, pictures in _pictures_of(chosen, config, generator, images, split).items():
-            scores = score(judge.encode_images(pictures), texts, names, names_embedded)
+        pictures = _pictures_of(chosen, config, generator, images, split)
+        embedded = {kind: judge.encode_images(shown) for kind, shown in pictures.items()}
+        for kind, seen in embedded.items():
+            scores = score(seen, texts, names, names_embedded)
+            scores["fid_clip"] = frechet_distance(*map(torch.from_numpy, (embedded["real"], seen)))
             metrics |= {f"{split}/{kind}/{name}": value for name, value in scores.items()}
         metrics[f"{split}/prompts"] = len(chosen)
     return metrics

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import grid, to_images
+from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import Rows, TokenShards
-from clipgen_core.errors import ClipgenError
 from clipgen_core.gap import GapConfig
 from clipgen_core.load import load_vqgan
 from clipgen_core.losses import code_cross_entropy, embedding_reconstruction
@@ -84,16 +84,6 @@ def run(
     out.publish_current("transformer", fitted.checkpoint, digest)
     parameters = sum(p.numel() for p in task.transformer.parameters())
     return Result(checkpoint=fitted.checkpoint, digest=digest, parameters=parameters, fitted=fitted)
-
-
-def read_texts(url: str) -> list[str]:
-    """Texts of the kind that prompts will be, one a line."""
-    if not storage.exists(url):
-        raise ClipgenError(f"texts file {url} does not exist: check the path")
-    lines = [line.strip() for line in storage.read_bytes(url).decode("utf-8").splitlines() if line.strip()]
-    if len(lines) < 2:
-        raise ClipgenError(f"texts file {url} holds {len(lines)} texts: at least 2 are needed")
-    return lines
 
 
 def upstream_tags(manifest: TokenManifest) -> dict[str, str]:

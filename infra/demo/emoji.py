@@ -4,6 +4,8 @@ In:  three npm packages, fetched by `npm pack` and checked against their SHA-256
 Out: OUT/pictures/{google,twitter}/NAME.png   what the pipeline trains on
      OUT/held_out/{google,twitter}/NAME.png   90 names that no model ever sees
      OUT/captions.csv  (file, caption)        read by the asset `clip_checkpoint` only
+     OUT/judge.csv     (file, caption)        the same with the held-out names, for a CLIP that only judges
+     OUT/texts.txt     names, one a line      what prompts are like; no picture is named
      OUT/prompts.csv   (prompt, split, file)  read by the evaluation only
 Run: python infra/demo/emoji.py OUT
 
@@ -100,7 +102,7 @@ def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
 def lay_out(emoji: list[dict[str, Any]], pictures: dict[str, dict[str, bytes]], out: Path) -> None:
     labels = sorted({e["label"] for e in emoji}, key=lambda s: hashlib.sha256(s.encode()).digest())
     held_out = set(labels[:HELD_OUT_NAMES])
-    captions, prompts = [], []
+    captions, judged, prompts = [], [], []
     for entry in emoji:
         split = "held-out" if entry["label"] in held_out else "train"
         for vendor in VENDORS:
@@ -109,8 +111,12 @@ def lay_out(emoji: list[dict[str, Any]], pictures: dict[str, dict[str, bytes]], 
             (out / file).parent.mkdir(parents=True, exist_ok=True)
             (out / file).write_bytes(pictures[vendor][entry["image"]])
             prompts.append([entry["label"], split, file])
+            judged += [[file, caption] for caption in entry["captions"]]
             if split == "train":
                 captions += [[file, caption] for caption in entry["captions"]]
+    names = dict.fromkeys(prompt for prompt, split, _ in prompts if split == "train")
+    (out / "texts.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    write_csv(out / "judge.csv", ["file", "caption"], judged)
     write_csv(out / "captions.csv", ["file", "caption"], captions)
     write_csv(out / "prompts.csv", ["prompt", "split", "file"], prompts)
 

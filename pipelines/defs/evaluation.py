@@ -6,10 +6,16 @@ from pipelines.config import StageConfig
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
 MODEL, ALIAS = "clip-gen", "candidate"
+TRAINED = "trained:"
 
 
 class EvaluationConfig(StageConfig):
     prompts: str = Field(description="A CSV with the column prompt; file and split are optional.")
+    judge: str | None = Field(
+        default=None,
+        description="A CLIP that did not condition the model, to score with; trained:ROOT takes the one "
+        "that clip_training left under a root; the conditioning CLIP if unset.",
+    )
 
 
 @dg.asset(
@@ -28,10 +34,14 @@ def evaluation_report(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """A page of pictures and scores; the generator goes to MLflow's registry as clip-gen@candidate."""
     from clipgen_core.stages import evaluation
+    from clipgen_core.storage import Storage
 
     out = storage.open()
     transformer = out.current("transformer", "evaluation_report")
-    stage = recipe.stage("evaluation", config.all_overrides())
+    judge = config.judge
+    if judge and judge.startswith(TRAINED):
+        judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
+    stage = recipe.stage("evaluation", {"judge": judge, **config.all_overrides()})
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
         result = evaluation.run(
             stage,

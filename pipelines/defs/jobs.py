@@ -15,6 +15,12 @@ clip_gen = dg.define_asset_job(
     description="From a folder of pictures to an evaluated, registered text-to-image model.",
 )
 
+evaluation = dg.define_asset_job(
+    "evaluation",
+    selection=["evaluation_report"],
+    description="Judge the current generator again, for example with another CLIP.",
+)
+
 clip_training = dg.define_asset_job(
     "clip_training",
     selection=["clip_checkpoint"],

@@ -47,7 +47,7 @@ def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: Tex
     two = generator.condition(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0]
     assert np.allclose(two, mean / np.linalg.norm(mean), atol=1e-4)
     shifted = generator.condition(text, SamplingConfig(condition="shifted"))[0]
-    gap = generator.transformer.gap
+    gap = generator.gap
     assert np.allclose(gap.image_mean, np.stack(list(stored.values())).mean(0), atol=0.1)
     moved = text - gap.text_mean.numpy() + gap.image_mean.numpy()
     assert np.allclose(shifted, moved / np.linalg.norm(moved), atol=1e-5)

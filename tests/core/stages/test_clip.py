@@ -53,14 +53,3 @@ def test_an_unusable_picture_is_named(pictures: Path, storage: Storage, tmp_path
                 out=storage,
                 tracker=NullTracker(),
             )
-
-
-def test_bad_caption_files_are_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ClipgenError, match="does not exist"):
-        clip.read_captions(str(tmp_path / "none.csv"))
-    (tmp_path / "bad.csv").write_text("a,b\n1,2")
-    with pytest.raises(ClipgenError, match="needs the columns file and caption"):
-        clip.read_captions(str(tmp_path / "bad.csv"))
-    (tmp_path / "one.csv").write_text("file,caption\na.png,a thing\na.png,another")
-    with pytest.raises(ClipgenError, match="names 1 pictures: at least 2"):
-        clip.read_captions(str(tmp_path / "one.csv"))

@@ -11,7 +11,6 @@ import torch
 
 from clipgen_core.data.order import Share
 from clipgen_core.data.tokens import TokenShards
-from clipgen_core.errors import ClipgenError
 from clipgen_core.gap import GapConfig
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
@@ -107,16 +106,6 @@ def test_the_embedding_loss_pulls_pictures_towards_their_embedding(
     fitted = train(config, pipeline, storage).fitted
     row = fitted.history[0]
     assert row["loss"] == pytest.approx(row["code_loss"] + 2 * row["embedding_loss"], rel=1e-3)
-
-
-def test_texts_are_read_and_refused(tmp_path: Path) -> None:
-    (tmp_path / "texts.txt").write_text("a disc\n\n  a square \n")
-    assert transformer.read_texts(str(tmp_path / "texts.txt")) == ["a disc", "a square"]
-    (tmp_path / "one.txt").write_text("a disc\n")
-    with pytest.raises(ClipgenError, match="holds 1 texts: at least 2"):
-        transformer.read_texts(str(tmp_path / "one.txt"))
-    with pytest.raises(ClipgenError, match="does not exist"):
-        transformer.read_texts(str(tmp_path / "none.txt"))
 
 
 def test_the_best_checkpoint_is_used_after_early_stopping(pipeline: Storage, storage: Storage) -> None:

@@ -1,0 +1,1 @@
+"""Ours beside a baseline, timed in turn in one process on one machine: `python -m benchmarks`."""

@@ -1,0 +1,55 @@
+"""Run: python -m benchmarks [NAME ...] [--json FILE]"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import Row
+
+NAMES = ("training", "against_encoding", "sampling", "vqgan", "loader")
+
+
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(help=f"Which: {', '.join(NAMES)}; all if none.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")] = None,
+    layers: Annotated[int, typer.Option(help="Layers of the paper's 24, for less memory.")] = 6,
+    batch: Annotated[int, typer.Option(help="Pictures a training step.")] = 8,
+) -> None:
+    """Time ours beside a baseline and print a table of ratios."""
+    unknown = set(names or ()) - set(NAMES)
+    if unknown:
+        raise typer.BadParameter(f"there is no benchmark {', '.join(unknown)}: choose of {', '.join(NAMES)}")
+    rows = [row for name in names or NAMES for row in run(name, layers, batch)]
+    sheet = Table("benchmark", "what", "measured", "bar", "detail", box=None)
+    for row in rows:
+        sheet.add_row(row.benchmark, row.what, f"{row.value:.2f}{row.unit}", row.bar, row.detail)
+    Console(width=160).print(sheet)
+    if json_file:
+        made = {"threads": torch.get_num_threads(), "rows": [dataclasses.asdict(row) for row in rows]}
+        json_file.write_text(json.dumps(made, indent=2))
+
+
+def run(name: str, layers: int, batch: int) -> list[Row]:
+    from benchmarks import loader, transformer, vqgan
+
+    if name == "training":
+        return transformer.training(layers, batch)
+    if name == "against_encoding":
+        return transformer.against_encoding(layers, batch)
+    if name == "sampling":
+        return transformer.sampling(layers)
+    if name == "vqgan":
+        return vqgan.vqgan(batch=2)
+    return loader.loader(transformer.pictures_per_second(layers, batch))
+
+
+if __name__ == "__main__":
+    typer.run(main)

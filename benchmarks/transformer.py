@@ -1,0 +1,139 @@
+"""Training and sampling the transformer at the `paper` shape."""
+
+import statistics
+from collections.abc import Callable
+
+import open_clip
+import torch
+from torch import Tensor
+
+from benchmarks.baseline import PlainGpt, train_step
+from benchmarks.timing import Row, in_turn, matmul_peak, ratio, seconds
+from clipgen_core.losses import code_cross_entropy
+from clipgen_core.models.clip import default_device
+from clipgen_core.models.transformer import Transformer, TransformerConfig
+from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.recipes import TRANSFORMERS, VQGANS
+from clipgen_core.sampling import SamplingConfig, sample_codes
+from clipgen_core.training.loop import attention_for
+from clipgen_core.training.optim import adamw
+
+CODES, GRID, DIM = 16384, 16, 512
+T = GRID * GRID
+
+
+def training(layers: int, batch: int) -> list[Row]:
+    """Operations a second of a whole training step as a share of the bf16 matrix product's."""
+    model, step = _our_step(layers, batch)
+    peak = matmul_peak()
+    ours, best = in_turn(step, peak, rounds=5, warm_up=2)
+    width = model.config.width
+    matrices = layers * 12 * width**2 + CODES * width
+    operations = 3 * batch * T * (2 * matrices + layers * 4 * T * width)
+    speed = operations / statistics.median(ours)
+    reached = ratio([operations / s for s in ours], [2 * 2048**3 / s for s in best])
+    detail = (
+        f"{layers} layers, batch {batch}, {batch / statistics.median(ours):.2f} pictures/s, "
+        f"{speed / 1e9:.0f} of {2 * 2048**3 / statistics.median(best) / 1e9:.0f} GFLOP/s"
+    )
+    return [Row("training", "share of the bf16 matmul peak", reached, "", ">= 0.65", detail)]
+
+
+def pictures_per_second(layers: int, batch: int) -> float:
+    """How fast the trainer eats."""
+    _, step = _our_step(layers, batch)
+    return batch / statistics.median(in_turn(step, rounds=3)[0])
+
+
+def against_encoding(layers: int, batch: int) -> list[Row]:
+    """Pictures a second from stored codes against encoding them on every step."""
+    device = default_device()
+    plain = PlainGpt(_shape(layers), CODES, T, DIM).to(device)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), foreach=False)
+    vqgan = Vqgan(VQGANS["paper"]).to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    clip = open_clip.create_model("ViT-B-32", pretrained=None).to(device).eval()
+    pictures, clip_pictures = (torch.randn(batch, 3, s, s, device=device) for s in (256, 224))
+
+    def baseline() -> None:
+        train_step(plain, optimizer, vqgan, clip, pictures, clip_pictures)
+
+    _, ours = _our_step(layers, batch)
+    slow, fast = in_turn(baseline, ours, rounds=3)
+    detail = (
+        f"{layers} layers, batch {batch}: {batch / statistics.median(fast):.2f} against "
+        f"{batch / statistics.median(slow):.2f} pictures/s"
+    )
+    return [Row("against_encoding", "pictures/s, ours / baseline", ratio(slow, fast), "x", ">= 10", detail)]
+
+
+def sampling(layers: int, batch: int = 8) -> list[Row]:
+    """256 codes with cache and bf16 against the whole prefix again in fp32; guidance; batch 1.
+
+    The baseline is timed at every 32nd prefix length and summed by interpolation.
+    """
+    device = default_device()
+    model = Transformer(_shape(layers), CODES, GRID, DIM).eval().to(device, torch.bfloat16)
+    plain = PlainGpt(_shape(layers), CODES, T, DIM).eval().to(device)
+    embedding = torch.nn.functional.normalize(torch.randn(batch, 1, DIM, device=device), dim=-1)
+
+    def sample(rows: int, guidance: float) -> None:
+        config = SamplingConfig(guidance_scale=guidance, top_k=500)
+        sample_codes(model, embedding[:rows], range(rows), config)
+
+    unguided, guided, single = in_turn(
+        lambda: sample(batch, 1.0), lambda: sample(batch, 3.0), lambda: sample(1, 1.0), rounds=3
+    )
+    baseline = _interpolated(plain, embedding[:, 0])
+    fast = statistics.median(unguided)
+    return [
+        Row(
+            "sampling",
+            "no cache fp32 / cache bf16",
+            baseline / fast,
+            "x",
+            ">= 10",
+            f"{layers} layers, {T} codes, batch {batch}: {fast:.1f} against {baseline:.0f} s (interpolated)",
+        ),
+        Row("sampling", "guided / unguided", ratio(guided, unguided), "x", "<= 2.1", f"batch {batch}"),
+        Row(
+            "sampling",
+            "latency of a code, batch 1",
+            1000 * statistics.median(single) / T,
+            "ms",
+            "reported",
+            f"{layers} layers, unguided",
+        ),
+    ]
+
+
+def _interpolated(plain: PlainGpt, embedding: Tensor) -> float:
+    lengths = [0, *range(31, T, 32)]
+    times = []
+    for length in lengths:
+        codes = torch.randint(CODES, (len(embedding), length), device=embedding.device)
+        times.append(seconds(lambda codes=codes: plain.next_codes(codes, embedding)))  # type: ignore[misc]
+    spans = zip(lengths, lengths[1:], times, times[1:], strict=False)
+    return times[0] + sum((b - a) * (x + y) / 2 for a, b, x, y in spans)
+
+
+def _shape(layers: int) -> TransformerConfig:
+    return TRANSFORMERS["paper"].model_copy(update={"layers": layers})
+
+
+def _our_step(layers: int, batch: int) -> tuple[Transformer, Callable[[], None]]:
+    """A training step as the loop makes it: bf16, clipped, fused AdamW, from codes and embeddings."""
+    device = torch.device(default_device())
+    model = Transformer(_shape(layers).model_copy(update={"dropout": 0.0}), CODES, GRID, DIM).to(device)
+    optimizer = adamw([model], 1e-4)
+    codes = torch.randint(CODES, (batch, T), device=device)
+    embedding = torch.nn.functional.normalize(torch.randn(batch, 1, DIM, device=device), dim=-1)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16), attention_for(device):
+            loss = code_cross_entropy(model(codes[:, :-1], embedding), codes)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return model, step
