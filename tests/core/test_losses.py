@@ -5,15 +5,20 @@ import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.load import load_vqgan
 from clipgen_core.losses import (
     ClipFeatureDistance,
     Lpips,
     adaptive_weight,
     code_cross_entropy,
+    embedding_reconstruction,
+    gradient_penalty,
     hinge_discriminator,
     hinge_generator,
+    lecam,
 )
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.storage import Storage
 
 
 def test_hinge_losses_by_hand() -> None:
@@ -42,6 +47,35 @@ def test_clip_distance_is_zero_for_the_same_and_grows(clip_reference: str) -> No
     far = distance(torch.rand(2, 3, 32, 32) - 1, pictures).item()
     assert distance(pictures, pictures).item() == pytest.approx(0, abs=1e-6)
     assert 0 < near < far
+
+
+def test_lecam_by_hand() -> None:
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 0.0])
+    anchors = torch.tensor([0.5, 2.0])  # of real and of fake logits
+    assert lecam(real, fake, anchors).item() == pytest.approx((0 + 1) / 2 + (1.5**2 + 0.5**2) / 2)
+
+
+def test_the_gradient_penalty_of_a_linear_judge_is_its_squared_slope() -> None:
+    pictures = torch.randn(2, 3, 4, 4, requires_grad=True)
+    penalty = gradient_penalty(0.5 * pictures.sum((1, 2, 3)), pictures)
+    assert penalty.item() == pytest.approx(0.25 * 48)
+
+
+def test_the_embedding_loss_is_minus_the_log_of_the_raised_cosine(
+    pipeline: Storage, clip_reference: str
+) -> None:
+    vqgan = load_vqgan(pipeline.current("vqgan", "tests").path)
+    clip = ClipEncoder(clip_reference)
+    codes = torch.randint(16, (3, 16))
+    seen = clip.embed(vqgan.decode(codes.view(3, 4, 4)).clamp(-1, 1))
+    sure = (20.0 * torch.nn.functional.one_hot(codes, 16)).requires_grad_()
+    assert embedding_reconstruction(sure, seen, vqgan, clip).item() == pytest.approx(0, abs=1e-4)
+    wanted = torch.nn.functional.normalize(torch.randn(3, clip.dim), dim=-1)
+    loss = embedding_reconstruction(sure, wanted, vqgan, clip)
+    assert loss.item() == pytest.approx(-((1 + (seen * wanted).sum(-1)) / 2).log().mean().item(), abs=1e-3)
+    unsure = torch.randn(3, 16, 16, requires_grad=True)
+    embedding_reconstruction(unsure, wanted, vqgan, clip).backward()
+    assert unsure.grad is not None and unsure.grad.abs().sum() > 0
 
 
 def test_lpips_reads_local_weights_only(tmp_path: Path) -> None:

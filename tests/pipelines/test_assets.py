@@ -91,6 +91,15 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert str(version.version) == made["evaluation_report"].metadata["model_version"].value
     assert Path(str(made["evaluation_report"].metadata["report"].value)).is_file()
 
+    judge = {"prompts": str(pictures / "prompts.csv"), "judge": f"trained:{tmp_path}/root"}
+    again = config(tmp_path, pictures, evaluation_report=judge)
+    again["ops"] = {"evaluation_report": again["ops"]["evaluation_report"]}
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = execute("evaluation", again, instance=instance)
+    (event,) = result.get_asset_materialization_events()
+    page = Path(str(event.step_materialization_data.materialization.metadata["report"].value)).read_text()
+    assert "which did not condition the model" in page
+
 
 def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: str, tmp_path: Path) -> None:
     source = tmp_path / "mixed"
@@ -121,3 +130,22 @@ def test_a_stage_without_its_input_says_what_to_materialise(pictures: Path, tmp_
     failures = [e.step_failure_data.error for e in result.all_events if e.is_step_failure]
     assert "materialise tokens first" in str(failures[0])
     assert not (Path(Storage(str(tmp_path / "root")).root) / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_log_to_the_assets_own_run(
+    pictures: Path, pipeline: Storage, tmp_path: Path
+) -> None:
+    shards = pipeline.current("tokens", "tests")
+    Storage(str(tmp_path / "root")).publish_current("tokens", shards.path, shards.digest)
+    settings = {"model.width": 32, "model.layers": 1, "model.heads": 2, "train.log_every": 1}
+    settings |= {"train.batch_size": 4, "train.optimizer": "adamw"}
+    training = {"processes": 2, "steps": 3, "overrides": settings}
+    asked = config(tmp_path, pictures, transformer_checkpoint=training)
+    asked["resources"]["recipe"] = {"config": {"name": "demo"}}
+    asked["ops"] = {"transformer_checkpoint": asked["ops"]["transformer_checkpoint"]}
+    result = execute("clip_gen", asked, asset_selection=[dg.AssetKey("transformer_checkpoint")])
+    (event,) = result.get_asset_materialization_events()
+    run_id = event.step_materialization_data.materialization.metadata["mlflow_run"].value
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    assert [point.step for point in client.get_metric_history(run_id, "loss")] == [1, 2, 3]

@@ -1,5 +1,7 @@
+import pytest
 import torch
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
@@ -43,3 +45,31 @@ def test_the_checkpoint_says_what_it_was_made_from_and_loads(
     model = load_vqgan(result.checkpoint)
     codes = model.encode(torch.zeros(1, 3, 32, 32))
     assert codes.shape == (1, 4, 4)
+
+
+def test_regularised_discriminators_train_too(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    config = tiny_vqgan_config(6, log_every=1).model_copy(
+        update={"lecam": 0.1, "gradient_penalty": 0.5, "adversarial_from": 0.0, "perceptual_blocks": 1}
+    )
+    result = train(config, pipeline, clip_reference, storage)
+    anchors = read_training(result.fitted.checkpoint)["extras"]["discriminator"]["anchors"]
+    assert (anchors != 0).all()
+    assert {"psnr", "ssim", "rfid_clip", "codebook_usage"} <= result.fitted.metrics.keys()
+
+
+def test_fine_tuning_starts_from_the_weights_given(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    first = train(tiny_vqgan_config(60), pipeline, clip_reference, storage)
+    tuned = tiny_vqgan_config(1)
+    gentle = tuned.train.model_copy(update={"learning_rate": 1e-6})
+    tuned = tuned.model_copy(update={"start_from": first.checkpoint, "train": gentle})
+    result = train(tuned, pipeline, clip_reference, storage)
+    assert result.fitted.metrics["psnr"] == pytest.approx(first.fitted.metrics["psnr"], abs=0.5)
+    other = tiny_vqgan_config(1)
+    shape = other.model.model_copy(update={"channels": (32, 64)})
+    other = other.model_copy(update={"model": shape, "start_from": first.checkpoint})
+    with pytest.raises(ClipgenError, match="has another shape"):
+        train(other, pipeline, clip_reference, storage)

@@ -1,0 +1,63 @@
+"""The benchmarks' own arithmetic; their figures are never asserted."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import gap, loader
+from benchmarks.baseline import PlainGpt
+from benchmarks.timing import in_turn, ratio, seconds
+from clipgen_core.data.tokens import TokenShards
+from clipgen_core.recipes import TRANSFORMERS
+
+
+def test_works_take_turns_and_the_ratio_is_the_median_of_pairs() -> None:
+    calls: list[str] = []
+    measured = in_turn(lambda: calls.append("a"), lambda: calls.append("b"), rounds=2, warm_up=1)
+    assert calls == ["a", "b"] * 3 and [len(column) for column in measured] == [2, 2]
+    assert ratio([2.0, 9.0, 4.0], [1.0, 1.0, 1.0]) == 4.0
+    assert seconds(lambda: time.sleep(0.02)) >= 0.02
+
+
+def test_the_baseline_sees_no_code_to_come() -> None:
+    shape = TRANSFORMERS["paper"].model_copy(update={"width": 32, "layers": 1, "heads": 2})
+    model = PlainGpt(shape, codebook_size=9, positions=6, dim=4).eval()
+    codes, embedding = torch.randint(9, (1, 5)), torch.randn(1, 4)
+    other = codes.clone()
+    other[0, -1] = (other[0, -1] + 1) % 9
+    assert torch.allclose(model(codes, embedding)[:, :5], model(other, embedding)[:, :5], atol=1e-6)
+    assert model.next_codes(codes, embedding).shape == (1, 1)
+
+
+def test_the_loaders_shards_are_shards(tmp_path: Path) -> None:
+    shards = TokenShards(loader.write_shards(tmp_path / "shards", 40_000), seed=0)
+    assert shards.rows == 40_000 and len(shards.manifest.train) == 3
+    assert len(shards.batch(100, 256)) == 256
+
+
+def test_scores_of_a_way_by_hand() -> None:
+    names = np.linspace(0, 0.9, 10)
+    cosine = np.stack([[names, names], [names[::-1], names]])  # own name 9 ranks 1st, 1st; 10th, 1st
+    scored = gap.score("a", "nothing", cosine, [9, 9])
+    assert scored.recall_at_5 == pytest.approx((1 + 0.5) / 2)
+    assert scored.clip_score == pytest.approx((0.9 + 0.45) / 2)
+
+
+def test_every_way_is_trained_by_a_configuration_that_exists() -> None:
+    from clipgen_core.recipes import configure
+
+    for name in {trained for _, _, trained, _ in gap.WAYS}:
+        config = configure("demo", "transformer", gap.TRAINED[name])
+        assert (config.model.neighbours > 0) == (name == "neighbours")
+
+
+def test_an_unknown_benchmark_is_one_sentence() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "nothing"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and "there is no benchmark nothing" in done.stderr
