@@ -24,7 +24,7 @@ def test_the_first_lines_are_the_front_door() -> None:
 
 def test_every_clipgen_command_and_option_exists() -> None:
     group = typer.main.get_command(app)
-    lines = re.findall(r"clipgen (generate|search|embed) (.+)", README)
+    lines = re.findall(r"clipgen (generate|search|embed|train|import-vqgan|import-generator) (.+)", README)
     assert len(lines) >= 2
     for name, rest in lines:
         known = {option for p in group.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
@@ -36,6 +36,13 @@ def test_the_run_config_of_your_own_pictures_is_valid() -> None:
     assert block
     config = yaml.safe_load("\n".join(line[4:] for line in block.group().splitlines()))
     assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+
+
+def test_the_judges_run_configs_are_valid() -> None:
+    folder = REPOSITORY / "infra" / "run_configs"
+    for job, file in (("clip_training", "judge-clip.yaml"), ("evaluation", "judge.yaml")):
+        config = yaml.safe_load((folder / file).read_text())
+        assert dg.validate_run_config(defs().resolve_job_def(job), config)
 
 
 @pytest.mark.parametrize("name", ["demo", "quick"])
