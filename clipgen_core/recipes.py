@@ -105,7 +105,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 }
 
 
-def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: int = 520) -> Recipe:
+def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: int = 620) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -128,6 +128,7 @@ def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: in
         vqgan=vqgan.Config(
             model=VQGANS["demo"],
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
+            perceptual_blocks=3,
             adversarial_from=0.75,
         ),
         tokens=tokens.Config(views=1),
@@ -136,10 +137,10 @@ def demo(*, clip_steps: int = 340, vqgan_steps: int = 230, transformer_steps: in
             train=TrainConfig(
                 steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
             ),
-            sampling=SamplingConfig(temperature=0.5, guidance_scale=2.0, candidates=4),
+            sampling=SamplingConfig(temperature=0.6, guidance_scale=1.5, candidates=4, neighbours=4),
             corrupt=0.4,
         ),
-        evaluation=evaluation.Config(shown=DOZEN, candidates=4),
+        evaluation=evaluation.Config(shown=DOZEN, scored=96, candidates=4),
     )
 
 
