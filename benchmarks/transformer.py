@@ -15,8 +15,8 @@ from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.recipes import TRANSFORMERS, VQGANS
 from clipgen_core.sampling import SamplingConfig, sample_codes
-from clipgen_core.training.loop import attention_for
 from clipgen_core.training.optim import adamw
+from clipgen_core.training.task import attention_for
 
 CODES, GRID, DIM = 16384, 16, 512
 T = GRID * GRID

@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.gap import Gap, GapConfig
+from clipgen_core.models.rope import rope_turns, rotate
 from clipgen_core.schema import Frozen
 
-ROPE_BASE = 10_000.0
 DIRECT = GapConfig()
 
 
@@ -139,16 +139,8 @@ class Transformer(nn.Module):
         """
         if dropped is not None:
             embedding = torch.where(dropped.view(-1, 1, 1), self.nothing, embedding)
-        embedding = embedding * self.embedding_dim**0.5
-        first = self.condition(embedding[:, :1])
-        everywhere = None
-        if self.config.condition == "everywhere":
-            everywhere, first = first.chunk(2, dim=-1)
-        x = self.codes(codes)
         start = cache.length if cache else 0
-        if start == 0:
-            beside = [self.neighbours(embedding[:, 1:])] if self.neighbours else []
-            x = torch.cat([first, *beside, x], dim=1)
+        x, everywhere = self._embed(codes, embedding, first=start == 0)
         end = start + x.shape[1]
         turns = None
         if self.config.positions == "learned":
@@ -166,6 +158,19 @@ class Transformer(nn.Module):
         predicted = x[:, max(self.prefix - 1 - start, 0) :]
         logits: Tensor = self.head(self.norm(predicted))
         return logits
+
+    def _embed(self, codes: Tensor, embedding: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+        """The tokens to read [n, s, width], with the prefix if they are the `first`, and what goes
+        everywhere [n, 1, width]."""
+        embedding = embedding * self.embedding_dim**0.5
+        own, everywhere = self.condition(embedding[:, :1]), None
+        if self.config.condition == "everywhere":
+            everywhere, own = own.chunk(2, dim=-1)
+        x = self.codes(codes)
+        if first:
+            beside = [self.neighbours(embedding[:, 1:])] if self.neighbours else []
+            x = torch.cat([own, *beside, x], dim=1)
+        return x, everywhere
 
     def matrices(self) -> list[nn.Module]:
         """The layers whose weights mix features of features: Muon's part."""
@@ -279,21 +284,3 @@ def norm(config: TransformerConfig, width: int) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(width, eps=1e-6)
     return nn.LayerNorm(width, eps=1e-5, bias=config.bias)
-
-
-def rope_turns(grid: int, head_width: int, prefix: int) -> Tensor:
-    """Cosine and sine of how far each position turns, [2, prefix + grid * grid - 1, head_width / 2]: half
-    of a head turns by the row, half by the column of a code (LlamaGen, arXiv:2406.06525, section 3.2);
-    prefix tokens do not turn."""
-    speed = ROPE_BASE ** -(torch.arange(head_width // 4) / (head_width // 4))
-    place = torch.arange(grid * grid - 1).unsqueeze(1)
-    angles = torch.cat([(place // grid + 1) * speed, (place % grid + 1) * speed], dim=1)
-    angles = torch.cat([torch.zeros(prefix, head_width // 2), angles])
-    return torch.stack([angles.cos(), angles.sin()])
-
-
-def rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """RoPE (arXiv:2104.09864) on x [n, heads, s, w] by turns [2, s, w / 2]."""
-    cosine, sine = turns.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)

@@ -33,7 +33,8 @@ from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
+from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.task import GOAL, Optimizers, Validation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # pictures kept decoded: small sets are read once

@@ -35,7 +35,8 @@ from clipgen_core.schema import Frozen, TokenManifest, digest_of
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
+from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.task import GOAL, Optimizers, Validation
 
 SHOWN = 8
 

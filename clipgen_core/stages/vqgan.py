@@ -40,8 +40,9 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import GOAL, Fitted, Optimizers, Validation, fit
+from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import adamw
+from clipgen_core.training.task import GOAL, Optimizers, Validation
 
 SHOWN = 16
 USAGE_PICTURES = 384  # enough codes (384 x 64 on the demo) to count usage without a long wait
@@ -165,21 +166,22 @@ class VqganTask:
 
     def validate(self) -> Validation:
         """Reconstruction of held-out pictures and USAGE_PICTURES more; the loss of the former alone."""
-        table, held = self.table, len(self.table.validation)
-        seen = Reconstruction(self.config.model.quantizer.codebook_size)
-        losses = []
+        table, held, config = self.table, len(self.table.validation), self.config
+        seen = Reconstruction(config.model.quantizer.codebook_size)
+        pixel = perceptual = 0.0
         rows = np.concatenate([table.validation, table.train[:USAGE_PICTURES]])
         for start in range(0, len(rows), 64):
             batch = self._centre(rows[start : start + 64])
             made, codes = self._reconstruct(batch)
-            if start < held:
-                own = slice(held - start)
-                pixel, perceptual = F.l1_loss(made[own], batch[own]), self.distance(made[own], batch[own])
-                losses.append(len(batch[own]) / held * (pixel + self.config.perceptual * perceptual))
             if not start:
                 shown = [*to_images(batch[:SHOWN]), *to_images(made[:SHOWN])]
             seen.add(batch, made, codes, self.clip.embed(batch), self.clip.embed(made))
-        metrics = {GOAL: float(sum(losses)), **seen.metrics()}
+            if start < held:
+                own, its = batch[: held - start], made[: held - start]
+                pixel += len(own) / held * float(F.l1_loss(its, own))
+                perceptual += len(own) / held * float(self.distance(its, own))
+        measured = {"lpips" if config.lpips_weights else "perceptual_distance": perceptual}
+        metrics = {GOAL: pixel + config.perceptual * perceptual, **measured, **seen.metrics()}
         return Validation(metrics, {"reconstructions": grid(shown, max(len(shown) // 2, 1))})
 
     def _centre(self, rows: Any) -> Tensor:

@@ -11,13 +11,12 @@ so a run that was killed and resumed computes what an undisturbed run does.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import nn
 
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
@@ -29,40 +28,10 @@ from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
 from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.interrupt import Interrupted, sigterm
-from clipgen_core.training.optim import ExponentialAverage, set_learning_rate, warmup_cosine
+from clipgen_core.training.optim import ExponentialAverage
+from clipgen_core.training.task import GOAL, Task, Validation, train_step
 
-GOAL = "validation_loss"
 History = list[dict[str, float]]
-Optimizers = dict[str, list[torch.optim.Optimizer]]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Figures and pictures of a model on held-out data; `validation_loss` tells better from worse."""
-
-    metrics: dict[str, float]
-    images: dict[str, Image.Image] = field(default_factory=dict)
-
-
-class Task(Protocol):
-    """What is trained.
-
-    model: what is saved and averaged; extras: further trained modules, saved for resuming only.
-    """
-
-    model: nn.Module
-    extras: dict[str, nn.Module]
-
-    def optimizers(self) -> Optimizers:
-        """By the name of the loss; made after the model was spread over processes."""
-
-    def batch(self, step: int, share: Share) -> Any:
-        """A share of a step's data: a function of the step alone. Called from another thread."""
-
-    def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Yields (name, loss, metrics); the loop steps that name's optimizers before going on."""
-
-    def validate(self) -> Validation: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +191,14 @@ class _Run:
         if not self.validation.metrics:
             self.validate()
         best = self.best if self.config.patience else None
+        metrics = self.validation.metrics
+        if best:
+            row = next(row for row in self.history if row["step"] == best and GOAL in row)
+            metrics = {name: value for name, value in row.items() if name != "step"}
         return Fitted(
             checkpoint=self.checkpoints.at(best) if best else self.url,
             history=self.history,
-            metrics=self.validation.metrics,
+            metrics=metrics,
             images=self.validation.images,
             pictures_per_second=read_state(self.url)["pictures_per_second"],
         )
@@ -242,55 +215,6 @@ def _spread(task: Task, config: TrainConfig) -> None:
         distributed.spread(module, "ddp")
     if config.compile:
         task.model.compile()
-
-
-def train_step(
-    task: Task, optimizers: Optimizers, batches: list[Any], step: int, config: TrainConfig
-) -> dict[str, Any]:
-    """Accumulate each loss's gradients over the batches, then step its optimizers; returns the figures."""
-    running = [task.losses(batch, step / config.steps) for batch in batches]
-    figures: dict[str, Any] = {}
-    first, device = next(iter(optimizers)), next(task.model.parameters()).device
-    while True:
-        for i, losses in enumerate(running):
-            distributed.synchronise(task.model, wanted=i == len(running) - 1)
-            with (
-                torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"),
-                attention_for(device),
-            ):
-                found = next(losses, None)
-            if found is None:
-                return figures
-            name, loss, metrics = found
-            if i == 0:
-                for optimizer in optimizers[name]:
-                    optimizer.zero_grad(set_to_none=True)
-            (loss / len(running)).backward()
-            shown = {"loss": loss.detach(), **metrics} if name == first else metrics
-            for key, value in shown.items():
-                figures[key] = figures.get(key, 0) + value / len(running)
-        figures[f"{name}_grad_norm"] = _step(optimizers[name], step, config)
-
-
-def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> Tensor:
-    warmup = max(int(config.warmup_share * config.steps), 1)
-    parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-    for optimizer in optimizers:
-        set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
-        optimizer.step()
-    return norm
-
-
-@contextmanager
-def attention_for(device: torch.device) -> Iterator[None]:
-    """On CPUs the plain attention: its backward is several times faster than the fused one's there."""
-    if device.type != "cpu":
-        yield
-        return
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    with sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @contextmanager

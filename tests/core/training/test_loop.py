@@ -18,7 +18,8 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
 from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.interrupt import Interrupted
-from clipgen_core.training.loop import Fitted, Validation, fit
+from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.task import Validation
 
 
 class LineTask:
