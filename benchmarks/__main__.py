@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from benchmarks.timing import Row
@@ -27,7 +28,9 @@ def main(
     unknown = set(names or ()) - set(NAMES)
     if unknown:
         raise typer.BadParameter(f"there is no benchmark {', '.join(unknown)}: choose of {', '.join(NAMES)}")
-    rows = [row for name in names or NAMES for row in run(name, layers, batch)]
+    rows: list[Row] = []
+    for name in track(names or NAMES, "benchmarks", console=Console(stderr=True), transient=True):
+        rows += run(name, layers, batch)
     sheet = Table("benchmark", "what", "measured", "bar", "detail", box=None)
     for row in rows:
         sheet.add_row(row.benchmark, row.what, f"{row.value:.2f}{row.unit}", row.bar, row.detail)

@@ -37,7 +37,7 @@ class Config(Frozen):
     views: int = Field(default=1, ge=1, le=255)
     smallest_crop: float = Field(default=0.85, gt=0, le=1)
     batch_size: int = Field(default=128, gt=0)
-    rows_per_part: int = Field(default=16384, gt=0)
+    rows_per_part: int = Field(default=4096, gt=0)
 
 
 @dataclass(frozen=True, kw_only=True)

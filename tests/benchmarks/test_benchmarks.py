@@ -36,7 +36,7 @@ def test_the_baseline_sees_no_code_to_come() -> None:
 
 def test_the_loaders_shards_are_shards(tmp_path: Path) -> None:
     shards = TokenShards(loader.write_shards(tmp_path / "shards", 40_000), seed=0)
-    assert shards.rows == 40_000 and len(shards.manifest.train) == 3
+    assert shards.rows == 40_000 and len(shards.manifest.train) == 10
     assert len(shards.batch(100, 256)) == 256
 
 
