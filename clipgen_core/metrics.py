@@ -1,4 +1,4 @@
-"""How good pictures are. Knows pictures and embeddings; knows no model and no stage.
+"""How good pictures are. Knows pictures, codes and embeddings; runs no model.
 
 Frechet distances are taken in the space of the embeddings given: with CLIP's they are the FID of
 CLIP space (Kynkaanniemi et al. 2022, arXiv:2203.06026), not comparable with Inception's FID.

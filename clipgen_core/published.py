@@ -50,6 +50,7 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
             f"{transformer} expects embeddings of {weights['gap.image_mean'].shape[0]} numbers, "
             f"CLIP {clip} gives {encoder.dim}: give the CLIP it was trained with"
         )
+    vqgan_file = imported("clip-gen", vqgan)
     made_from = {
         "config": {"model": config.model_dump(), "gap": GapConfig().model_dump()},
         "tokens": {
@@ -57,11 +58,11 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
             "codebook_size": vqgan_config.quantizer.codebook_size,
             "embedding_dim": encoder.dim,
             "images_digest": "unknown",
-            "vqgan_digest": imported("clip-gen", vqgan)["sha256"],
+            "vqgan_digest": vqgan_file["sha256"],
         },
         "imported": imported("clip-gen", transformer),
     }
-    named = {"config": {"model": vqgan_config.model_dump()}, "imported": imported("clip-gen", vqgan)}
+    named = {"config": {"model": vqgan_config.model_dump()}, "imported": vqgan_file}
     saved = {
         "vqgan": save(str(folder / "vqgan"), named, vqgan_weights),
         "transformer": save(str(folder / "transformer"), made_from, weights),

@@ -10,7 +10,7 @@ weights; what is left over or missing is an error. Shapes are read off the weigh
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -44,29 +44,26 @@ class Names:
     norm_epsilon: float = 1e-6
 
 
+TAMING = Names(
+    res=("encoder.down.{i}.block.{j}", "decoder.up.{i}.block.{j}"),
+    attn=("encoder.down.{i}.attn.{j}", "decoder.up.{i}.attn.{j}"),
+    resample=("encoder.down.{i}.downsample.conv", "decoder.up.{i}.upsample.conv"),
+    middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
+    encoder_end=("encoder.norm_out", "encoder.conv_out", "quant_conv"),
+    decoder_start=("post_quant_conv", "decoder.conv_in"),
+    decoder_end=("decoder.norm_out", "decoder.conv_out"),
+    residual=("norm1", "conv1", "norm2", "conv2", "nin_shortcut"),
+    codebook="quantize.embedding.weight",
+    ignored=r"loss\.",
+)
 NAMES: dict[str, Names] = {
-    "taming": Names(
-        res=("encoder.down.{i}.block.{j}", "decoder.up.{i}.block.{j}"),
-        attn=("encoder.down.{i}.attn.{j}", "decoder.up.{i}.attn.{j}"),
-        resample=("encoder.down.{i}.downsample.conv", "decoder.up.{i}.upsample.conv"),
-        middle=("mid.block_1", "mid.attn_1", "mid.block_2"),
-        encoder_end=("encoder.norm_out", "encoder.conv_out", "quant_conv"),
-        decoder_start=("post_quant_conv", "decoder.conv_in"),
-        decoder_end=("decoder.norm_out", "decoder.conv_out"),
-        residual=("norm1", "conv1", "norm2", "conv2", "nin_shortcut"),
-        codebook="quantize.embedding.weight",
-        ignored=r"loss\.",
-    ),
-    "llamagen": Names(
+    "taming": TAMING,
+    "llamagen": replace(
+        TAMING,
         res=("encoder.conv_blocks.{i}.res.{j}", "decoder.conv_blocks.{c}.res.{j}"),
         attn=("encoder.conv_blocks.{i}.attn.{j}", "decoder.conv_blocks.{c}.attn.{j}"),
         resample=("encoder.conv_blocks.{i}.downsample.conv", "decoder.conv_blocks.{c}.upsample.conv"),
         middle=("mid.0", "mid.1", "mid.2"),
-        encoder_end=("encoder.norm_out", "encoder.conv_out", "quant_conv"),
-        decoder_start=("post_quant_conv", "decoder.conv_in"),
-        decoder_end=("decoder.norm_out", "decoder.conv_out"),
-        residual=("norm1", "conv1", "norm2", "conv2", "nin_shortcut"),
-        codebook="quantize.embedding.weight",
         ignored=r"quantize\.codebook_used",
         cosine=True,
     ),

@@ -4,21 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import dagster as dg
 
+from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
+from pipelines.config import TrainingConfig
+from pipelines.resources import RecipeResource
 
 
 def train_in_processes(
     stage: str,
-    processes: int,
-    *,
-    root: str,
-    recipe: str,
-    overrides: Mapping[str, Any],
+    config: TrainingConfig,
+    recipe: RecipeResource,
+    out: Storage,
     tracker: MlflowTracker,
     **inputs: str | None,
 ) -> None:
@@ -26,10 +25,11 @@ def train_in_processes(
 
     With one process there is nothing to do: the caller's `run()` trains.
     """
+    processes, overrides = config.processes, config.all_overrides()
     if processes == 1:
         return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "clipgen_core.cli", "train", stage, "--root", root, "--recipe", recipe]
+    command += ["-m", "clipgen_core.cli", "train", stage, "--root", out.root, "--recipe", recipe.name]
     command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     command += [f"--{name}={value}" for name, value in inputs.items() if value is not None]
     command += [f"--mlflow-run={tracker.run_id}"]

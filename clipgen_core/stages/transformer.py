@@ -127,6 +127,8 @@ class TransformerTask:
         self.nearest = nearest_rows(embeddings, config.model.neighbours)
         self.transformer.to(self.device).start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
+        self.held_out = shards.validation()
+        self.held_out_condition = self._held_out_condition(self.held_out, embeddings)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
 
@@ -176,9 +178,8 @@ class TransformerTask:
         yield "transformer", loss, figures
 
     def validate(self) -> Validation:
-        rows = self.shards.validation()
-        codes = torch.from_numpy(rows.codes.astype("int64")).to(self.device)
-        condition = self._held_out_condition(rows).to(self.device)
+        codes = torch.from_numpy(self.held_out.codes.astype("int64")).to(self.device)
+        condition = self.held_out_condition
         losses = [
             code_cross_entropy(self.transformer(c[:, :-1], e), c)
             for c, e in zip(codes.split(128), condition.split(128), strict=True)
@@ -191,13 +192,13 @@ class TransformerTask:
         pictures = grid(to_images(made), columns=len(shown))
         return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": pictures})
 
-    def _held_out_condition(self, rows: Rows) -> Tensor:
+    def _held_out_condition(self, rows: Rows, embeddings: np.ndarray) -> Tensor:
         """Clean embeddings; their neighbours are training pictures."""
         gap, held = self.transformer.gap, torch.from_numpy(rows.embeddings)
         own = gap.image(held.to(self.device)).unsqueeze(1)
         if not self.config.model.neighbours:
             return own
-        known = torch.from_numpy(self.shards.embeddings())
+        known = torch.from_numpy(embeddings)
         around = (held @ known.T).topk(self.config.model.neighbours, dim=1).indices
         return torch.cat([own, gap.image(known[around].to(self.device))], dim=1)
 

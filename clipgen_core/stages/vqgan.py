@@ -121,11 +121,12 @@ class VqganTask:
         }
 
     def batch(self, step: int, share: Share = WHOLE) -> Tensor:
-        rows = self.table.train[share.take(self.order.batch(step, self.config.train.batch_size))]
+        count = self.config.train.batch_size
+        rows = self.table.train[share.take(self.order.batch(step, count))]
         size, smallest = self.config.model.image_size, self.config.smallest_crop
         crops = [
             random_crop(image, size, smallest, seed=step * 100_003 + i)
-            for i, image in enumerate(self.table.pictures(rows))
+            for i, image in zip(share.take(range(count)), self.table.pictures(rows), strict=True)
         ]
         return to_tensor(crops).to(self.device, memory_format=torch.channels_last)
 

@@ -1,6 +1,6 @@
 """Several processes, one training. Applied from outside: no model and no stage knows of it.
 
-Started by torchrun (`torchrun --nproc-per-node 8 -m clipgen_core train transformer ...`) or by anything
+Started by torchrun (`torchrun --nproc-per-node 8 -m clipgen_core.cli train transformer ...`) or by anything
 else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrainer does.
 """
 

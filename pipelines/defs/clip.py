@@ -24,15 +24,7 @@ def clip_checkpoint(
 
     stage, out = recipe.stage("clip", config.all_overrides()), storage.open()
     with mlflow.run(context, {"captions": config.captions}) as tracker:
-        train_in_processes(
-            "clip",
-            config.processes,
-            root=out.root,
-            recipe=recipe.name,
-            overrides=config.all_overrides(),
-            tracker=tracker,
-            captions=config.captions,
-        )
+        train_in_processes("clip", config, recipe, out, tracker, captions=config.captions)
         result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)
     return dg.MaterializeResult(
         metadata={

@@ -39,15 +39,7 @@ def transformer_checkpoint(
     manifest = read_manifest(shards.path)
     stage = recipe.stage("transformer", config.all_overrides())
     with mlflow.run(context, {"tokens": shards.digest}) as tracker:
-        train_in_processes(
-            "transformer",
-            config.processes,
-            root=out.root,
-            recipe=recipe.name,
-            overrides=config.all_overrides(),
-            tracker=tracker,
-            texts=config.texts,
-        )
+        train_in_processes("transformer", config, recipe, out, tracker, texts=config.texts)
         result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker, texts=config.texts)
     loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
     return dg.MaterializeResult(

@@ -35,14 +35,7 @@ def vqgan_checkpoint(
     clip = open_table(table.path).schema.metadata[b"clip"].decode()
     stage = recipe.stage("vqgan", config.all_overrides())
     with mlflow.run(context, {"embeddings": table.digest}) as tracker:
-        train_in_processes(
-            "vqgan",
-            config.processes,
-            root=out.root,
-            recipe=recipe.name,
-            overrides=config.all_overrides(),
-            tracker=tracker,
-        )
+        train_in_processes("vqgan", config, recipe, out, tracker)
         result = vqgan.run(stage, images=out.images, clip=clip, out=out, tracker=tracker)
     usage = result.fitted.metrics["codebook_usage"]
     return dg.MaterializeResult(

@@ -76,60 +76,50 @@ PLAIN = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut")
 BLOCK = ("block.0", "block.2", "block.3", "block.6", "shortcut")
 
 
-def taming(widths: tuple[int, ...] = WIDTHS) -> State:
+def plain(
+    kind: Kind, levels: tuple[str, str], blocks: str, middle: tuple[str, str, str], widths: tuple[int, ...]
+) -> State:
+    """What taming's and LlamaGen's checkpoints have in common; levels are named by {i}, finest first, or
+    by {c}, coarsest first."""
     m, last = Making(), len(widths) - 1
     m.conv("encoder.conv_in", 3, widths[0], 3)
     width = widths[0]
     for i, out in enumerate(widths):
+        level = levels[0].format(i=i)
         for j in range(BLOCKS):
-            m.residual(f"encoder.down.{i}.block.{j}", width, out, PLAIN)
+            m.residual(f"{level}.{blocks}.{j}", width, out, PLAIN)
             width = out
             if i == last:
-                m.attention(f"encoder.down.{i}.attn.{j}", width)
+                m.attention(f"{level}.attn.{j}", width)
         if i < last:
-            m.conv(f"encoder.down.{i}.downsample.conv", width, width, 3)
+            m.conv(f"{level}.downsample.conv", width, width, 3)
     m.conv("decoder.conv_in", Z, width, 3)
     for i in range(last, -1, -1):
+        level = levels[1].format(i=i, c=last - i)
         for j in range(BLOCKS + 1):
-            m.residual(f"decoder.up.{i}.block.{j}", width, widths[i], PLAIN)
+            m.residual(f"{level}.{blocks}.{j}", width, widths[i], PLAIN)
             width = widths[i]
             if i == last:
-                m.attention(f"decoder.up.{i}.attn.{j}", width)
+                m.attention(f"{level}.attn.{j}", width)
         if i:
-            m.conv(f"decoder.up.{i}.upsample.conv", width, width, 3)
+            m.conv(f"{level}.upsample.conv", width, width, 3)
     for part in ("encoder", "decoder"):
-        m.residual(f"{part}.mid.block_1", widths[-1], widths[-1], PLAIN)
-        m.attention(f"{part}.mid.attn_1", widths[-1])
-        m.residual(f"{part}.mid.block_2", widths[-1], widths[-1], PLAIN)
-    return _ends(m, widths, CODE_DIM["taming"])
+        first, attention, second = (f"{part}.{name}" for name in middle)
+        m.residual(first, widths[-1], widths[-1], PLAIN)
+        m.attention(attention, widths[-1])
+        m.residual(second, widths[-1], widths[-1], PLAIN)
+    return _ends(m, widths, CODE_DIM[kind])
+
+
+def taming(widths: tuple[int, ...] = WIDTHS) -> State:
+    middle = ("mid.block_1", "mid.attn_1", "mid.block_2")
+    return plain("taming", ("encoder.down.{i}", "decoder.up.{i}"), "block", middle, widths)
 
 
 def llamagen(widths: tuple[int, ...] = WIDTHS) -> State:
-    m, last = Making(), len(widths) - 1
-    m.conv("encoder.conv_in", 3, widths[0], 3)
-    width = widths[0]
-    for i, out in enumerate(widths):
-        for j in range(BLOCKS):
-            m.residual(f"encoder.conv_blocks.{i}.res.{j}", width, out, PLAIN)
-            width = out
-            if i == last:
-                m.attention(f"encoder.conv_blocks.{i}.attn.{j}", width)
-        if i < last:
-            m.conv(f"encoder.conv_blocks.{i}.downsample.conv", width, width, 3)
-    m.conv("decoder.conv_in", Z, width, 3)
-    for n, out in enumerate(reversed(widths)):
-        for j in range(BLOCKS + 1):
-            m.residual(f"decoder.conv_blocks.{n}.res.{j}", width, out, PLAIN)
-            width = out
-            if n == 0:
-                m.attention(f"decoder.conv_blocks.{n}.attn.{j}", width)
-        if n < last:
-            m.conv(f"decoder.conv_blocks.{n}.upsample.conv", width, width, 3)
-    for part in ("encoder", "decoder"):
-        m.residual(f"{part}.mid.0", widths[-1], widths[-1], PLAIN)
-        m.attention(f"{part}.mid.1", widths[-1])
-        m.residual(f"{part}.mid.2", widths[-1], widths[-1], PLAIN)
-    return _ends(m, widths, CODE_DIM["llamagen"]) | {"quantize.codebook_used": torch.zeros(65536)}
+    levels = ("encoder.conv_blocks.{i}", "decoder.conv_blocks.{c}")
+    made = plain("llamagen", levels, "res", ("mid.0", "mid.1", "mid.2"), widths)
+    return made | {"quantize.codebook_used": torch.zeros(65536)}
 
 
 def _ends(m: Making, widths: tuple[int, ...], code_dim: int) -> State:
