@@ -1,5 +1,5 @@
 # make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes)
-# make judge  score the demo by a second CLIP, trained apart (about 12 minutes the first time)
+# make judge  score the demo by a second CLIP, trained apart (trains it the first time)
 # make test   install, run every test
 # make check  lint, format, types
 
