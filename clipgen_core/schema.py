@@ -5,7 +5,6 @@ Stages never import each other; they meet in files of these shapes (docs: README
 
 import hashlib
 import json
-from collections.abc import Iterable
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -13,12 +12,16 @@ from pydantic import BaseModel, ConfigDict
 from clipgen_core.errors import ClipgenError
 
 VALIDATION_SHARE = 0.02
+KEY = {"lance-schema:unenforced-primary-key": "true"}  # no value twice: see data/tables.py
+ID = pa.field("id", pa.string(), nullable=False, metadata=KEY)  # sha256 of the picture file's bytes
+URI = pa.field("uri", pa.string(), nullable=False, metadata=KEY)
+FOLDER = pa.field("folder", pa.string(), nullable=False)  # the top-level folder of the source
 
 IMAGES = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # sha256 of the file's bytes
+        ID,
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("folder", pa.string(), nullable=False),
+        FOLDER,
         pa.field("format", pa.string(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
@@ -28,9 +31,28 @@ IMAGES = pa.schema(
 
 REJECTS = pa.schema(
     [
-        pa.field("uri", pa.string(), nullable=False),
+        URI,
+        pa.field("file", pa.string(), nullable=False),  # differs from uri inside archives
         pa.field("reason", pa.string(), nullable=False),
         pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+
+FILES = pa.schema(  # what was read already: a file with the same stamp is not read again
+    [
+        URI,
+        FOLDER,
+        pa.field("stamp", pa.string(), nullable=False),
+        pa.field("items", pa.int32(), nullable=False),  # pictures in it, usable or not
+        pa.field("rejected", pa.int32(), nullable=False),
+    ]
+)
+
+COPIES = pa.schema(  # further places of a picture that the images table has from elsewhere
+    [
+        URI,
+        pa.field("id", pa.string(), nullable=False),
+        FOLDER,
     ]
 )
 
@@ -42,12 +64,18 @@ def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
     """
     return pa.schema(
         [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("folder", pa.string(), nullable=False),
+            ID,
+            FOLDER,
             pa.field("vector", pa.list_(pa.float32(), dim), nullable=False),
         ],
         metadata={"clip": clip, "clip_key": clip_key},
     )
+
+
+def codes_schema(codebook_size: int, positions: int, views: int) -> pa.Schema:
+    """One row an image and VQGAN: `codes` of its views one after the other, each row by row of the grid."""
+    codes = pa.list_(code_type(codebook_size), positions * views)
+    return pa.schema([ID, FOLDER, pa.field("codes", codes, nullable=False)])
 
 
 def code_type(codebook_size: int) -> pa.DataType:
@@ -67,11 +95,6 @@ def tokens_schema(codebook_size: int, positions: int, dim: int) -> pa.Schema:
             pa.field("embedding", pa.list_(pa.float32(), dim), nullable=False),
         ]
     )
-
-
-def is_validation(image_id: str) -> bool:
-    """Whether a picture is held out from training: by its own digest, so every stage agrees."""
-    return int(image_id[:8], 16) / 2**32 < VALIDATION_SHARE
 
 
 class Frozen(BaseModel):
@@ -116,11 +139,3 @@ class TokenManifest(Frozen):
 def digest_of(value: object) -> str:
     """A short stable digest (16 hex digits) of anything JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def digest_of_ids(ids: Iterable[str]) -> str:
-    """A digest of a set of image ids, whatever their order: the version of a data set."""
-    combined = hashlib.sha256()
-    for image_id in sorted(ids):
-        combined.update(image_id.encode())
-    return combined.hexdigest()[:16]

@@ -8,11 +8,13 @@ import re
 import shutil
 import tempfile
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
@@ -20,6 +22,11 @@ from clipgen_core.schema import Frozen
 DEFAULT_ROOT = ".clipgen/default"
 DRAFT = ".draft-"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
+ATTEMPTS = 8  # of a remote call: about half a minute in all
+NO_FAULT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Pointer(Frozen):
@@ -54,11 +61,22 @@ class Storage:
     def rejects(self) -> str:
         return self.path("rejects.lance")
 
+    @property
+    def files(self) -> str:
+        return self.path("files.lance")
+
+    @property
+    def copies(self) -> str:
+        return self.path("copies.lance")
+
     def embeddings(self, clip_key: str) -> str:
         return self.path("embeddings", f"{clip_key}.lance")
 
-    def tokens(self, vqgan_digest: str, clip_key: str) -> str:
-        return self.path("tokens", f"{vqgan_digest}-{clip_key}")
+    def codes(self, making: str) -> str:
+        return self.path("codes", f"{making}.lance")
+
+    def tokens(self, vqgan_digest: str, clip_key: str, making: str) -> str:
+        return self.path("tokens", f"{vqgan_digest}-{clip_key}-{making}")
 
     def checkpoints(self, stage: str, run: str) -> str:
         return self.path("checkpoints", stage, run)
@@ -92,21 +110,42 @@ def is_local(url: str) -> bool:
     return isinstance(url_to_fs(url)[0], LocalFileSystem)
 
 
+def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """A call to a store that may reset, throttle or cut short: tried again with growing pauses."""
+    attempts = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.2),
+        retry=retry_if_not_exception_type(NO_FAULT),
+        reraise=True,
+    )
+    return attempts(call, *args, **kwargs)
+
+
 def exists(url: str) -> bool:
     filesystem, path = url_to_fs(url)
-    return bool(filesystem.exists(path))
+    return bool(retried(filesystem.exists, path))
 
 
 def read_bytes(url: str) -> bytes:
-    with fsspec.open(url, "rb") as file:
-        return bytes(file.read())
+    """A file's content; on a remote store a body cut short is read again."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return Path(path).read_bytes()
+
+    def whole() -> bytes:
+        data: bytes = filesystem.cat_file(path)
+        if len(data) != filesystem.info(path)["size"]:
+            raise OSError(f"{url} came cut short")
+        return data
+
+    return retried(whole)
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write a file so that its name never shows a half-written content."""
     filesystem, path = url_to_fs(url)
     if not isinstance(filesystem, LocalFileSystem):
-        filesystem.pipe_file(path, data)
+        retried(filesystem.pipe_file, path, data)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +175,7 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
         return
     files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
     for file in [*files, draft / marker]:
-        filesystem.put_file(str(file), f"{path}/{file.relative_to(draft).as_posix()}")
+        retried(filesystem.put_file, str(file), f"{path}/{file.relative_to(draft).as_posix()}")
 
 
 def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
@@ -173,7 +212,7 @@ def local_copy(url: str) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        filesystem.get(path, str(draft), recursive=True)
+        retried(filesystem.get, path, str(draft), recursive=True)
         draft.replace(target)
     return target
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from pydantic import Field
 
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
@@ -13,6 +14,8 @@ from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
 if TYPE_CHECKING:
     from clipgen_core.storage import Storage
     from clipgen_core.tracking import MlflowTracker
+
+TRAINED = "trained"
 
 
 class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -24,6 +27,30 @@ class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         from clipgen_core.storage import Storage
 
         return Storage(self.root)
+
+
+class PicturesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Which pictures are taken, and which CLIP embeds them."""
+
+    source: str = Field(default="", description="A folder of pictures: local, or an fsspec URL (s3://…).")
+    clip: str = Field(
+        default=TRAINED,
+        description="hub:MODEL/PRETRAINED, local-dir:FOLDER, or `trained`: what clip_checkpoint made.",
+    )
+
+    def require_source(self) -> str:
+        """The source, or how to name one.
+
+        Raises:
+            dg.Failure: none is set.
+        """
+        if not self.source:
+            raise dg.Failure("no pictures are named: set resources.pictures.config.source, or CLIPGEN_SOURCE")
+        return self.source
+
+    def clip_under(self, out: "Storage") -> str:
+        """The reference of the CLIP."""
+        return out.current("clip", "clip_embeddings").path if self.clip == TRAINED else self.clip
 
 
 class RecipeResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from clipgen_core.data.keys import digest_of_keys, joined, numbers
 from clipgen_core.data.pictures import decode_stored
-from clipgen_core.data.tables import open_table
+from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import digest_of_ids, is_validation
+from clipgen_core.schema import VALIDATION_SHARE
 
 
 class ImageTable:
@@ -20,20 +21,26 @@ class ImageTable:
     def __init__(self, url: str) -> None:
         self.url = url
         self.table = open_table(url)
-        self.ids: list[str] = self.table.to_table(columns=["id"])["id"].to_pylist()
-        if len(self.ids) < 3:
-            raise ClipgenError(f"{url} holds {len(self.ids)} pictures, too few to train: add more")
-        held = np.array([is_validation(image_id) for image_id in self.ids], dtype=bool)
-        if not held.any():
-            held[self.ids.index(min(self.ids))] = True
+        self.keys = joined(scan_keys(self.table))
+        if len(self.keys) < 3:
+            raise ClipgenError(f"{url} holds {len(self.keys)} pictures, too few to train: add more")
+        held = held_out(self.keys)
         self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
         self._decoders = ThreadPoolExecutor(4)
 
     @property
     def digest(self) -> str:
-        return digest_of_ids(self.ids)
+        return digest_of_keys([self.keys])
 
     def pictures(self, rows: np.ndarray) -> list[Image.Image]:
         """RGB pictures at their stored size."""
         data = self.table.take(rows.tolist(), columns=["image"])["image"].to_pylist()
         return list(self._decoders.map(decode_stored, data))
+
+
+def held_out(keys: np.ndarray) -> np.ndarray:
+    """Which pictures are kept from training: by their own digests, so every stage agrees; one at least."""
+    held = numbers(keys)[:, 0] < VALIDATION_SHARE * 2.0**64
+    if not held.any():
+        held[np.argmin(keys)] = True
+    return held

@@ -1,9 +1,26 @@
-"""Batches made ahead of time in a thread, so that training never waits for data it could have had."""
+"""Work done ahead of time in threads, so that nobody waits for data that could have been there."""
 
+import collections
 import queue
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+    """As `map`, in threads; no more than `ahead` results wait to be taken."""
+    waiting: collections.deque[Future[R]] = collections.deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def prefetch(

@@ -1,5 +1,11 @@
-"""Lance tables: open, upsert, read in batches, search. Knows columns only by name."""
+"""Lance tables: open, upsert, read in blocks, search. Knows columns only by name.
 
+Tables are keyed: a column marked as the key in its schema (schema.KEY) holds no value twice, also when
+several processes write at once; Lance then sees that two commits insert the same key, and one of them
+tries again.
+"""
+
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -7,15 +13,48 @@ import lance
 import numpy as np
 import pyarrow as pa
 
-from clipgen_core import storage
+from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
+
+CONFLICT_RETRIES = 100
+IDS_AT_ONCE = 65_536
+
+
+def options(url: str) -> dict[str, str] | None:
+    """What Lance must be told of an S3-compatible store; credentials it takes from the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not url.startswith("s3://") or not endpoint:
+        return None
+    return {"aws_endpoint": endpoint, "allow_http": "true", "client_max_retries": "10"}
+
+
+def find_table(url: str, version: int | None = None) -> lance.LanceDataset | None:
+    """A table, at one version if given; None where there is none."""
+    try:
+        return lance.dataset(url, version=version, storage_options=options(url))
+    except ValueError as error:
+        if "not found" in str(error).lower():
+            return None
+        raise
 
 
 def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
     """An existing table, at one version if given."""
-    if not storage.exists(url):
+    table = find_table(url, version)
+    if table is None:
         raise ClipgenError(f"there is no table at {url}: run the stage that writes it first")
-    return lance.dataset(url, version=version)
+    return table
+
+
+def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
+    """The table at `url`, made empty where there is none."""
+    table = find_table(url)
+    if table is not None:
+        return table
+    try:
+        return lance.write_dataset(schema.empty_table(), url, schema=schema, storage_options=options(url))
+    except OSError:
+        return open_table(url)  # another process was first
 
 
 def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
@@ -24,37 +63,54 @@ def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
     Returns:
         How many rows were inserted. Nothing is written where there is nothing to insert.
     """
-    if rows.num_rows == 0 and storage.exists(url):
+    table = create_table(url, rows.schema)
+    if rows.num_rows == 0:
         return 0
-    if not storage.exists(url):
-        lance.write_dataset(rows, url)
-        return rows.num_rows
-    merge = lance.dataset(url).merge_insert(key).when_not_matched_insert_all()
+    merge = table.merge_insert(key).when_not_matched_insert_all()
     if overwrite:
         merge = merge.when_matched_update_all()
-    return int(merge.execute(rows)["num_inserted_rows"])
+    return int(merge.conflict_retries(CONFLICT_RETRIES).execute(rows)["num_inserted_rows"])
+
+
+def scan(
+    table: lance.LanceDataset, columns: list[str], where: str | None = None, size: int = IDS_AT_ONCE
+) -> Iterator[pa.RecordBatch]:
+    """Rows in the table's order, a bounded number at once."""
+    scanner = table.scanner(columns=columns, filter=where, batch_size=size, batch_readahead=2)
+    yield from scanner.to_batches()
+
+
+def scan_keys(table: lance.LanceDataset) -> Iterator[np.ndarray]:
+    """The keys of the column `id`, in the table's order."""
+    for batch in scan(table, ["id"]):
+        yield keys_of_ids(batch["id"])
+
+
+def quoted(text: str) -> str:
+    """A text as a literal in a filter."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def one_of(column: str, values: Sequence[str]) -> str:
+    """A filter: the column holds one of some values."""
+    return f"{column} IN ({', '.join(map(quoted, values))})" if values else "false"
+
+
+def count(table: lance.LanceDataset, folder: str | None = None) -> int:
+    """How many rows a table has, of one top-level folder if given."""
+    return int(table.count_rows(None if folder is None else f"folder = {quoted(folder)}"))
 
 
 def column(url: str, name: str) -> list[Any]:
     """One whole column; an empty list when the table does not exist."""
-    if not storage.exists(url):
-        return []
-    return lance.dataset(url).to_table(columns=[name])[name].to_pylist()
+    table = find_table(url)
+    return [] if table is None else table.to_table(columns=[name])[name].to_pylist()
 
 
-def batches(
-    table: lance.LanceDataset, columns: list[str], size: int, skip: set[str] | None = None
-) -> Iterator[pa.Table]:
-    """Rows in batches of `size`, without those whose id is in `skip`."""
-    ids = table.to_table(columns=["id"])["id"].to_pylist()
-    wanted = [i for i, image_id in enumerate(ids) if not skip or image_id not in skip]
-    for start in range(0, len(wanted), size):
-        yield table.take(wanted[start : start + size], columns=columns)
-
-
-def vectors(table: pa.Table, name: str = "vector") -> np.ndarray:
+def vectors(table: pa.Table | pa.RecordBatch, name: str = "vector") -> np.ndarray:
     """A fixed-size-list column as float32 [n, d]."""
-    array = table[name].combine_chunks()
+    array = table[name]
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     flat = array.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(flat, dtype=np.float32).reshape(len(array), -1)
 

@@ -66,14 +66,16 @@ class ClipEncoder:
             lambda batch: torch.stack([self.preprocess(image) for image in batch]),
         )
 
+    def encode_prepared(self, pictures: Tensor) -> np.ndarray:
+        """Pictures that `preprocess` made, float32 [n, 3, h, w], as `encode_images`."""
+        return self._run(self.model.encode_image, pictures, lambda batch: batch)
+
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Prompts to float32 [n, d], rows of length 1."""
         return self._run(self.model.encode_text, texts, lambda batch: self.tokenizer(list(batch)))
 
     @torch.no_grad()
-    def _run(
-        self, tower: Any, items: Sequence[Any], prepare: Callable[[Sequence[Any]], Tensor]
-    ) -> np.ndarray:
+    def _run(self, tower: Any, items: Any, prepare: Callable[[Any], Tensor]) -> np.ndarray:
         rows = []
         for start in range(0, len(items), BATCH):
             batch = prepare(items[start : start + BATCH]).to(self.device)

@@ -1,29 +1,38 @@
 """Embed pictures: one L2-normalised CLIP image embedding for each picture of the images table.
 
 In:  the images table; a CLIP by reference
-Out: {root}/embeddings/{clip_key}.lance; pictures that are in it already are not embedded again
+Out: {root}/embeddings/{clip_key}.lance; pictures that are in it already are not embedded again, and
+     another CLIP gets another table
 Run: `clip_embeddings` in Dagster, or `clipgen embed FOLDER`.
 """
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from pydantic import Field
 
+from clipgen_core.data.fill import ComputeConfig, Filling, fill
 from clipgen_core.data.pictures import decode_stored
-from clipgen_core.data.tables import batches, column, open_table, upsert, vector_array
+from clipgen_core.data.tables import open_table, vector_array
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.progress import track
 from clipgen_core.schema import Frozen, digest_of, embeddings_schema
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
+DECODERS = 4
+
 
 class Config(Frozen):
+    """block_size: pictures a commit, done again at most after a kill."""
+
     batch_size: int = Field(default=256, gt=0)
-    batches_per_commit: int = Field(default=8, gt=0)
+    block_size: int = Field(default=4096, gt=0)
+    compute: ComputeConfig = ComputeConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,30 +48,24 @@ class Result:
     pictures_per_second: float
 
 
-def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker) -> Result:
-    """Embed what is not embedded yet, committing every few batches."""
+def run(
+    config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker, folder: str | None = None
+) -> Result:
+    """Embed what is not embedded yet, of one top-level folder if given, committing block by block."""
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
-    done = set(column(url, "id"))
-    missing = source.count_rows() - len(done)
-    waiting: list[pa.Table] = []
-    with track("embeddings", max(missing, 0), "pictures") as meter:
-        for batch in batches(source, ["id", "folder", "image"], config.batch_size, skip=done):
-            waiting.append(_embed(batch, encoder))
-            if len(waiting) == config.batches_per_commit:
-                upsert(url, pa.concat_tables(waiting), "id", overwrite=True)
-                waiting.clear()
-            meter.advance(batch.num_rows)
-        if waiting:
-            upsert(url, pa.concat_tables(waiting), "id", overwrite=True)
-        speed, embedded = meter.rate, meter.done
+    filling = Filling(images, source.version, url, config.batch_size, config.block_size)
+    here = config.compute.on == "local"
+    make = functools.partial(Embedder, clip, encoder if here else None)
+    embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     table = open_table(url)
     tracker.metrics({"embedded": embedded, "pictures_per_second": speed}, step=0)
-    out.publish_current("embeddings", url, digest_of([encoder.key, table.version]))
+    digest = digest_of([encoder.key, table.version])
+    out.publish_current("embeddings", url, digest)
     return Result(
         table=url,
         version=table.version,
-        digest=digest_of([encoder.key, table.version]),
+        digest=digest,
         clip=clip,
         clip_key=encoder.key,
         dim=encoder.dim,
@@ -72,10 +75,22 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     )
 
 
-def _embed(batch: pa.Table, encoder: ClipEncoder) -> pa.Table:
-    with ThreadPoolExecutor(4) as decoders:
-        pictures = list(decoders.map(decode_stored, batch["image"].to_pylist()))
-    vectors = vector_array(np.asarray(encoder.encode_images(pictures)))
-    columns = [batch["id"], batch["folder"], vectors]
-    schema = embeddings_schema(encoder.dim, encoder.reference, encoder.key)
-    return pa.Table.from_arrays(columns, schema=schema)
+class Embedder:
+    """A CLIP at work on batches of pictures."""
+
+    def __init__(self, clip: str, encoder: ClipEncoder | None = None) -> None:
+        self.encoder = encoder or ClipEncoder(clip)
+        self.schema = embeddings_schema(self.encoder.dim, self.encoder.reference, self.encoder.key)
+        self.decoders = ThreadPoolExecutor(DECODERS)
+
+    def prepare(self, batch: pa.Table) -> tuple[pa.Table, torch.Tensor]:
+        def ready(data: bytes) -> Any:
+            return self.encoder.preprocess(decode_stored(data))
+
+        pictures = list(self.decoders.map(ready, batch["image"].to_pylist()))
+        return batch.select(["id", "folder"]), torch.stack(pictures)
+
+    def rows(self, prepared: tuple[pa.Table, torch.Tensor]) -> pa.Table:
+        batch, pictures = prepared
+        vectors = vector_array(np.asarray(self.encoder.encode_prepared(pictures)))
+        return pa.Table.from_arrays([batch["id"], batch["folder"], vectors], schema=self.schema)

@@ -1,38 +1,57 @@
-"""Take in pictures: every file under a source folder becomes a row of the images table or of the rejects.
+"""Take in pictures: every picture of a source becomes a row of the images table or of the rejects.
 
-In:  a folder on any fsspec filesystem, searched through all its subfolders
-Out: {root}/images.lance (one row a distinct picture), {root}/rejects.lance (uri, reason, detail)
+In:  a folder on any fsspec filesystem: picture files, .tar shards, Parquet files, in any subfolders
+Out: {root}/images.lance (one row a distinct picture), rejects.lance (uri, reason, detail), files.lance (what
+     was read, so that unchanged files are not read again), copies.lance (further places of a picture)
 Run: `raw_images` in Dagster, or `clipgen embed FOLDER`.
+
+A batch is committed whole: pictures first, the record of their files last. A killed run reads at most
+that batch (or the archive it was in) again, and merging leaves one row a picture.
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from PIL import Image
 from pydantic import Field
 
+from clipgen_core.data.keys import Lookup, SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.pictures import Rejected, decode, decode_stored, fit_square, grid
-from clipgen_core.data.tables import column, open_table, upsert
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.data.prefetch import bounded_map
+from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
+from clipgen_core.data.tables import (
+    create_table,
+    find_table,
+    one_of,
+    open_table,
+    quoted,
+    scan,
+    scan_keys,
+    upsert,
+)
+from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
-from clipgen_core.schema import IMAGES, REJECTS, Frozen, digest_of_ids
+from clipgen_core.schema import COPIES, FILES, IMAGES, REJECTS, Frozen
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
 
 class Config(Frozen):
-    """What is taken: pictures with at least `min_side` and at most `max_pixels` pixels."""
+    """What is taken: pictures with at least `min_side` and at most `max_pixels` pixels.
+
+    A commit has at most batch_size pictures and about batch_bytes; retry_rejects reads files again that
+    had unusable pictures, although they did not change."""
 
     min_side: int = Field(default=16, gt=0)
     max_pixels: int = Field(default=2**26, gt=0)
-    batch_size: int = Field(default=512, gt=0)
+    batch_size: int = Field(default=4096, gt=0)
+    batch_bytes: int = Field(default=2**28, gt=0)
     readers: int = Field(default=8, gt=0)
+    retry_rejects: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,87 +61,237 @@ class Result:
     found: int
     added: int
     total: int
+    rejected: int
     rejects: dict[str, int]  # reason -> count in this source
+    vanished: tuple[str, ...]  # top-level folders that were there before; their rows stay until a prune
+    listings: dict[str, str]  # top-level folder -> digest of its files and their stamps
 
     @property
     def reject_share(self) -> float:
-        return sum(self.rejects.values()) / max(self.found, 1)
+        return self.rejected / max(self.found, 1)
 
 
-def run(config: Config, *, source: str, out: Storage, tracker: Tracker) -> Result:
-    """Read every file of `source`; taking the same picture twice leaves one row."""
-    filesystem, files, folder = list_files(source)
-    added, reasons = 0, dict[str, int]()
-    with track("images", len(files), "files") as meter:
-        for start in range(0, len(files), config.batch_size):
-            paths = files[start : start + config.batch_size]
-            rows, rejects = _read_batch(config, filesystem, paths, folder)
-            added += upsert(out.images, rows, "id", overwrite=False)
-            upsert(out.rejects, rejects, "uri", overwrite=True)
-            for reason in rejects["reason"].to_pylist():
-                reasons[reason] = reasons.get(reason, 0) + 1
-            meter.advance(len(paths))
-    ids = column(out.images, "id")
-    if not ids:
+def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: str | None = None) -> Result:
+    """Read what is new or changed under `source`, or under one of its top-level folders."""
+    opened = Source(source)
+    vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
+    if folder is not None and folder in vanished:
+        raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
+    create_table(out.images, IMAGES)
+    taking = _Taking(config, out)
+    with track("images", 0, "pictures") as meter:
+        for outcome in bounded_map(
+            taking.examine, taking.work(opened, folder), config.readers, 4 * config.readers
+        ):
+            taking.add(outcome)
+            meter.advance(outcome.file is None)
+        taking.commit()
+    images = open_table(out.images)
+    if not images.count_rows():
         raise ClipgenError(
-            f"none of the {len(files)} files under {source} is a usable picture: "
+            f"none of the {taking.found} files under {source} is a usable picture: "
             f"{out.rejects} says why for each"
+            if taking.found
+            else f"the source folder {source} is empty: put pictures into it"
         )
     result = Result(
         table=out.images,
-        digest=digest_of_ids(ids),
-        found=len(files),
-        added=added,
-        total=len(ids),
-        rejects=reasons,
+        digest=digest_of_keys(scan_keys(images)),
+        found=taking.found,
+        added=taking.added,
+        total=images.count_rows(),
+        rejected=taking.rejected,
+        rejects=_reasons(out, opened, folder),
+        vanished=vanished,
+        listings={name: listing.hex for name, listing in taking.listings.items()},
     )
     tracker.metrics({"images": result.total, "reject_share": result.reject_share}, step=0)
     return result
 
 
-def list_files(source: str) -> tuple[Any, list[str], str]:
-    """(filesystem, every file under the folder, the folder), hidden files left out."""
-    filesystem, folder = url_to_fs(source if "://" in source else str(Path(source).expanduser()))
-    if not filesystem.exists(folder):
-        raise ClipgenError(f"the source folder {source} does not exist: check the path")
-    if not filesystem.isdir(folder):
-        raise ClipgenError(f"the source {source} is a file: name the folder that holds it")
-    files = sorted(path for path in filesystem.find(folder) if not path.rsplit("/", 1)[-1].startswith("."))
-    if not files:
-        raise ClipgenError(f"the source folder {source} is empty: put pictures into it")
-    return filesystem, files, folder.rstrip("/")
+@dataclass(frozen=True)
+class Outcome:
+    """A row for the images table, one for the rejects, or a file that is read to its end."""
+
+    row: dict[str, Any] | None = None
+    reject: dict[str, Any] | None = None
+    file: File | None = None
 
 
-def _read_batch(config: Config, filesystem: Any, paths: list[str], folder: str) -> tuple[pa.Table, pa.Table]:
-    with ThreadPoolExecutor(config.readers) as readers:
-        outcomes = list(readers.map(lambda p: _read_file(config, filesystem, p, folder), paths))
-    images = {row["id"]: row for row in outcomes if "id" in row}
-    rejects = [row for row in outcomes if "reason" in row]
-    rows = pa.Table.from_pylist(list(images.values()), schema=IMAGES)
-    return rows, pa.Table.from_pylist(rejects, schema=REJECTS)
+@dataclass
+class _Taking:
+    """One run: what waits to be committed, and what was counted."""
+
+    config: Config
+    out: Storage
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    files: list[dict[str, Any]] = field(default_factory=list)
+    items: int = 0  # of the file that is being read
+    bad: int = 0
+    size: int = 0
+    found: int = 0
+    rejected: int = 0
+    added: int = 0
+    listings: dict[str, SetDigest] = field(default_factory=dict)
+
+    def work(self, source: Source, folder: str | None) -> Iterator[tuple[Source, File, Item | None, bool]]:
+        """(source, file, item to examine, whether the file ends with it), of files not read before."""
+        for file in self._unread(source, folder):
+            if source.is_archive(file):
+                for item in source.members(file):
+                    yield source, file, item, False
+                yield source, file, None, True
+            else:
+                yield source, file, None, False
+                yield source, file, None, True
+
+    def _unread(self, source: Source, folder: str | None) -> Iterator[File]:
+        """Files that are new or have changed; the others are counted as they were."""
+        seen = _Seen.of(self.out, source, folder, self.config.retry_rejects)
+        for one in source.folders() if folder is None else [folder]:
+            self.listings[one] = SetDigest()
+            for files in in_lists(source.files(one), LISTED_AT_ONCE):
+                yield from self._changed(seen, files, self.listings[one])
+
+    def _changed(self, seen: "_Seen", files: list[File], listing: SetDigest) -> Iterator[File]:
+        keys = keys_of_files(files)
+        listing.add(keys)
+        at = seen.rows.find(keys)
+        known = at[at >= 0]
+        self.found += int(seen.items[known].sum())
+        self.rejected += int(seen.rejected[known].sum())
+        for i in np.flatnonzero(at < 0):
+            yield files[i]
+
+    def examine(self, work: tuple[Source, File, Item | None, bool]) -> Outcome:
+        source, file, item, ends = work
+        if ends:
+            return Outcome(file=file)
+        return examine(self.config, file, item or source.read(file))
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.file:
+            file = outcome.file
+            counts = {"items": self.items, "rejected": self.bad}
+            self.files.append({"uri": file.uri, "folder": file.folder, "stamp": file.stamp, **counts})
+            self.items = self.bad = 0
+        else:
+            self.items, self.found = self.items + 1, self.found + 1
+        if outcome.row:
+            self.rows.append(outcome.row)
+            self.size += len(outcome.row["image"])
+        if outcome.reject:
+            self.rejects.append(outcome.reject)
+            self.bad, self.rejected = self.bad + 1, self.rejected + 1
+        full = max(map(len, (self.rows, self.rejects, self.files))) >= self.config.batch_size
+        if full or self.size >= self.config.batch_bytes:
+            self.commit()
+
+    def commit(self) -> None:
+        """Pictures, then what is known of copies and rejects, then the files as read."""
+        rows = {row["id"]: row for row in reversed(self.rows)}
+        added = upsert(self.out.images, _table(list(rows.values()), IMAGES), "id", overwrite=False)
+        if added < len(self.rows):
+            upsert(self.out.copies, self._copies(), "uri", overwrite=True)
+        _forget_rejects(self.out, self.files)
+        upsert(self.out.rejects, _table(self.rejects, REJECTS), "uri", overwrite=True)
+        upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
+        self.added += added
+        self.rows, self.rejects, self.files, self.size = [], [], [], 0
+
+    def _copies(self) -> pa.Table:
+        """The waiting rows whose picture the images table has from another place."""
+        where = one_of("id", sorted({row["id"] for row in self.rows}))
+        stored = open_table(self.out.images).to_table(columns=["id", "uri"], filter=where)
+        home = dict(zip(stored["id"].to_pylist(), stored["uri"].to_pylist(), strict=True))
+        copies = [row for row in self.rows if home[row["id"]] != row["uri"]]
+        return _table([{name: row[name] for name in COPIES.names} for row in copies], COPIES)
 
 
-def _read_file(config: Config, filesystem: Any, path: str, folder: str) -> dict[str, Any]:
-    """A row for the images table, or one for the rejects."""
-    uri = filesystem.unstrip_protocol(path).encode("utf-8", "backslashreplace").decode()
+@dataclass(frozen=True)
+class _Seen:
+    """Files that were read before: a lookup by uri and stamp, and their counts."""
+
+    rows: Lookup
+    items: np.ndarray
+    rejected: np.ndarray
+
+    @classmethod
+    def of(cls, out: Storage, source: Source, folder: str | None, retry_rejects: bool) -> "_Seen":
+        columns = ["uri", "stamp", "items", "rejected"]
+        where = _under(source, folder) + (" AND rejected = 0" if retry_rejects else "")
+        table = find_table(out.files)
+        keys, items, rejected = [keys_of_texts([])], [np.zeros(0, int)], [np.zeros(0, int)]
+        for batch in scan(table, columns, where) if table else ():
+            pairs = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
+            keys.append(keys_of_texts(f"{uri}|{stamp}" for uri, stamp in pairs))
+            items.append(batch["items"].to_numpy())
+            rejected.append(batch["rejected"].to_numpy())
+        return cls(Lookup(np.concatenate(keys)), np.concatenate(items), np.concatenate(rejected))
+
+
+def examine(config: Config, file: File, item: Item) -> Outcome:
+    """Decode an item to see that it can be used."""
+    bad = {"uri": item.uri, "file": file.uri}
+    if item.problem is not None:
+        return Outcome(reject={**bad, "reason": "unreadable", "detail": item.problem})
     try:
-        data = filesystem.cat_file(path)
-    except Exception as error:
-        return {"uri": uri, "reason": "unreadable", "detail": first_line(error)}
-    try:
-        picture = decode(data, max_pixels=config.max_pixels, min_side=config.min_side)
+        picture = decode(item.data, max_pixels=config.max_pixels, min_side=config.min_side)
     except Rejected as rejected:
-        return {"uri": uri, "reason": rejected.reason, "detail": rejected.detail}
-    inside = path.removeprefix(folder).lstrip("/")
-    return {
-        "id": hashlib.sha256(data).hexdigest(),
-        "uri": uri,
-        "folder": inside.split("/")[0] if "/" in inside else "",
+        return Outcome(reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
+    row = {
+        "id": hashlib.sha256(item.data).hexdigest(),
+        "uri": item.uri,
+        "folder": _utf8(file.folder),
         "format": picture.format,
         "width": picture.image.width,
         "height": picture.image.height,
-        "image": data,
+        "image": item.data,
     }
+    return Outcome(row=row)
+
+
+def known_folders(out: Storage, source: Source) -> list[str]:
+    """The top-level folders of a source that pictures were taken from."""
+    table, names = find_table(out.files), set[str]()
+    for batch in scan(table, ["folder"], _under(source, None)) if table else ():
+        names.update(batch["folder"].unique().to_pylist())
+    return sorted(names)
+
+
+def _under(source: Source, folder: str | None) -> str:
+    """A filter: files of a source, or of one of its top-level folders."""
+    where = f"starts_with(uri, {quoted(source.base_uri + '/')})"
+    return where if folder is None else f"{where} AND folder = {quoted(_utf8(folder))}"
+
+
+def _forget_rejects(out: Storage, files: list[dict[str, Any]]) -> None:
+    """Rejects of an earlier reading of files that have been read again."""
+    table = find_table(out.rejects)
+    if table is None or not files:
+        return
+    where = one_of("file", [file["uri"] for file in files])
+    if table.count_rows(filter=where):
+        table.delete(where)
+
+
+def _reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]:
+    prefix = source.base_uri + ("/" if not folder else f"/{_utf8(folder)}/")
+    counts: dict[str, int] = {}
+    table = open_table(out.rejects)
+    for batch in scan(table, ["reason"], f"starts_with(uri, {quoted(prefix)})"):
+        for reason in batch["reason"].to_pylist():
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:

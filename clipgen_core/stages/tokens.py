@@ -1,43 +1,56 @@
 """Turn every picture into codes once, so that training the transformer decodes no picture again.
 
 In:  the images table, the embeddings table, a VQGAN checkpoint
-Out: {root}/tokens/{vqgan_digest}-{clip_key}/: part-*.parquet and manifest.json
+Out: {root}/codes/{making}.lance: the codes of each picture, new pictures only being coded; and
+     {root}/tokens/{vqgan_digest}-{clip_key}-{making}/: part-*.parquet and manifest.json, codes and
+     embeddings side by side, in an order that is random and the same whenever pictures came
 Run: `token_shards` in Dagster.
 """
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lance
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
 from pydantic import Field
+from torch import Tensor
 
 from clipgen_core import storage
 from clipgen_core.data import tokens
-from clipgen_core.data.images import ImageTable
-from clipgen_core.data.pictures import fit_square, random_crop, to_tensor
-from clipgen_core.data.tables import open_table
+from clipgen_core.data.fill import ComputeConfig, Filling, fill
+from clipgen_core.data.images import held_out
+from clipgen_core.data.keys import Lookup, digest_of_keys, joined
+from clipgen_core.data.pictures import decode_stored, fit_square, random_crop, to_tensor
+from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
-from clipgen_core.schema import Frozen, TokenManifest, digest_of, tokens_schema
+from clipgen_core.schema import Frozen, TokenManifest, codes_schema, digest_of, tokens_schema
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import read_config
 
+DECODERS = 4
+
 
 class Config(Frozen):
-    """views: how many codings a picture gets: its central square, then random crops, half mirrored."""
+    """views: how many codings a picture gets: its central square, then random crops, half mirrored;
+    block_size: pictures a commit, coded again at most after a kill."""
 
     views: int = Field(default=1, ge=1, le=255)
     smallest_crop: float = Field(default=0.85, gt=0, le=1)
     batch_size: int = Field(default=128, gt=0)
+    block_size: int = Field(default=4096, gt=0)
     rows_per_part: int = Field(default=4096, gt=0)
+    compute: ComputeConfig = ComputeConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +58,8 @@ class Result:
     shards: str
     manifest: TokenManifest
     digest: str
+    coded: int
+    pictures_per_second: float
 
 
 def run(
@@ -56,28 +71,17 @@ def run(
     out: storage.Storage,
     tracker: Tracker,
 ) -> Result:
-    """Encode all pictures and publish the shards; shards of the same making are left as they are."""
-    source, table, model = ImageTable(images), open_table(embeddings), load_vqgan(vqgan)
-    clip, clip_key = (table.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
-    made_from = {
-        "grid": model.config.grid,
-        "codebook_size": model.config.quantizer.codebook_size,
-        "embedding_dim": table.schema.field("vector").type.list_size,
-        "views": config.views,
-        "smallest_crop": config.smallest_crop,
-        "images_digest": source.digest,
-        "clip": clip,
-        "clip_key": clip_key,
-        "vqgan": vqgan,
-        "vqgan_digest": digest_of(read_config(vqgan)),
-        "embeddings": embeddings,
-        "embeddings_version": table.version,
-    }
-    url = out.tokens(made_from["vqgan_digest"], clip_key)
-    manifest = _already_made(url, made_from)
-    if manifest is None:
-        encoder = _Encoder(config, source, table, _rows_by_id(table, source), model)
-        manifest = encoder.publish(url, made_from)
+    """Code the pictures that have no codes yet, and publish shards of them all."""
+    model = load_vqgan(vqgan)
+    vqgan_digest = digest_of(read_config(vqgan))
+    codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
+    source = open_table(images)
+    filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
+    here = config.compute.on == "local"
+    make = functools.partial(Coder, vqgan, config.views, config.smallest_crop, model if here else None)
+    coded, speed = fill(filling, make, config.compute, "codes")
+    shards = _Shards(config, source, open_table(embeddings), open_table(codes))
+    manifest, url = shards.publish(embeddings, vqgan, vqgan_digest, model, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
         "codebook_perplexity": manifest.codebook_perplexity,
@@ -85,41 +89,90 @@ def run(
     tracker.metrics(usage, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
-    return Result(shards=url, manifest=manifest, digest=digest)
+    return Result(shards=url, manifest=manifest, digest=digest, coded=coded, pictures_per_second=speed)
 
 
-def _already_made(url: str, made_from: Mapping[str, Any]) -> TokenManifest | None:
-    if not storage.exists(f"{url}/{tokens.MANIFEST}"):
-        return None
-    manifest = tokens.read_manifest(url)
-    same = all(getattr(manifest, name) == value for name, value in made_from.items())
-    return manifest if same else None
+class Coder:
+    """A VQGAN at work on batches of pictures."""
+
+    def __init__(self, vqgan: str, views: int, smallest_crop: float, model: Vqgan | None = None) -> None:
+        self.vqgan, self.views, self.smallest_crop = model or load_vqgan(vqgan), views, smallest_crop
+        config = self.vqgan.config
+        self.schema = codes_schema(config.quantizer.codebook_size, config.grid**2, views)
+        self.decoders = ThreadPoolExecutor(DECODERS)
+
+    def prepare(self, batch: pa.Table) -> tuple[pa.Table, Tensor]:
+        """float32 [n * views, 3, size, size], a picture's views one after the other."""
+        pairs = zip(batch["id"].to_pylist(), batch["image"].to_pylist(), strict=True)
+        pictures = self.decoders.map(lambda pair: self._views(*pair), pairs)
+        return batch.select(["id", "folder"]), to_tensor([view for views in pictures for view in views])
+
+    def _views(self, image_id: str, data: bytes) -> list[Image.Image]:
+        size, picture = self.vqgan.config.image_size, decode_stored(data)
+        seed = int(image_id[:12], 16)
+        crops = [random_crop(picture, size, self.smallest_crop, seed + view) for view in range(1, self.views)]
+        return [fit_square(picture, size), *crops]
+
+    @torch.no_grad()
+    def rows(self, prepared: tuple[pa.Table, Tensor]) -> pa.Table:
+        batch, pictures = prepared
+        device = next(self.vqgan.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16):
+            codes = torch.cat([self.vqgan.encode(some.to(device)).cpu() for some in pictures.split(128)])
+        kind = self.schema.field("codes").type
+        flat = pa.array(codes.numpy().reshape(-1)).cast(kind.value_type)
+        columns = [batch["id"], batch["folder"], pa.FixedSizeListArray.from_arrays(flat, kind.list_size)]
+        return pa.Table.from_arrays(columns, schema=self.schema)
 
 
-def _rows_by_id(table: Any, source: ImageTable) -> dict[str, int]:
-    ids = table.to_table(columns=["id"])["id"].to_pylist()
-    rows = {image_id: row for row, image_id in enumerate(ids)}
-    missing = sum(image_id not in rows for image_id in source.ids)
-    if missing:
-        raise ClipgenError(f"{missing} pictures have no embedding in {table.uri}: run clip_embeddings")
-    return rows
+class _Shards:
+    """The rows of the three tables that belong together, in the order of the ids."""
 
+    def __init__(
+        self,
+        config: Config,
+        images: lance.LanceDataset,
+        embeddings: lance.LanceDataset,
+        codes: lance.LanceDataset,
+    ) -> None:
+        self.config, self.embeddings, self.codes = config, embeddings, codes
+        self.keys = np.sort(joined(scan_keys(images)))
+        self.embedding_rows = Lookup(joined(scan_keys(embeddings))).find(self.keys)
+        self.code_rows = Lookup(joined(scan_keys(codes))).find(self.keys)
+        missing = int((self.embedding_rows < 0).sum())
+        if missing:
+            raise ClipgenError(
+                f"{missing} pictures have no embedding in {embeddings.uri}: run clip_embeddings"
+            )
 
-@dataclass
-class _Encoder:
-    config: Config
-    source: ImageTable
-    table: Any
-    embedded: dict[str, int]
-    vqgan: Vqgan
-
-    def publish(self, url: str, made_from: Mapping[str, Any]) -> TokenManifest:
-        """Write all parts into a draft, then give them and their manifest the final name."""
-        self.counts = torch.zeros(self.vqgan.config.quantizer.codebook_size, dtype=torch.long)
+    def publish(
+        self, embeddings: str, vqgan: str, vqgan_digest: str, model: Vqgan, out: storage.Storage
+    ) -> tuple[TokenManifest, str]:
+        """Write the shards, unless they are there."""
+        clip, clip_key = (self.embeddings.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
+        made_from: dict[str, Any] = {
+            "grid": model.config.grid,
+            "codebook_size": model.config.quantizer.codebook_size,
+            "embedding_dim": self.embeddings.schema.field("vector").type.list_size,
+            "views": self.config.views,
+            "smallest_crop": self.config.smallest_crop,
+            "images_digest": digest_of_keys([self.keys]),
+            "clip": clip,
+            "clip_key": clip_key,
+            "vqgan": vqgan,
+            "vqgan_digest": vqgan_digest,
+            "embeddings": embeddings,
+            "embeddings_version": self.embeddings.version,
+        }
+        url = out.tokens(vqgan_digest, clip_key, digest_of([made_from, self.config.rows_per_part]))
+        if storage.exists(f"{url}/{tokens.MANIFEST}"):
+            return tokens.read_manifest(url), url
+        self.counts = torch.zeros(made_from["codebook_size"], dtype=torch.long)
         with storage.draft_folder(url) as scratch:
             draft = Path(scratch) / "tokens"
             draft.mkdir()
-            splits = {"train": self.source.train, "validation": self.source.validation}
+            held = held_out(self.keys)
+            splits = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
             parts = {
                 split: tuple(
                     tokens.write_part(draft, f"part-{split}-{number:05d}.parquet", part)
@@ -132,58 +185,32 @@ class _Encoder:
                 **made_from, **parts, codebook_usage=usage, codebook_perplexity=perplexity
             )
             tokens.publish(draft, manifest, url)
-        return manifest
+        return manifest, url
 
     def parts(self, rows: np.ndarray, split: str) -> Iterator[pa.Table]:
-        """Tables of about `rows_per_part` rows."""
-        waiting: list[pa.Table] = []
+        """Tables of about `rows_per_part` rows, a row a picture and view."""
+        size = max(self.config.rows_per_part // self.config.views, 1)
         with track(f"tokens ({split})", len(rows), "pictures") as meter:
-            for start in range(0, len(rows), self.config.batch_size):
-                batch = rows[start : start + self.config.batch_size]
-                waiting.append(self._encode(batch))
-                meter.advance(len(batch))
-                if sum(t.num_rows for t in waiting) >= self.config.rows_per_part:
-                    yield pa.concat_tables(waiting)
-                    waiting = []
-        if waiting:
-            yield pa.concat_tables(waiting)
+            for start in range(0, len(rows), size):
+                yield self._part(rows[start : start + size])
+                meter.advance(len(rows[start : start + size]))
 
-    def _encode(self, rows: np.ndarray) -> pa.Table:
-        ids = [self.source.ids[row] for row in rows]
-        found = self.table.take([self.embedded[i] for i in ids], columns=["vector"])
-        embedding = found["vector"].combine_chunks()
-        pictures = self.source.pictures(rows)
-        return pa.concat_tables(
-            self._encode_view(
-                ids,
-                [self._view(p, i, view) for p, i in zip(pictures, ids, strict=True)],
-                view,
-                embedding,
-            )
-            for view in range(self.config.views)
+    def _part(self, rows: np.ndarray) -> pa.Table:
+        views = self.config.views
+        coded = self.codes.take(self.code_rows[rows].tolist(), columns=["id", "codes"])
+        embedded = self.embeddings.take(self.embedding_rows[rows].tolist(), columns=["vector"])
+        codes = coded["codes"].combine_chunks().flatten()
+        self.counts += torch.from_numpy(codes.to_numpy().astype("int64")).bincount(minlength=len(self.counts))
+        again = pa.array(np.repeat(np.arange(len(rows)), views))
+        schema = tokens_schema(
+            len(self.counts),
+            len(codes) // (len(rows) * views),
+            self.embeddings.schema.field("vector").type.list_size,
         )
-
-    def _view(self, picture: Image.Image, image_id: str, view: int) -> Image.Image:
-        size = self.vqgan.config.image_size
-        if view == 0:
-            return fit_square(picture, size)
-        seed = int(image_id[:12], 16) + view
-        return random_crop(picture, size, self.config.smallest_crop, seed)
-
-    @torch.no_grad()
-    def _encode_view(
-        self, ids: list[str], pictures: list[Image.Image], view: int, embedding: pa.Array
-    ) -> pa.Table:
-        device = next(self.vqgan.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16):
-            codes = self.vqgan.encode(to_tensor(pictures).to(device)).flatten(1).cpu()
-        self.counts += codes.flatten().bincount(minlength=len(self.counts))
-        schema = tokens_schema(len(self.counts), codes.shape[1], embedding.type.list_size)
-        flat = pa.array(codes.numpy().reshape(-1)).cast(schema.field("codes").type.value_type)
         columns = [
-            pa.array(ids),
-            pa.array(np.full(len(ids), view, np.uint8)),
-            pa.FixedSizeListArray.from_arrays(flat, codes.shape[1]),
-            embedding,
+            coded["id"].combine_chunks().take(again),
+            pa.array(np.tile(np.arange(views, dtype=np.uint8), len(rows))),
+            pa.FixedSizeListArray.from_arrays(codes, schema.field("codes").type.list_size),
+            embedded["vector"].combine_chunks().take(again),
         ]
         return pa.Table.from_arrays(columns, schema=schema)

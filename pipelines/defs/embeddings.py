@@ -1,18 +1,9 @@
 import dagster as dg
-from pydantic import Field
 
 from pipelines import report
 from pipelines.config import StageConfig
-from pipelines.resources import RecipeResource, StorageResource
-
-TRAINED = "trained"
-
-
-class ClipEmbeddingsConfig(StageConfig):
-    clip: str = Field(
-        default=TRAINED,
-        description="hub:MODEL/PRETRAINED, local-dir:FOLDER, or `trained`: what clip_checkpoint made.",
-    )
+from pipelines.partitions import FOLDERS, folder_of, record_all
+from pipelines.resources import PicturesResource, RecipeResource, StorageResource
 
 
 @dg.asset(
@@ -20,30 +11,34 @@ class ClipEmbeddingsConfig(StageConfig):
     kinds={"lance", "pytorch"},
     owners=["team:data"],
     deps=["raw_images", "clip_checkpoint"],
+    partitions_def=FOLDERS,
     pool="gpu",
     check_specs=[dg.AssetCheckSpec("one_row_per_image", asset="clip_embeddings", blocking=True)],
 )
 def clip_embeddings(
     context: dg.AssetExecutionContext,
-    config: ClipEmbeddingsConfig,
+    config: StageConfig,
     storage: StorageResource,
+    pictures: PicturesResource,
     recipe: RecipeResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """One L2-normalised CLIP image embedding a picture; pictures embedded before are not embedded again."""
-    from clipgen_core.data.tables import open_table
+    from clipgen_core.data.tables import count, open_table
     from clipgen_core.stages import embeddings
     from clipgen_core.tracking import NullTracker
 
     out = storage.open()
-    trained = config.clip == TRAINED
+    folder = folder_of(context.partition_key)
     result = embeddings.run(
         recipe.stage("embeddings", config.all_overrides()),
         images=out.images,
-        clip=out.current("clip", "clip_embeddings").path if trained else config.clip,
+        clip=pictures.clip_under(out),
         out=out,
         tracker=NullTracker(),
+        folder=folder,
     )
-    images = open_table(out.images).count_rows()
+    record_all(context)
+    rows, images = (count(open_table(url), folder) for url in (result.table, out.images))
     return dg.MaterializeResult(
         metadata={
             "table": dg.MetadataValue.path(result.table),
@@ -56,7 +51,5 @@ def clip_embeddings(
             "pictures_per_second": round(result.pictures_per_second, 2),
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=[
-            report.check("one_row_per_image", result.total >= images, rows=result.total, images=images)
-        ],
+        check_results=[report.check("one_row_per_image", rows >= images, rows=rows, images=images)],
     )

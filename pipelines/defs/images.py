@@ -3,11 +3,11 @@ from pydantic import Field
 
 from pipelines import report
 from pipelines.config import StageConfig
-from pipelines.resources import RecipeResource, StorageResource
+from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
+from pipelines.resources import PicturesResource, RecipeResource, StorageResource
 
 
 class RawImagesConfig(StageConfig):
-    source: str = Field(description="A folder of pictures: local, or any fsspec URL such as s3://…")
     max_reject_share: float = Field(default=0.1, description="More rejects than this fail the check.")
 
 
@@ -15,33 +15,40 @@ class RawImagesConfig(StageConfig):
     group_name="images",
     kinds={"lance"},
     owners=["team:data"],
+    partitions_def=FOLDERS,
     check_specs=[dg.AssetCheckSpec("reject_share", asset="raw_images", blocking=True)],
 )
 def raw_images(
     context: dg.AssetExecutionContext,
     config: RawImagesConfig,
     storage: StorageResource,
+    pictures: PicturesResource,
     recipe: RecipeResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Every distinct picture of the source folder, one row each; rejects are listed with their reason."""
+    """Every distinct picture of the source, one row each; rejects are listed with their reason."""
     from clipgen_core.stages import images
     from clipgen_core.tracking import NullTracker
 
     result = images.run(
         recipe.stage("images", config.all_overrides()),
-        source=config.source,
+        source=pictures.require_source(),
         out=storage.open(),
         tracker=NullTracker(),
+        folder=folder_of(context.partition_key),
     )
+    record_folders(context, result.listings)
+    listings = {key_of(folder): listing for folder, listing in result.listings.items()}
     share = result.reject_share
     return dg.MaterializeResult(
         metadata={
             "table": dg.MetadataValue.path(result.table),
             "dagster/row_count": result.total,
-            "files_found": result.found,
+            "pictures_found": result.found,
             "pictures_added": result.added,
             "rejects": result.rejects,
+            "vanished_folders": list(result.vanished),
             "digest": result.digest,
+            LISTING: listings.get(context.partition_key, result.digest),
             "preview": report.picture(images.preview(result.table)),
         },
         data_version=dg.DataVersion(result.digest),

@@ -2,6 +2,8 @@
 
 import dagster as dg
 
+from pipelines.partitions import ALL
+
 clip_gen = dg.define_asset_job(
     "clip_gen",
     selection=[
@@ -12,7 +14,14 @@ clip_gen = dg.define_asset_job(
         "transformer_checkpoint",
         "evaluation_report",
     ],
+    tags={"dagster/partition": ALL},
     description="From a folder of pictures to an evaluated, registered text-to-image model.",
+)
+
+new_pictures = dg.define_asset_job(
+    "new_pictures",
+    selection=["raw_images", "clip_embeddings"],
+    description="Take in and embed one top-level folder; what is in the tables already costs nothing.",
 )
 
 evaluation = dg.define_asset_job(

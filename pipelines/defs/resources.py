@@ -3,7 +3,7 @@ import os
 import dagster as dg
 
 from clipgen_core.storage import DEFAULT_ROOT
-from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
 
 
 @dg.definitions
@@ -12,7 +12,10 @@ def resources() -> dg.Definitions:
     return dg.Definitions(
         resources={
             "storage": StorageResource(root=root),
-            "recipe": RecipeResource(),
+            "pictures": PicturesResource(
+                source=os.environ.get("CLIPGEN_SOURCE", ""), clip=os.environ.get("CLIPGEN_CLIP") or TRAINED
+            ),
+            "recipe": RecipeResource(name=os.environ.get("CLIPGEN_RECIPE") or "demo"),
             "mlflow": MlflowResource(),
         }
     )

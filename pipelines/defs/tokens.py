@@ -1,5 +1,6 @@
 import dagster as dg
 
+from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig
 from pipelines.resources import RecipeResource, StorageResource
 
@@ -10,6 +11,7 @@ from pipelines.resources import RecipeResource, StorageResource
     owners=["team:data"],
     deps=["raw_images", "clip_embeddings", "vqgan_checkpoint"],
     pool="gpu",
+    automation_condition=WHEN_FRESH,
 )
 def token_shards(
     context: dg.AssetExecutionContext,

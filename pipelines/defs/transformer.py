@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
@@ -21,6 +22,7 @@ class TransformerCheckpointConfig(TrainingConfig):
     owners=["team:research"],
     deps=["token_shards"],
     pool="gpu",
+    automation_condition=settled(Grown(upstream="token_shards", share=0.2)),
     check_specs=[dg.AssetCheckSpec("better_than_uniform", asset="transformer_checkpoint")],
 )
 def transformer_checkpoint(
@@ -46,6 +48,7 @@ def transformer_checkpoint(
         metadata={
             "digest": result.digest,
             "parameters": result.parameters,
+            TRAINED_ON: manifest.rows,
             "mlflow_run": tracker.run_id,
             "validation_curve": report.curve(result.fitted.history, "validation_loss"),
             **transformer.upstream_tags(manifest),

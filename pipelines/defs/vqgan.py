@@ -2,6 +2,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
@@ -17,6 +18,7 @@ class VqganCheckpointConfig(TrainingConfig):
     owners=["team:research"],
     deps=["raw_images", "clip_embeddings"],
     pool="gpu",
+    automation_condition=settled(Grown(upstream="raw_images", share=0.5)),
     check_specs=[dg.AssetCheckSpec("codebook_usage", asset="vqgan_checkpoint")],
 )
 def vqgan_checkpoint(
@@ -41,6 +43,7 @@ def vqgan_checkpoint(
     return dg.MaterializeResult(
         metadata={
             "digest": result.digest,
+            TRAINED_ON: open_table(out.images).count_rows(),
             "mlflow_run": tracker.run_id,
             "psnr_curve": report.curve(result.fitted.history, "psnr"),
             **report.fitted(result.fitted),

@@ -32,15 +32,17 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def config(root: Path, pictures: Path, **ops: dict[str, Any]) -> dict[str, Any]:
+def config(
+    root: Path, pictures: Path, source: Path | None = None, clip: str = "trained", **ops: dict[str, Any]
+) -> dict[str, Any]:
     given: dict[str, dict[str, Any]] = {
-        "raw_images": {"source": str(pictures / "pictures")},
         "evaluation_report": {"prompts": str(pictures / "prompts.csv")},
     }
     given |= ops
     return {
         "resources": {
             "storage": {"config": {"root": str(root / "root")}},
+            "pictures": {"config": {"source": str(source or pictures / "pictures"), "clip": clip}},
             "recipe": {"config": {"name": "tiny"}},
             "mlflow": {"config": {"local_folder": str(root / "mlflow")}},
         },
@@ -110,8 +112,9 @@ def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: 
     asked = config(
         tmp_path,
         pictures,
-        raw_images={"source": str(source), "max_reject_share": 0.2},
-        clip_embeddings={"clip": clip_reference},
+        source,
+        clip_reference,
+        raw_images={"max_reject_share": 0.2},
     )
     selection = [dg.AssetKey("raw_images"), dg.AssetKey("clip_embeddings")]
     result = execute("clip_gen", asked, asset_selection=selection, raise_on_error=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipgen_core.data.tables import batches, column, nearest, open_table, upsert, vector_array, vectors
+from clipgen_core.data.tables import column, nearest, open_table, upsert, vector_array, vectors
 from clipgen_core.errors import ClipgenError
 
 
@@ -34,14 +34,6 @@ def test_upserting_nothing_makes_no_version(tmp_path: Path) -> None:
     before = open_table(url).version
     upsert(url, rows([], np.zeros((0, 2))), "id", overwrite=False)
     assert open_table(url).version == before
-
-
-def test_batches_leave_out_what_is_done(tmp_path: Path) -> None:
-    url = str(tmp_path / "t.lance")
-    upsert(url, rows([str(i) for i in range(10)], np.zeros((10, 2))), "id", overwrite=False)
-    got = [b["id"].to_pylist() for b in batches(open_table(url), ["id"], 4, skip={"0", "5"})]
-    assert [len(b) for b in got] == [4, 4]
-    assert sorted(one for batch in got for one in batch) == sorted(set("123456789") - {"5"})
 
 
 def test_nearest_equals_exact_search(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_only_new_pictures_are_embedded(clip_reference: str, storage: Storage, t
             draw(colour, "disc").save(source / f"{colour}.png")
         taken = images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
         made = embeddings.run(
-            embeddings.Config(batch_size=2, batches_per_commit=1),
+            embeddings.Config(batch_size=2, block_size=2),
             images=taken.table,
             clip=clip_reference,
             out=storage,

@@ -1,16 +1,23 @@
+import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import lance
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipgen_core.data.pictures import png_bytes
+from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column
 from clipgen_core.errors import ClipgenError
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.conftest import draw
+from tests.conftest import COLOURS, draw
+from tests.core.data.test_sources import write_tar
 
 CONFIG = images.Config()
 
@@ -92,16 +99,13 @@ def test_a_file_without_read_rights_is_a_reject(storage: Storage, tmp_path: Path
         try:
             os.setegid(65534)
             os.seteuid(65534)
-            outcome = images._read_file(CONFIG, *_listed(source))
-            os._exit(0 if outcome.get("reason") == "unreadable" else 1)
+            opened = Source(str(source))
+            secret = next(file for file in opened.files() if file.path.endswith("secret.png"))
+            outcome = images.examine(CONFIG, secret, opened.read(secret))
+            os._exit(0 if (outcome.reject or {}).get("reason") == "unreadable" else 1)
         except BaseException:
             os._exit(2)
     assert os.waitpid(pid, 0)[1] == 0
-
-
-def _listed(source: Path) -> tuple[object, str, str]:
-    filesystem, files, folder = images.list_files(str(source))
-    return filesystem, next(f for f in files if f.endswith("secret.png")), folder
 
 
 def test_bad_sources_are_one_sentence(storage: Storage, tmp_path: Path) -> None:
@@ -122,3 +126,86 @@ def test_preview_shows_the_table(pipeline: Storage) -> None:
     sheet = images.preview(pipeline.images, count=24, size=16)
     assert sheet.size == (12 * 16 + 11 * 2, 2 * 16 + 2)
     assert len(set(sheet.get_flattened_data())) > 5
+
+
+def test_only_new_and_changed_files_are_read(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, read = tmp_path / "in", []
+    (source / "a").mkdir(parents=True)
+    for colour in ("red", "green"):
+        draw(colour, "disc").save(source / "a" / f"{colour}.png")
+    whole = Source.read
+    monkeypatch.setattr(Source, "read", lambda self, file: (read.append(file.uri), whole(self, file))[1])
+    assert ingest(source, storage).added == len(read) == 2
+    again = ingest(source, storage)
+    assert (again.added, again.found, len(read)) == (0, 2, 2)
+    draw("blue", "disc").save(source / "a" / "blue.png")
+    draw("gold", "cross").save(source / "a" / "red.png")
+    third = ingest(source, storage)
+    assert (third.added, third.found, third.total, len(read)) == (2, 3, 4, 4)
+
+
+def test_a_mended_file_is_no_reject_any_more_and_rejects_can_be_tried_again(
+    storage: Storage, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    draw("red", "disc", 12).save(source / "small.png")
+    draw("red", "disc").save(source / "good.png")
+    (source / "bad.png").write_bytes(b"no picture")
+    assert ingest(source, storage).rejects == {"too_small": 1, "not_an_image": 1}
+    draw("blue", "disc").save(source / "bad.png")
+    mended = ingest(source, storage)
+    assert (mended.rejects, mended.added, mended.rejected) == ({"too_small": 1}, 1, 1)
+    lenient = images.Config(min_side=8)
+    assert ingest(source, storage, lenient).added == 0
+    retried = ingest(source, storage, lenient.model_copy(update={"retry_rejects": True}))
+    assert (retried.added, retried.rejects, retried.found, retried.rejected) == (1, {}, 3, 0)
+
+
+def test_one_folder_alone_and_a_folder_that_vanishes(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for folder, colour in (("a", "red"), ("b's", "blue")):
+        (source / folder).mkdir(parents=True)
+        draw(colour, "disc").save(source / folder / "one.png")
+    only = images.run(CONFIG, source=str(source), out=storage, tracker=NullTracker(), folder="b's")
+    assert (only.found, only.total, only.vanished) == (1, 1, ())
+    assert ingest(source, storage).total == 2
+    shutil.rmtree(source / "b's")
+    assert ingest(source, storage).vanished == ("b's",)
+    assert lance.dataset(storage.images).count_rows() == 2
+    with pytest.raises(ClipgenError, match=r"the folder \"b's\" is no longer under .* `clipgen prune`"):
+        images.run(CONFIG, source=str(source), out=storage, tracker=NullTracker(), folder="b's")
+
+
+def test_archives_and_files_go_into_one_table(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    red, blue, gold = (png_bytes(draw(colour, "disc")) for colour in ("red", "blue", "gold"))
+    (tmp_path / "in" / "red.png").write_bytes(red)
+    write_tar(tmp_path / "in" / "0.tar", {"b.png": blue, "r.png": red, "bad.jpg": b"x"})
+    pq.write_table(pa.table({"image": [gold, blue, None]}), tmp_path / "in" / "1.parquet")
+    result = ingest(tmp_path / "in", storage)
+    assert (result.found, result.total, result.rejects) == (7, 3, {"not_an_image": 1, "empty": 1})
+    copies = lance.dataset(storage.copies).to_table().to_pylist()
+    assert sorted(Path(row["uri"]).name for row in copies) == ["1.parquet#1", "red.png"]
+    again = ingest(tmp_path / "in", storage)
+    assert (again.found, again.added, again.reject_share) == (7, 0, result.reject_share)
+
+
+@pytest.mark.slow
+def test_two_writers_at_once_lose_nothing_and_duplicate_nothing(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for i in range(120):
+        draw(COLOURS[i % 8], "disc", 20 + i // 8).save(source / f"{i}.png")
+    spawn = multiprocessing.get_context("spawn")
+    config = images.Config(batch_size=10)
+    writers = [spawn.Process(target=ingest, args=(source, storage, config)) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert len(column(storage.images, "id")) == len(set(column(storage.images, "id"))) == 120
+    assert len(column(storage.files, "uri")) == len(set(column(storage.files, "uri"))) == 120

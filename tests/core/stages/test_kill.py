@@ -22,14 +22,14 @@ def _take_in(root: str, source: str, clip: str, vqgan: str) -> None:
     out, tracker = Storage(root), NullTracker()
     taken = images.run(images.Config(batch_size=6), source=source, out=out, tracker=tracker)
     embedded = embeddings.run(
-        embeddings.Config(batch_size=6, batches_per_commit=1),
+        embeddings.Config(batch_size=6, block_size=6),
         images=taken.table,
         clip=clip,
         out=out,
         tracker=tracker,
     )
     tokens.run(
-        tokens.Config(batch_size=6, rows_per_part=12),
+        tokens.Config(batch_size=6, block_size=6, rows_per_part=12),
         images=taken.table,
         embeddings=embedded.table,
         vqgan=vqgan,

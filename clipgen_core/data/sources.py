@@ -1,0 +1,245 @@
+"""Where pictures come from: folders on any fsspec filesystem, with picture files, WebDataset `.tar` shards
+and Parquet files with a picture column (both as img2dataset writes them).
+
+Knows how files are listed and read; knows nothing of decoding or of tables.
+"""
+
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from clipgen_core.data.keys import digest_of_keys, keys_of_texts
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.storage import retried
+
+IN_TAR = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)  # others are labels
+IN_PARQUET = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
+PARQUET_ROWS = 64
+LISTED_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source. folder: the top-level folder that holds it, "" at the top; stamp: changes when
+    its content does (the store's ETag, else size and time)."""
+
+    path: str
+    uri: str
+    folder: str
+    size: int
+    stamp: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture's bytes, or why they cannot be had (`problem`)."""
+
+    uri: str
+    data: bytes = b""
+    problem: str | None = None
+
+
+class Source:
+    """A folder of pictures.
+
+    Raises:
+        ClipgenError: it does not exist, or is a file.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.filesystem, root = url_to_fs(url if "://" in url else str(Path(url).expanduser()))
+        self.filesystem.invalidate_cache()
+        self.root = root.rstrip("/")
+        self.is_local = isinstance(self.filesystem, LocalFileSystem)
+        if not self.filesystem.exists(root):
+            raise ClipgenError(f"the source folder {url} does not exist: check the path")
+        if not self.filesystem.isdir(root):
+            raise ClipgenError(f"the source {url} is a file: name the folder that holds it")
+        self.base_uri = _text(self.filesystem.unstrip_protocol(self.root))
+
+    def folders(self) -> list[str]:
+        """The top-level folders, sorted; "" stands for files that lie in none."""
+        entries = [e for e in self.filesystem.ls(self.root, detail=True) if not _hidden(e["name"])]
+        names = {_base(e["name"]) for e in entries if e["type"] == "directory"}
+        return sorted(names | {""} if any(e["type"] == "file" for e in entries) else names)
+
+    def files(self, folder: str | None = None) -> Iterator[File]:
+        """Every file that is not hidden, of one top-level folder if given, folder by folder."""
+        if folder is None:
+            for one in self.folders():
+                yield from self.files(one)
+        elif folder == "":
+            yield from self._in_folder(self.root, "")
+        else:
+            waiting = [f"{self.root}/{folder}"]
+            while waiting:
+                here = waiting.pop()
+                yield from self._in_folder(here, folder, waiting)
+
+    def _in_folder(self, path: str, folder: str, below: list[str] | None = None) -> Iterator[File]:
+        """The files of one folder; its subfolders are added to `below`."""
+        listed = _scan_local(path) if self.is_local else self._scan(path)
+        for name, is_folder, size, stamp in listed:
+            if name.startswith("."):
+                continue
+            if not is_folder:
+                yield self._file(f"{path}/{name}", folder, size, stamp)
+            elif below is not None:
+                below.append(f"{path}/{name}")
+
+    def _scan(self, path: str) -> Iterator[tuple[str, bool, int, str]]:
+        for entry in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
+            if entry["name"].rstrip("/") != path:
+                folder, size = entry["type"] == "directory", entry.get("size") or 0
+                yield _base(entry["name"]), folder, size, _stamp(entry, size)
+
+    def _file(self, path: str, folder: str, size: int, stamp: str) -> File:
+        return File(path, self.base_uri + _text(path[len(self.root) :]), folder, size, stamp)
+
+    def listing(self, folder: str) -> str:
+        """A digest of all files of a top-level folder and their stamps: it changes when any of them does."""
+        return digest_of_keys(keys_of_files(some) for some in in_lists(self.files(folder), LISTED_AT_ONCE))
+
+    def directories(self, folder: str) -> dict[str, int]:
+        """The folders in and under a top-level folder with the time of their last change, which tells of
+        added and removed files without listing any; empty for stores that keep no such time."""
+        if not self.is_local:
+            return {}
+        top = f"{self.root}/{folder}"
+        found = [top] if folder == "" else [path for path, _, _ in os.walk(top)]
+        return {path: Path(path).stat().st_mtime_ns for path in found}
+
+    def is_archive(self, file: File) -> bool:
+        return file.path.endswith((".tar", ".parquet"))
+
+    def read(self, file: File) -> Item:
+        """A picture file's bytes. On a remote store a fault is tried again; one that stays stops the run,
+        because an outage says nothing about the picture.
+
+        Raises:
+            ClipgenError: the store does not answer.
+        """
+        try:
+            data: bytes = self.filesystem.cat_file(file.path) if self.is_local else retried(self._whole, file)
+        except (FileNotFoundError, PermissionError) as error:
+            return Item(file.uri, problem=first_line(error))
+        except Exception as error:
+            if self.is_local:
+                return Item(file.uri, problem=first_line(error))
+            raise ClipgenError(
+                f"{file.uri} could not be read ({first_line(error)}): start again when the store answers; "
+                "what was taken in stays"
+            ) from error
+        return Item(file.uri, data)
+
+    def _whole(self, file: File) -> bytes:
+        data: bytes = self.filesystem.cat_file(file.path)
+        if len(data) < file.size:
+            raise OSError(f"got {len(data)} of {file.size} bytes")
+        return data
+
+    def members(self, file: File) -> Iterator[Item]:
+        """The pictures of a .tar or .parquet file, one after the other; a damaged file ends in a problem."""
+        read: Callable[[Any], Iterator[tuple[str, bytes]]] = (
+            _tar_members if file.path.endswith(".tar") else _parquet_rows
+        )
+        try:
+            with self.filesystem.open(file.path, "rb") as opened:
+                for name, data in read(opened):
+                    yield Item(f"{file.uri}#{name}", data)
+        except (tarfile.TarError, pa.ArrowException, EOFError, OSError, ValueError) as error:
+            yield Item(file.uri, problem=first_line(error))
+
+
+def unchanged(directories: dict[str, int]) -> bool:
+    """Whether no file came or went since `Source.directories` said so; never for other stores."""
+    try:
+        return bool(directories) and all(
+            Path(path).stat().st_mtime_ns == before for path, before in directories.items()
+        )
+    except OSError:
+        return False
+
+
+def in_lists(files: Iterable[File], size: int) -> Iterator[list[File]]:
+    """Files in lists of `size`."""
+    remaining = iter(files)
+    while some := list(itertools.islice(remaining, size)):
+        yield some
+
+
+def keys_of_files(files: Iterable[File]) -> np.ndarray:
+    """A key for each file in its present state."""
+    return keys_of_texts(f"{file.uri}|{file.stamp}" for file in files)
+
+
+def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:
+    """(name, is a folder, size, stamp) of a local folder's entries; a link to nowhere counts as a file."""
+    with os.scandir(path) as entries:
+        for entry in sorted(entries, key=lambda e: e.name):
+            try:
+                state = entry.stat()
+                yield entry.name, entry.is_dir(), state.st_size, f"{state.st_size}-{state.st_mtime_ns}"
+            except OSError:
+                yield entry.name, False, 0, "unreadable"
+
+
+def _stamp(entry: dict[str, Any], size: int) -> str:
+    tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
+    return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
+
+
+def _tar_members(opened: Any) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=opened, mode="r|*") as archive:
+        for member in archive:
+            if member.isfile() and IN_TAR.search(member.name):
+                content = archive.extractfile(member)
+                yield member.name, content.read() if content else b""
+
+
+def _parquet_rows(opened: Any) -> Iterator[tuple[str, bytes]]:
+    file = pq.ParquetFile(opened)
+    name = _picture_column(file.schema_arrow)
+    row = 0
+    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[name]):
+        for value in batch.column(0).to_pylist():
+            data = value.get("bytes") if isinstance(value, dict) else value
+            yield str(row), data or b""
+            row += 1
+
+
+def _picture_column(schema: pa.Schema) -> str:
+    """The column with the bytes: binary, or a struct with the field `bytes` (as Hugging Face writes it)."""
+    for name in IN_PARQUET:
+        if name in schema.names and (
+            pa.types.is_binary(schema.field(name).type)
+            or pa.types.is_large_binary(schema.field(name).type)
+            or pa.types.is_struct(schema.field(name).type)
+        ):
+            return name
+    raise ValueError(f"no picture column: none of {', '.join(IN_PARQUET)} holds bytes")
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _hidden(path: str) -> bool:
+    return _base(path).startswith(".")
+
+
+def _text(path: str) -> str:
+    """A path that Arrow can hold, whatever bytes its names have."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,43 @@
+"""When downstream assets are made again without being asked."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+
+ROWS = "dagster/row_count"
+TRAINED_ON = "trained_on"  # metadata: how many rows a checkpoint was trained on
+
+
+@dataclass(frozen=True)
+class Grown(dg.AutomationCondition):  # type: ignore[type-arg]
+    """True when `upstream` has grown by `share` since this asset was trained."""
+
+    upstream: str
+    share: float
+
+    @property
+    def description(self) -> str:
+        return f"{self.upstream} has grown by {self.share:.0%} since the last training"
+
+    def evaluate(self, context: dg.AutomationContext) -> dg.AutomationResult:  # type: ignore[type-arg]
+        instance = context.asset_graph_view.instance
+        now = _figure(instance, dg.AssetKey(self.upstream), ROWS)
+        before = _figure(instance, context.key, TRAINED_ON)
+        grown = now is not None and before is not None and now >= before * (1 + self.share)
+        return dg.AutomationResult(context, context.candidate_subset if grown else context.get_empty_subset())
+
+
+def _figure(instance: dg.DagsterInstance, key: dg.AssetKey, name: str) -> float | None:
+    event = instance.get_latest_materialization_event(key)
+    materialization = event.asset_materialization if event else None
+    value = materialization.metadata.get(name) if materialization else None
+    return float(str(value.value)) if value else None
+
+
+def settled(condition: dg.AutomationCondition) -> dg.AutomationCondition:  # type: ignore[type-arg]
+    """The condition, while nothing upstream is being made and this is not either."""
+    busy = dg.AutomationCondition.any_deps_in_progress() | dg.AutomationCondition.in_progress()
+    return condition & ~busy
+
+
+WHEN_FRESH = settled(dg.AutomationCondition.any_deps_updated().since_last_handled())

@@ -1,0 +1,86 @@
+"""What runs by itself: new and changed folders as they come, stale ones every night.
+
+Both start switched off; CLIPGEN_SOURCE names the pictures (or the resource `pictures` does).
+"""
+
+import json
+from collections.abc import Iterator
+
+import dagster as dg
+
+from pipelines.defs.jobs import new_pictures
+from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale
+from pipelines.resources import PicturesResource
+
+AT_ONCE = 50  # runs asked for by one tick; the next tick asks for the rest
+
+
+@dg.sensor(job=new_pictures, minimum_interval_seconds=60)
+def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource) -> dg.SensorResult:
+    """Ask for a run for each top-level folder that is new or whose files have changed.
+
+    The cursor keeps each folder's listing, and the times of its directories where the store has them: a
+    folder in which no file came or went is not listed again (a file overwritten in place is found by the
+    nightly schedule).
+    """
+    from clipgen_core.data.sources import Source, unchanged
+
+    source = Source(pictures.require_source())
+    known = json.loads(context.cursor or "{}")
+    here = [folder for folder in source.folders() if usable(context, folder)]
+    requests: list[dg.RunRequest] = []
+    for folder in here:
+        key, before = key_of(folder), known.get(key_of(folder), {})
+        if len(requests) == AT_ONCE or unchanged(before.get("directories", {})):
+            continue
+        directories, listing = source.directories(folder), source.listing(folder)
+        if listing != before.get("listing"):
+            requests.append(dg.RunRequest(partition_key=key, run_key=f"{key}@{listing}"))
+        known[key] = {"listing": listing, "directories": directories}
+    gone = sorted(set(known) - set(map(key_of, here)))
+    for key in gone:
+        context.log.warning(f"folder {key} is gone: its rows stay until `clipgen prune`")
+        del known[key]
+    return dg.SensorResult(
+        run_requests=requests,
+        dynamic_partitions_requests=[FOLDERS.build_add_request([r.partition_key or "" for r in requests])],
+        asset_events=[
+            dg.AssetObservation("raw_images", partition=key, metadata={"vanished": True}) for key in gone
+        ],
+        cursor=json.dumps(known),
+    )
+
+
+@dg.schedule(job=new_pictures, cron_schedule="0 3 * * *")
+def nightly_embeddings(
+    context: dg.ScheduleEvaluationContext, pictures: PicturesResource
+) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Every folder that was taken in before and has changed since, or was not embedded since."""
+    from clipgen_core.data.sources import Source
+
+    source = Source(pictures.require_source())
+    here, asked = set(source.folders()), 0
+    for key in sorted(set(context.instance.get_dynamic_partitions(NAME)) - {ALL}):
+        folder = folder_of(key)
+        if folder in here and stale(context.instance, key, source.listing(folder or "")):
+            asked += 1
+            tick = context.scheduled_execution_time.isoformat()
+            yield dg.RunRequest(partition_key=key, run_key=f"{key}@{tick}")
+    if not asked:
+        yield dg.SkipReason("every folder is embedded as it is now")
+
+
+def usable(context: dg.SensorEvaluationContext, folder: str) -> bool:
+    """Whether a folder's name can be a partition's."""
+    problem = folder == ALL or folder == "." or "..." in folder or not folder.isprintable()
+    if problem:
+        context.log.warning(f"the folder {folder!r} cannot be a partition: rename it, or run `{ALL}`")
+    return not problem
+
+
+automation = dg.AutomationConditionSensorDefinition(
+    "automation",
+    target=dg.AssetSelection.all(),
+    default_status=dg.DefaultSensorStatus.STOPPED,
+    use_user_code_server=True,  # for conditions of our own
+)

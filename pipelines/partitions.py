@@ -1,0 +1,61 @@
+"""Top-level folders of the source as partitions, and which of them have to be done again.
+
+ALL stands for the whole source at once: `clip_gen` runs it, so that a run config is all that a first
+run needs; each folder counts as materialised then. TOP holds the files that lie in no folder.
+"""
+
+from collections.abc import Mapping
+
+import dagster as dg
+
+NAME = "folders"
+FOLDERS = dg.DynamicPartitionsDefinition(name=NAME)
+ALL, TOP = "all folders", "."
+LISTING = "listing"  # metadata: the digest of a folder's files when it was taken in
+
+
+def key_of(folder: str) -> str:
+    return folder or TOP
+
+
+def folder_of(key: str) -> str | None:
+    """The top-level folder that a partition stands for, None for all."""
+    return None if key == ALL else "" if key == TOP else key
+
+
+def record_folders(context: dg.AssetExecutionContext, listings: Mapping[str, str]) -> None:
+    """Know the folders a run has seen as partitions; a run of ALL has materialised each of them."""
+    keys = {key_of(folder): listing for folder, listing in listings.items()}
+    context.instance.add_dynamic_partitions(NAME, [ALL, *keys])
+    if context.partition_key == ALL:
+        for key, listing in keys.items():
+            _report(context, key, {LISTING: listing})
+
+
+def record_all(context: dg.AssetExecutionContext) -> None:
+    """A run of ALL has materialised every folder that is known."""
+    if context.partition_key == ALL:
+        for key in set(context.instance.get_dynamic_partitions(NAME)) - {ALL}:
+            _report(context, key, {})
+
+
+def _report(context: dg.AssetExecutionContext, key: str, metadata: dict[str, str]) -> None:
+    event = dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+    context.instance.report_runless_asset_event(event)
+
+
+def recorded(instance: dg.DagsterInstance, asset: str, key: str) -> tuple[str | None, float]:
+    """(listing, time) of a partition's last materialisation."""
+    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[key])
+    records = instance.fetch_materializations(wanted, limit=1).records
+    if not records or not records[0].asset_materialization:
+        return None, 0.0
+    listing = records[0].asset_materialization.metadata.get(LISTING)
+    return (str(listing.value) if listing else None), records[0].timestamp
+
+
+def stale(instance: dg.DagsterInstance, key: str, listing: str) -> bool:
+    """Whether a folder changed since it was taken in, or was not embedded since."""
+    taken, when = recorded(instance, "raw_images", key)
+    _, embedded = recorded(instance, "clip_embeddings", key)
+    return taken != listing or embedded < when
