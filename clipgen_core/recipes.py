@@ -20,7 +20,7 @@ from clipgen_core.models.transformer import TransformerConfig
 from clipgen_core.models.vqgan import VqganConfig
 from clipgen_core.sampling import SamplingConfig
 from clipgen_core.schema import Frozen
-from clipgen_core.stages import clip, embeddings, evaluation, images, tokens, transformer, vqgan
+from clipgen_core.stages import clip, duplicates, embeddings, evaluation, images, tokens, transformer, vqgan
 from clipgen_core.training.config import TrainConfig
 
 
@@ -30,6 +30,7 @@ class Recipe(Frozen):
     clip: clip.Config
     images: images.Config
     embeddings: embeddings.Config
+    duplicates: duplicates.Config = duplicates.Config()
     vqgan: vqgan.Config
     tokens: tokens.Config
     transformer: transformer.Config

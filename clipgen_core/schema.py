@@ -57,6 +57,16 @@ COPIES = pa.schema(  # further places of a picture that the images table has fro
 )
 
 
+DUPLICATES = pa.schema(  # the nearest other picture of each picture, by its embedding
+    [
+        ID,
+        FOLDER,
+        pa.field("nearest", pa.string(), nullable=False),
+        pa.field("cosine", pa.float32(), nullable=False),
+    ]
+)
+
+
 def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
     """One row an image and CLIP model; `vector` is L2-normalised float32 of length `dim`.
 
@@ -119,6 +129,7 @@ class TokenManifest(Frozen):
     embedding_dim: int
     views: int
     smallest_crop: float
+    exclude_duplicates: float | None = None
     images_digest: str
     clip: str
     clip_key: str

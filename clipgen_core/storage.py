@@ -72,6 +72,9 @@ class Storage:
     def embeddings(self, clip_key: str) -> str:
         return self.path("embeddings", f"{clip_key}.lance")
 
+    def duplicates(self, clip_key: str) -> str:
+        return self.path("duplicates", f"{clip_key}.lance")
+
     def codes(self, making: str) -> str:
         return self.path("codes", f"{making}.lance")
 

@@ -1,4 +1,4 @@
-"""Bring a table up to date with the images table: one row for each picture it lacks.
+"""Bring a table up to date with another: one row for each picture it lacks.
 
 The work on a batch of pictures is a Worker's; where it runs is told by ComputeConfig: in this process, or
 on Ray, one Worker an actor. The code for a block is the same, and every block is committed by
@@ -37,7 +37,7 @@ class Worker(Protocol):
     schema: pa.Schema
 
     def prepare(self, batch: pa.Table) -> Any:
-        """Decode a batch (id, folder, image), in a thread beside the model."""
+        """Make a batch ready (decode it), in a thread beside the model."""
 
     def rows(self, prepared: Any) -> pa.Table:
         """A row for each picture of the batch."""
@@ -45,13 +45,15 @@ class Worker(Protocol):
 
 @dataclass(frozen=True)
 class Filling:
-    """source at `version`: the pictures; target: the table that gets one row for each."""
+    """source at `version`: the pictures, by the images table or another that has one row for each; columns:
+    what the work needs of it; target: the table that gets a row for each."""
 
     source: str
     version: int
     target: str
     batch_size: int
     block_size: int
+    columns: tuple[str, ...] = ("id", "folder", "image")
 
     def block(self, worker: Worker, rows: np.ndarray) -> int:
         """Make the rows for some rows of the source and commit them; how many pictures that were."""
@@ -59,7 +61,7 @@ class Filling:
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
         def prepare(number: int) -> Any:
-            return worker.prepare(table.take(batches[number].tolist(), columns=["id", "folder", "image"]))
+            return worker.prepare(table.take(batches[number].tolist(), columns=list(self.columns)))
 
         made = [worker.rows(ready) for _, ready in prefetch(prepare, 0, len(batches), ahead=2)]
         upsert(self.target, pa.concat_tables(made), "id", overwrite=True)

@@ -18,6 +18,7 @@ from clipgen_core.errors import ClipgenError
 
 CONFLICT_RETRIES = 100
 IDS_AT_ONCE = 65_536
+ROWS_A_PARTITION = 4096  # of a vector index
 
 
 def options(url: str) -> dict[str, str] | None:
@@ -121,6 +122,17 @@ def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
+def partitions(table: lance.LanceDataset) -> int:
+    """How many partitions the vector index of a table has."""
+    return max(int(table.count_rows()) // ROWS_A_PARTITION, 1)
+
+
+def searching(table: lance.LanceDataset) -> dict[str, Any]:
+    """How a search uses the vector index: a quarter of its partitions, then exact distances of the best.
+    Without an index the search is exact."""
+    return {"metric": "cosine", "nprobes": 16 + partitions(table) // 4, "refine_factor": 10}
+
+
 def nearest(
     table: lance.LanceDataset, query: np.ndarray, k: int, columns: Sequence[str] = ("id",)
 ) -> pa.Table:
@@ -130,7 +142,7 @@ def nearest(
     """
     found = table.to_table(
         columns=[*columns, "vector", "_distance"],
-        nearest={"column": "vector", "q": query.astype(np.float32), "k": k, "metric": "cosine"},
+        nearest={"column": "vector", "q": query.astype(np.float32), "k": k, **searching(table)},
     )
     cosine = pa.array(1.0 - found["_distance"].to_numpy())
     return found.drop_columns(["_distance"]).append_column("cosine", cosine)

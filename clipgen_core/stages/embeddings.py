@@ -19,6 +19,7 @@ from pydantic import Field
 from clipgen_core.data.fill import ComputeConfig, Filling, fill
 from clipgen_core.data.pictures import decode_stored
 from clipgen_core.data.tables import open_table, vector_array
+from clipgen_core.data.upkeep import INDEX_FROM, update_indexes
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.schema import Frozen, digest_of, embeddings_schema
 from clipgen_core.storage import Storage
@@ -28,10 +29,12 @@ DECODERS = 4
 
 
 class Config(Frozen):
-    """block_size: pictures a commit, done again at most after a kill."""
+    """block_size: pictures a commit, done again at most after a kill; index_from: rows from which on the
+    table gets a vector index."""
 
     batch_size: int = Field(default=256, gt=0)
     block_size: int = Field(default=4096, gt=0)
+    index_from: int = Field(default=INDEX_FROM, gt=256)
     compute: ComputeConfig = ComputeConfig()
 
 
@@ -58,6 +61,7 @@ def run(
     here = config.compute.on == "local"
     make = functools.partial(Embedder, clip, encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
+    update_indexes(url, config.index_from)
     table = open_table(url)
     tracker.metrics({"embedded": embedded, "pictures_per_second": speed}, step=0)
     digest = digest_of([encoder.key, table.version])

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from clipgen_core import storage
 from clipgen_core.data import tokens
+from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.fill import ComputeConfig, Filling, fill
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
 from clipgen_core.data.pictures import decode_stored, fit_square, random_crop, to_tensor
 from clipgen_core.data.tables import open_table, scan_keys
+from clipgen_core.data.upkeep import tag
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
@@ -43,13 +45,15 @@ DECODERS = 4
 
 class Config(Frozen):
     """views: how many codings a picture gets: its central square, then random crops, half mirrored;
-    block_size: pictures a commit, coded again at most after a kill."""
+    block_size: pictures a commit, coded again at most after a kill; exclude_duplicates: leave all but one
+    of pictures out whose embeddings have at least this cosine."""
 
     views: int = Field(default=1, ge=1, le=255)
     smallest_crop: float = Field(default=0.85, gt=0, le=1)
     batch_size: int = Field(default=128, gt=0)
     block_size: int = Field(default=4096, gt=0)
     rows_per_part: int = Field(default=4096, gt=0)
+    exclude_duplicates: float | None = Field(default=None, gt=0, le=1)
     compute: ComputeConfig = ComputeConfig()
 
 
@@ -81,6 +85,8 @@ def run(
     make = functools.partial(Coder, vqgan, config.views, config.smallest_crop, model if here else None)
     coded, speed = fill(filling, make, config.compute, "codes")
     shards = _Shards(config, source, open_table(embeddings), open_table(codes))
+    if config.exclude_duplicates is not None:
+        shards.leave_out(redundant_keys(out.duplicates(shards.clip_key), config.exclude_duplicates))
     manifest, url = shards.publish(embeddings, vqgan, vqgan_digest, model, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
@@ -137,6 +143,7 @@ class _Shards:
     ) -> None:
         self.config, self.embeddings, self.codes = config, embeddings, codes
         self.keys = np.sort(joined(scan_keys(images)))
+        self.clip, self.clip_key = (embeddings.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
         self.embedding_rows = Lookup(joined(scan_keys(embeddings))).find(self.keys)
         self.code_rows = Lookup(joined(scan_keys(codes))).find(self.keys)
         missing = int((self.embedding_rows < 0).sum())
@@ -145,26 +152,33 @@ class _Shards:
                 f"{missing} pictures have no embedding in {embeddings.uri}: run clip_embeddings"
             )
 
+    def leave_out(self, redundant: set[bytes]) -> None:
+        kept = np.array([key not in redundant for key in self.keys.tolist()], bool)
+        self.keys, self.code_rows = self.keys[kept], self.code_rows[kept]
+        self.embedding_rows = self.embedding_rows[kept]
+
     def publish(
         self, embeddings: str, vqgan: str, vqgan_digest: str, model: Vqgan, out: storage.Storage
     ) -> tuple[TokenManifest, str]:
         """Write the shards, unless they are there."""
-        clip, clip_key = (self.embeddings.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
         made_from: dict[str, Any] = {
             "grid": model.config.grid,
             "codebook_size": model.config.quantizer.codebook_size,
             "embedding_dim": self.embeddings.schema.field("vector").type.list_size,
             "views": self.config.views,
             "smallest_crop": self.config.smallest_crop,
+            "exclude_duplicates": self.config.exclude_duplicates,
             "images_digest": digest_of_keys([self.keys]),
-            "clip": clip,
-            "clip_key": clip_key,
+            "clip": self.clip,
+            "clip_key": self.clip_key,
             "vqgan": vqgan,
             "vqgan_digest": vqgan_digest,
             "embeddings": embeddings,
             "embeddings_version": self.embeddings.version,
         }
-        url = out.tokens(vqgan_digest, clip_key, digest_of([made_from, self.config.rows_per_part]))
+        making = digest_of([made_from, self.config.rows_per_part])
+        url = out.tokens(vqgan_digest, self.clip_key, making)
+        tag(embeddings, self.embeddings.version, f"tokens-{making}")
         if storage.exists(f"{url}/{tokens.MANIFEST}"):
             return tokens.read_manifest(url), url
         self.counts = torch.zeros(made_from["codebook_size"], dtype=torch.long)

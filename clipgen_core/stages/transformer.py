@@ -25,6 +25,7 @@ from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import grid, to_images
 from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import Rows, TokenShards
+from clipgen_core.data.upkeep import tag
 from clipgen_core.gap import GapConfig
 from clipgen_core.load import load_vqgan
 from clipgen_core.losses import code_cross_entropy, embedding_reconstruction
@@ -79,6 +80,7 @@ def run(
         config=provenance,
         keep=config.train.keep_checkpoints,
     )
+    tag(shards.manifest.embeddings, shards.manifest.embeddings_version, f"transformer-{digest}")
     task = TransformerTask(config, shards, lines)
     label = "transformer"
     fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label=label)

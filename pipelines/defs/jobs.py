@@ -9,6 +9,7 @@ clip_gen = dg.define_asset_job(
     selection=[
         "raw_images",
         "clip_embeddings",
+        "near_duplicates",
         "vqgan_checkpoint",
         "token_shards",
         "transformer_checkpoint",

@@ -9,7 +9,7 @@ from pipelines.resources import RecipeResource, StorageResource
     group_name="tokens",
     kinds={"parquet", "pytorch"},
     owners=["team:data"],
-    deps=["raw_images", "clip_embeddings", "vqgan_checkpoint"],
+    deps=["raw_images", "clip_embeddings", "near_duplicates", "vqgan_checkpoint"],
     pool="gpu",
     automation_condition=WHEN_FRESH,
 )

@@ -68,7 +68,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
         for event in result.get_asset_materialization_events()
         if event.asset_key
     }
-    assert len(made) == 6
+    assert len(made) == 7
     for name, previews in {
         "raw_images": ["preview"],
         "vqgan_checkpoint": ["loss", "reconstructions", "psnr_curve"],

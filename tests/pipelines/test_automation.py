@@ -170,7 +170,12 @@ def test_tokens_are_made_when_embeddings_or_the_vqgan_are_newer() -> None:
         for spec in defs().resolve_all_asset_specs()
         if spec.automation_condition
     }
-    assert set(conditions) == {"token_shards", "transformer_checkpoint", "vqgan_checkpoint"}
+    assert set(conditions) == {
+        "near_duplicates",
+        "token_shards",
+        "transformer_checkpoint",
+        "vqgan_checkpoint",
+    }
 
     @dg.asset
     def embeddings() -> None: ...

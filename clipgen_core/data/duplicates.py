@@ -1,0 +1,37 @@
+"""What the table of near-duplicates says: pairs, and which pictures are one too many."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from clipgen_core.data.keys import keys_of_ids
+from clipgen_core.data.tables import find_table, scan
+from clipgen_core.errors import ClipgenError
+
+
+def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Near-duplicates in parts: keys of both pictures [n] and their cosines [n]."""
+    table = find_table(url)
+    if table is None:
+        raise ClipgenError(
+            f"there is no table of near-duplicates at {url}: materialise near_duplicates first"
+        )
+    for batch in scan(table, ["id", "nearest", "cosine"], f"cosine >= {threshold}"):
+        yield keys_of_ids(batch["id"]), keys_of_ids(batch["nearest"]), batch["cosine"].to_numpy()
+
+
+def redundant_keys(url: str, threshold: float) -> set[bytes]:
+    """Pictures to leave out: of each group of near-duplicates all but the one with the smallest id."""
+    parent: dict[bytes, bytes] = {}
+
+    def root(key: bytes) -> bytes:
+        while (above := parent.get(key, key)) != key:
+            parent[key] = parent.get(above, above)
+            key = above
+        return key
+
+    for one, other, _ in pairs_of(url, threshold):
+        for a, b in zip(one.tolist(), other.tolist(), strict=True):
+            low, high = sorted((root(a), root(b)))
+            parent[high] = low
+    return {key for key in parent if root(key) != key}

@@ -1,0 +1,79 @@
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipgen_core.data.tables import nearest, open_table, upsert, vector_array, vectors
+from clipgen_core.data.upkeep import compact, tables, tag, unindexed, update_indexes
+from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import embeddings_schema
+from clipgen_core.storage import Storage
+
+
+def clustered(seed: int, count: int, dim: int = 64) -> np.ndarray:
+    """Vectors around 50 centres, as embeddings of pictures lie."""
+    rng, centres = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(50, dim))
+    return (centres[rng.integers(50, size=count)] + rng.normal(size=(count, dim))).astype(np.float32)
+
+
+def add(url: str, first: int, count: int, dim: int = 64) -> None:
+    values = clustered(first, count, dim)
+    schema = embeddings_schema(dim, "local-dir:x", "tiny")
+    ids = pa.array([f"{first + i:064x}" for i in range(count)])
+    rows = pa.Table.from_arrays([ids, pa.array(["a"] * count), vector_array(values)], schema=schema)
+    upsert(url, rows, "id", overwrite=True)
+
+
+@pytest.mark.slow
+def test_the_index_comes_with_size_takes_new_rows_in_and_finds_what_exact_search_finds(
+    tmp_path: Path,
+) -> None:
+    url = str(tmp_path / "e.lance")
+    add(url, 0, 900)
+    update_indexes(url, rows=1000)
+    assert not open_table(url).describe_indices()
+    add(url, 900, 300)
+    update_indexes(url, rows=1000)
+    assert {index.name for index in open_table(url).describe_indices()} == {"vector_idx", "folder_idx"}
+    add(url, 1200, 30)
+    update_indexes(url, rows=1000)
+    assert unindexed(open_table(url)) == 30
+    add(url, 1230, 100)
+    update_indexes(url, rows=1000)
+    assert unindexed(open_table(url)) == 0
+    table = open_table(url)
+    stored = vectors(table.to_table())
+    stored = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    ids = np.array(table.to_table()["id"].to_pylist())
+    queries = clustered(5, 20)
+    hits = [
+        len(set(nearest(table, q, 10)["id"].to_pylist()) & set(ids[np.argsort(-(stored @ q))[:10]]))
+        for q in queries
+    ]
+    assert np.mean(hits) >= 9.5
+
+
+def test_old_versions_go_but_what_a_model_was_trained_on_stays(tmp_path: Path) -> None:
+    url = str(tmp_path / "e.lance")
+    for i in range(5):
+        add(url, 10 * i, 10)
+    tag(url, 3, "transformer-x")
+    tag(url, 3, "transformer-x")
+    with pytest.raises(ClipgenError, match="the tag transformer-x of .* is version 3, not 4"):
+        tag(url, 4, "transformer-x")
+    before = open_table(url, 3).count_rows()
+    joined, removed = compact(url, timedelta(0))
+    assert joined > 1 and removed > 0
+    assert open_table(url).count_rows() == 50 and len(open_table(url).get_fragments()) == 1
+    assert open_table(url, 3).count_rows() == before
+    with pytest.raises((ClipgenError, ValueError, OSError)):
+        open_table(url, 2).to_table()
+    assert compact(str(tmp_path / "none.lance"), timedelta(0)) == (0, 0)
+
+
+def test_every_table_of_a_root_is_kept(pipeline: Storage) -> None:
+    names = {Path(url).name for url in tables(pipeline)}
+    assert {"images.lance", "rejects.lance", "files.lance", "copies.lance"} < names
+    assert len(names) == 6  # and one of embeddings, one of codes

@@ -1,0 +1,87 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from clipgen_core.data.duplicates import redundant_keys
+from clipgen_core.data.keys import keys_of_ids
+from clipgen_core.data.tables import upsert, vector_array
+from clipgen_core.data.tokens import read_manifest
+from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import embeddings_schema
+from clipgen_core.stages import duplicates, tokens
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+
+CONFIG = duplicates.Config(threshold=0.95)
+
+
+def ids(count: int) -> list[str]:
+    return [hashlib.sha256(str(i).encode()).hexdigest() for i in range(count)]
+
+
+def embed(url: str, values: np.ndarray) -> None:
+    values = values / np.linalg.norm(values, axis=1, keepdims=True)
+    schema = embeddings_schema(values.shape[1], "local-dir:x", "tiny")
+    columns = [ids(len(values)), ["a"] * len(values), vector_array(values)]
+    upsert(
+        url,
+        pa.Table.from_arrays(list(map(pa.array, columns[:2])) + columns[2:], schema=schema),
+        "id",
+        overwrite=True,
+    )
+
+
+def find(url: str, storage: Storage) -> duplicates.Result:
+    return duplicates.run(CONFIG, embeddings=url, out=storage, tracker=NullTracker())
+
+
+def test_each_group_keeps_one_and_new_pictures_alone_are_looked_up(storage: Storage, tmp_path: Path) -> None:
+    rng, url = np.random.default_rng(0), str(tmp_path / "e.lance")
+    apart = rng.normal(size=(20, 32))
+    near = apart + 0.01 * rng.normal(size=(20, 32))
+    embed(url, np.concatenate([apart, near[:3]]))
+    first = find(url, storage)
+    assert (first.looked_up, first.pairs, first.redundant) == (23, 6, 3)
+    embed(url, np.concatenate([apart, near[:3], near[:2], apart[10:11]]))
+    second = find(url, storage)
+    assert (second.looked_up, second.redundant) == (3, 6)
+    keys = keys_of_ids(pa.array(ids(26))).tolist()
+    groups = [{0, 20, 23}, {1, 21, 24}, {2, 22}, {10, 25}]
+    kept = {min(group, key=lambda i: keys[i]) for group in groups}
+    dropped = redundant_keys(second.table, CONFIG.threshold)
+    assert dropped == {keys[i] for group in groups for i in group} - {keys[i] for i in kept}
+
+
+def test_one_picture_alone_has_no_duplicate(storage: Storage, tmp_path: Path) -> None:
+    url = str(tmp_path / "e.lance")
+    embed(url, np.ones((1, 8)))
+    assert find(url, storage).pairs == 0
+
+
+def test_training_can_leave_near_duplicates_out(pipeline: Storage, tmp_path: Path) -> None:
+    out = Storage(str(tmp_path / "root"))
+    embeddings = pipeline.current("embeddings", "tests").path
+
+    def shards(threshold: float | None) -> tuple[int, float | None]:
+        made = tokens.run(
+            tokens.Config(exclude_duplicates=threshold),
+            images=pipeline.images,
+            embeddings=embeddings,
+            vqgan=pipeline.current("vqgan", "tests").path,
+            out=out,
+            tracker=NullTracker(),
+        )
+        manifest = read_manifest(made.shards)
+        return manifest.rows, manifest.exclude_duplicates
+
+    with pytest.raises(ClipgenError, match="materialise near_duplicates first"):
+        shards(0.95)
+    found = find(embeddings, out)
+    assert 0 < found.redundant < 72
+    assert shards(0.95) == (72 - found.redundant, 0.95)
+    assert shards(None) == (72, None)
+    sheet = duplicates.preview(found.table, pipeline.images, 0.95, most=3, size=16)
+    assert sheet and sheet.size == (3 * 18 - 2, 2 * 18 - 2)
