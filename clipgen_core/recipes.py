@@ -30,7 +30,7 @@ class Recipe(Frozen):
     clip: clip.Config
     images: images.Config
     embeddings: embeddings.Config
-    duplicates: duplicates.Config = duplicates.Config()
+    duplicates: duplicates.Config
     vqgan: vqgan.Config
     tokens: tokens.Config
     transformer: transformer.Config
@@ -126,6 +126,7 @@ def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: in
         ),
         images=images.Config(),
         embeddings=embeddings.Config(),
+        duplicates=duplicates.Config(),
         vqgan=vqgan.Config(
             model=VQGANS["demo"],
             train=TrainConfig(steps=vqgan_steps, batch_size=32, learning_rate=4e-4),
@@ -164,6 +165,7 @@ def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
         clip=demo().clip,
         images=images.Config(min_side=64),
         embeddings=embeddings.Config(),
+        duplicates=duplicates.Config(),
         vqgan=vqgan.Config(
             model=VQGANS[vqgan_shape],
             train=TrainConfig(

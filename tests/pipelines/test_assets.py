@@ -7,7 +7,7 @@ import dagster as dg
 import pytest
 
 from clipgen_core import recipes
-from clipgen_core.stages import embeddings, evaluation, images, tokens
+from clipgen_core.stages import duplicates, embeddings, evaluation, images, tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from pipelines.definitions import defs
@@ -17,6 +17,7 @@ TINY = recipes.Recipe(
     clip=tiny_clip_config(4),
     images=images.Config(),
     embeddings=embeddings.Config(),
+    duplicates=duplicates.Config(),
     vqgan=tiny_vqgan_config(4),
     tokens=tokens.Config(views=2),
     transformer=tiny_transformer_config(4),
