@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from clipgen_core.data.tables import count, find_table, one_of, open_table, quoted, scan, upsert
+from clipgen_core.data.tables import count, delete, find_table, one_of, open_table, quoted, scan, upsert
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
@@ -44,8 +44,8 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
         _file_elsewhere(out, copies)
     for url in tables(out):
         table = find_table(url)
-        if table is not None and url != out.files and "folder" in table.schema.names and count(table, folder):
-            table.delete(f"folder = {quoted(folder)}")
+        if table is not None and url != out.files and "folder" in table.schema.names:
+            delete(url, f"folder = {quoted(folder)}")
     if known:
         _forget_files(out, folder)
     return Pruned(held - moved, moved)
@@ -78,14 +78,12 @@ def _file_elsewhere(out: Storage, places: dict[str, tuple[str, str]]) -> None:
             for folder in {folder for _, folder in places.values()}:
                 here = [one for one, (_, place) in places.items() if place == folder]
                 table.update({"folder": quoted(folder)}, where=one_of("id", here))
-    open_table(out.copies).delete(one_of("uri", [uri for uri, _ in places.values()]))
+    delete(out.copies, one_of("uri", [uri for uri, _ in places.values()]))
 
 
 def _forget_files(out: Storage, folder: str) -> None:
     """Rejects of the folder's files, then the record of the files."""
     where = f"folder = {quoted(folder)}"
     for batch in scan(open_table(out.files), ["uri"], f"{where} AND rejected > 0", AT_ONCE):
-        rejects = find_table(out.rejects)
-        if rejects is not None:
-            rejects.delete(one_of("file", batch["uri"].to_pylist()))
-    open_table(out.files).delete(where)
+        delete(out.rejects, one_of("file", batch["uri"].to_pylist()))
+    delete(out.files, where)

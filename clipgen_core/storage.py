@@ -23,7 +23,15 @@ DEFAULT_ROOT = ".clipgen/default"
 DRAFT = ".draft-"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
 ATTEMPTS = 8  # of a remote call: about half a minute in all
-NO_FAULT = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+NO_FAULT = (
+    ClipgenError,
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
 
 P = ParamSpec("P")
 R = TypeVar("R")

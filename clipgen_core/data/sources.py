@@ -138,10 +138,7 @@ class Source:
         except Exception as error:
             if self.is_local:
                 return Item(file.uri, problem=first_line(error))
-            raise ClipgenError(
-                f"{file.uri} could not be read ({first_line(error)}): start again when the store answers; "
-                "what was taken in stays"
-            ) from error
+            raise _no_answer(file, error) from error
         return Item(file.uri, data)
 
     def _whole(self, file: File) -> bytes:
@@ -151,7 +148,11 @@ class Source:
         return data
 
     def members(self, file: File) -> Iterator[Item]:
-        """The pictures of a .tar or .parquet file, one after the other; a damaged file ends in a problem."""
+        """The pictures of a .tar or .parquet file, one after the other; a damaged file ends in a problem.
+
+        Raises:
+            ClipgenError: the store does not answer.
+        """
         read: Callable[[Any], Iterator[tuple[str, bytes]]] = (
             _tar_members if file.path.endswith(".tar") else _parquet_rows
         )
@@ -160,7 +161,16 @@ class Source:
                 for name, data in read(opened):
                     yield Item(f"{file.uri}#{name}", data)
         except (tarfile.TarError, pa.ArrowException, EOFError, OSError, ValueError) as error:
+            if isinstance(error, OSError) and not self.is_local:
+                raise _no_answer(file, error) from error
             yield Item(file.uri, problem=first_line(error))
+
+
+def _no_answer(file: File, error: Exception) -> ClipgenError:
+    return ClipgenError(
+        f"{file.uri} could not be read ({first_line(error)}): start again when the store answers; "
+        "what was taken in stays"
+    )
 
 
 def unchanged(directories: dict[str, int]) -> bool:

@@ -6,8 +6,8 @@ tries again.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import lance
 import numpy as np
@@ -15,7 +15,9 @@ import pyarrow as pa
 
 from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
+from clipgen_core.storage import retried
 
+R = TypeVar("R")
 CONFLICT_RETRIES = 100
 IDS_AT_ONCE = 65_536
 ROWS_A_PARTITION = 4096  # of a vector index
@@ -29,10 +31,17 @@ def options(url: str) -> dict[str, str] | None:
     return {"aws_endpoint": endpoint, "allow_http": "true", "client_max_retries": "10"}
 
 
+def persistently(url: str, call: Callable[[], R]) -> R:
+    """A call to Lance; on a remote store one that fails is made again. Lance itself tries reads again, but
+    not the write that commits a version, of which it cannot know whether it arrived: all our writes may be
+    made twice."""
+    return retried(call) if "://" in url else call()
+
+
 def find_table(url: str, version: int | None = None) -> lance.LanceDataset | None:
     """A table, at one version if given; None where there is none."""
     try:
-        return lance.dataset(url, version=version, storage_options=options(url))
+        return persistently(url, lambda: lance.dataset(url, version=version, storage_options=options(url)))
     except ValueError as error:
         if "not found" in str(error).lower():
             return None
@@ -49,13 +58,20 @@ def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
 
 def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
     """The table at `url`, made empty where there is none."""
-    table = find_table(url)
-    if table is not None:
-        return table
-    try:
-        return lance.write_dataset(schema.empty_table(), url, schema=schema, storage_options=options(url))
-    except OSError:
-        return open_table(url)  # another process was first
+
+    def find_or_create() -> lance.LanceDataset:
+        table = find_table(url)
+        if table is not None:
+            return table
+        try:
+            return lance.write_dataset(schema.empty_table(), url, schema=schema, storage_options=options(url))
+        except OSError:
+            table = find_table(url)  # another process was first
+            if table is None:
+                raise
+            return table
+
+    return persistently(url, find_or_create)
 
 
 def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
@@ -64,13 +80,22 @@ def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
     Returns:
         How many rows were inserted. Nothing is written where there is nothing to insert.
     """
-    table = create_table(url, rows.schema)
-    if rows.num_rows == 0:
-        return 0
-    merge = table.merge_insert(key).when_not_matched_insert_all()
-    if overwrite:
-        merge = merge.when_matched_update_all()
-    return int(merge.conflict_retries(CONFLICT_RETRIES).execute(rows)["num_inserted_rows"])
+    create_table(url, rows.schema)
+
+    def merge() -> int:
+        builder = open_table(url).merge_insert(key).when_not_matched_insert_all()
+        if overwrite:
+            builder = builder.when_matched_update_all()
+        return int(builder.conflict_retries(CONFLICT_RETRIES).execute(rows)["num_inserted_rows"])
+
+    return persistently(url, merge) if rows.num_rows else 0
+
+
+def delete(url: str, where: str) -> None:
+    """Delete rows; nothing is written where none match."""
+    table = find_table(url)
+    if table is not None and table.count_rows(filter=where):
+        persistently(url, lambda: open_table(url).delete(where))
 
 
 def scan(

@@ -25,6 +25,7 @@ from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
 from clipgen_core.data.tables import (
     create_table,
+    delete,
     find_table,
     one_of,
     open_table,
@@ -268,12 +269,7 @@ def _under(source: Source, folder: str | None) -> str:
 
 def _forget_rejects(out: Storage, files: list[dict[str, Any]]) -> None:
     """Rejects of an earlier reading of files that have been read again."""
-    table = find_table(out.rejects)
-    if table is None or not files:
-        return
-    where = one_of("file", [file["uri"] for file in files])
-    if table.count_rows(filter=where):
-        table.delete(where)
+    delete(out.rejects, one_of("file", [file["uri"] for file in files]))
 
 
 def _reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]:

@@ -1,0 +1,167 @@
+"""The stages on a real S3 protocol: pictures and artefacts on s3://, over HTTP, also when it misbehaves."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from clipgen_core.data.tables import column, open_table, vectors
+from clipgen_core.generator import TextToImage
+from clipgen_core.stages import embeddings, evaluation, images, tokens, transformer, vqgan
+from clipgen_core.storage import Storage, exists
+from clipgen_core.tracking import NullTracker
+from tests.conftest import tiny_transformer_config, tiny_vqgan_config
+from tests.integration.faults import FaultyProxy
+
+SECRET = "verysecretkeythatmustnotshow"
+TRACKER = NullTracker()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ThreadedMotoServer]:
+    one = ThreadedMotoServer(port=0, verbose=False)
+    one.start()
+    yield one
+    one.stop()
+
+
+@pytest.fixture
+def store(server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """A store that the environment names, as it would in production: (host, port)."""
+    host, port = server.get_host_and_port()
+    use(monkeypatch, f"http://{host}:{port}")
+    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="clipgen")
+    yield host, port
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    values = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def upload(pictures: Path, prefix: str) -> str:
+    store = s3fs.S3FileSystem()
+    store.put(str(pictures / "pictures") + "/", f"clipgen/{prefix}/", recursive=True)
+    return f"s3://clipgen/{prefix}"
+
+
+def tables(source: str, root: str, clip: str, vqgan_checkpoint: str) -> Storage:
+    """Take in, embed, tokenise."""
+    out = Storage(root)
+    config = images.Config(batch_size=20)
+    taken = images.run(config, source=source, out=out, tracker=TRACKER)
+    embedded = embeddings.run(
+        embeddings.Config(batch_size=16, block_size=16),
+        images=taken.table,
+        clip=clip,
+        out=out,
+        tracker=TRACKER,
+    )
+    tokens.run(
+        tokens.Config(block_size=16, rows_per_part=16),
+        images=taken.table,
+        embeddings=embedded.table,
+        vqgan=vqgan_checkpoint,
+        out=out,
+        tracker=TRACKER,
+    )
+    return out
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_with_everything_on_s3(
+    store: tuple[str, int],
+    pictures: Path,
+    clip_reference: str,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    source, out = upload(pictures, "photos"), Storage("s3://clipgen/root")
+    taken = images.run(images.Config(), source=source, out=out, tracker=TRACKER)
+    assert taken.total == 72
+    assert images.run(images.Config(), source=source, out=out, tracker=TRACKER).added == 0
+    embedded = embeddings.run(
+        embeddings.Config(), images=taken.table, clip=clip_reference, out=out, tracker=TRACKER
+    )
+    coded = vqgan.run(tiny_vqgan_config(), images=taken.table, clip=clip_reference, out=out, tracker=TRACKER)
+    shards = tokens.run(
+        tokens.Config(),
+        images=taken.table,
+        embeddings=embedded.table,
+        vqgan=coded.checkpoint,
+        out=out,
+        tracker=TRACKER,
+    )
+    trained = transformer.run(tiny_transformer_config(), tokens=shards.shards, out=out, tracker=TRACKER)
+    report = evaluation.run(
+        evaluation.Config(shown=("a red disc",), pictures_shown=1, scored=4, candidates=1, reconstructions=2),
+        transformer=trained.checkpoint,
+        images=taken.table,
+        prompts=str(pictures / "prompts.csv"),
+        out=out,
+        tracker=TRACKER,
+    )
+    assert report.report.startswith("s3://clipgen/root/reports/") and exists(report.report)
+    assert TextToImage.from_pretrained(trained.checkpoint).generate(["a red disc"])[0][0].size == (32, 32)
+    spoken = caplog.text + "".join(capfd.readouterr())
+    assert SECRET not in spoken
+    assert not any(SECRET.encode() in body for body in everything_stored())
+
+
+def everything_stored() -> Iterator[bytes]:
+    store = s3fs.S3FileSystem()
+    for path in store.find("clipgen/root"):
+        yield store.cat_file(path)
+
+
+@pytest.mark.slow
+def test_a_store_that_misbehaves_changes_nothing(
+    store: tuple[str, int],
+    pictures: Path,
+    pipeline: Storage,
+    clip_reference: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = upload(pictures, "more")
+    checkpoint = pipeline.current("vqgan", "tests").path
+    calm = contents(tables(source, "s3://clipgen/calm", clip_reference, checkpoint))
+    proxy = FaultyProxy(store)
+    use(monkeypatch, proxy.url)
+    try:
+        rough = contents(tables(source, "s3://clipgen/rough", clip_reference, checkpoint))
+    finally:
+        proxy.close()
+    assert rough == calm and len(calm["images"]) == 72
+    assert set(proxy.met) == {"reset", "slow_down", "slow", "truncated"}, proxy.met
+    assert sum(proxy.met.values()) > 30
+
+
+def contents(out: Storage) -> dict[str, object]:
+    embedded = open_table(out.current("embeddings", "tests").path).to_table()
+    rows = zip(embedded["id"].to_pylist(), vectors(embedded).round(1).tolist(), strict=True)
+    return {
+        "images": sorted(column(out.images, "id")),
+        "files": sorted(column(out.files, "uri")),
+        "embeddings": sorted(rows),
+        "shards": out.current("tokens", "tests").digest,
+    }
+
+
+def test_the_environment_is_where_credentials_come_from(store: tuple[str, int]) -> None:
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
+    assert Storage("s3://clipgen/root").root == "s3://clipgen/root"
