@@ -13,7 +13,9 @@ from rich.table import Table
 
 from benchmarks.timing import Row
 
-NAMES = ("training", "against_encoding", "sampling", "vqgan", "loader")
+TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
+DATA = ("embedding", "rerun", "growth", "search")
+NAMES = (*TRAINING, *DATA)
 
 
 def main(
@@ -41,8 +43,11 @@ def main(
 
 
 def run(name: str, layers: int, batch: int) -> list[Row]:
-    from benchmarks import loader, transformer, vqgan
+    from benchmarks import loader, tables, transformer, vqgan
 
+    if name in DATA:
+        made: list[Row] = getattr(tables, name)()
+        return made
     if name == "training":
         return transformer.training(layers, batch)
     if name == "against_encoding":

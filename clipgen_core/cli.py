@@ -198,6 +198,38 @@ def embed(
 
 
 @app.command(cls=Command)
+def plan(
+    folder: Annotated[str, typer.Argument(help="A folder of pictures, or an fsspec URL.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "--preset", help="demo, paper, b, l or xl: see the README.")
+    ],
+    clip: Annotated[
+        str | None, typer.Option(help="The CLIP to time; the shape of ViT-B/32 if none is named.")
+    ] = None,
+) -> None:
+    """Say what a training on a folder would take here: pictures, disk, memory, hours. Writes nothing."""
+    from clipgen_core.plan import plan
+    from clipgen_core.recipes import named
+
+    made = plan(folder, named(recipe), clip)
+    console.print(
+        f"{made.files} files, about {made.pictures} pictures, {made.usable:.0%} usable, "
+        f"{made.mean_side:.0f} px a side; {made.device}",
+        highlight=False,
+    )
+    sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
+    for line in made.lines:
+        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), f"{line.hours:.3g}")
+    total = sum(line.disk for line in made.lines), max(line.memory for line in made.lines)
+    sheet.add_row("in all", *map(gigabytes, total), f"{sum(line.hours for line in made.lines):.3g}")
+    console.print(sheet)
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size else "-"
+
+
+@app.command(cls=Command)
 def folders(root: Root = None) -> None:
     """Show the top-level folders that pictures were taken from, and how many each has."""
     from clipgen_core.data.tables import open_table, scan

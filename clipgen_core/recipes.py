@@ -37,6 +37,17 @@ class Recipe(Frozen):
     evaluation: evaluation.Config
 
 
+def named(recipe: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        ClipgenError: there is none.
+    """
+    if recipe not in RECIPES:
+        raise ClipgenError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[recipe]
+
+
 def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
     """A stage's config from a recipe, single fields overridden by dotted names.
 
@@ -45,9 +56,7 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
     Raises:
         ClipgenError: an unknown recipe or field, or a value that does not fit.
     """
-    if recipe not in RECIPES:
-        raise ClipgenError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
-    config: Frozen = getattr(RECIPES[recipe], stage)
+    config: Frozen = getattr(named(recipe), stage)
     values = config.model_dump()
     for name, value in overrides.items():
         *parents, last = name.split(".")

@@ -1,0 +1,222 @@
+"""What a training will take, before it starts: `clipgen plan FOLDER`.
+
+Counts the files, decodes a sample, and times each model for some seconds on the device at hand: a step
+forward and backward on a few pictures, scaled to the recipe's steps and batch. The discriminator and the
+reading of data are not in the times, so take them as a lower bound that is some tenths too low.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipgen_core.data.pictures import Rejected, decode
+from clipgen_core.data.sources import File, Item, Source
+from clipgen_core.errors import ClipgenError
+from clipgen_core.losses import code_cross_entropy
+from clipgen_core.models.clip import ClipEncoder, default_device
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.progress import track
+from clipgen_core.recipes import Recipe
+from clipgen_core.schema import code_type
+from clipgen_core.training.config import TrainConfig
+
+SAMPLE = 64  # pictures that are decoded
+TIMED_SECONDS = 3.0
+STATE_BYTES = 16  # a parameter in training: fp32 weight, gradient and two moments
+EMA_BYTES = 4
+ID_BYTES = 64
+FEW = 2  # pictures that are timed at once
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage: bytes on disk, bytes of memory on the device, hours on it."""
+
+    stage: str
+    disk: float = 0.0
+    memory: float = 0.0
+    hours: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """pictures: estimated from a sample when archives hold more than one each."""
+
+    files: int
+    pictures: int
+    usable: float
+    mean_side: float
+    device: str
+    lines: tuple[Line, ...]
+
+
+def plan(source: str, recipe: Recipe, clip: str | None = None) -> Plan:
+    """Measure and add up; nothing is written.
+
+    Raises:
+        ClipgenError: no usable picture in the sample.
+    """
+    opened = Source(source)
+    files, size, sample = _listed(opened)
+    bad, sides, items, seconds = _decoded(opened, sample, recipe.images.max_pixels, recipe.images.min_side)
+    if not sides:
+        raise ClipgenError(f"none of {items} pictures sampled under {source} can be used: check the folder")
+    pictures = round(files * items / max(len(sample), 1))
+    usable = 1 - bad / items
+    rows = pictures * usable
+    lines = [Line("raw_images", disk=size, hours=pictures * seconds / items / recipe.images.readers / 3600)]
+    with track("measuring", 4, "models") as meter:
+        for line in _models(recipe, clip, rows):
+            lines.append(line)
+            meter.advance()
+    return Plan(files, pictures, usable, sum(sides) / len(sides), torch_device(), tuple(lines))
+
+
+def _listed(source: Source) -> tuple[int, int, list[File]]:
+    """(files, bytes, a sample spread over them)."""
+    files, size, sample = 0, 0, list[File]()
+    for file in source.files():
+        if len(sample) < SAMPLE or files % math.ceil(files / SAMPLE) == 0:
+            sample.append(file)
+        files, size = files + 1, size + file.size
+    if not files:
+        raise ClipgenError(f"the source folder {source.url} is empty: put pictures into it")
+    return files, size, sample[:: math.ceil(len(sample) / SAMPLE)]
+
+
+def _decoded(
+    source: Source, sample: list[File], max_pixels: int, min_side: int
+) -> tuple[int, list[float], int, float]:
+    """(unusable, mean sides of the usable, items, seconds) of the sample; archives are read whole."""
+    bad, sides, items, began = 0, list[float](), 0, time.perf_counter()
+    for file in sample:
+        for item in _items(source, file):
+            items += 1
+            try:
+                image = decode(item.data, max_pixels=max_pixels, min_side=min_side).image
+                sides.append((image.width * image.height) ** 0.5)
+            except Rejected:
+                bad += 1
+    return bad, sides, items, time.perf_counter() - began
+
+
+def _items(source: Source, file: File) -> list[Item]:
+    if not source.is_archive(file):
+        return [source.read(file)]
+    return list(itertools.islice(source.members(file), 100_000))
+
+
+def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
+    """A line for each stage with a model, in the pipeline's order."""
+    device, size = default_device(), recipe.vqgan.model.image_size
+    vqgan, grid = Vqgan(recipe.vqgan.model).to(device), recipe.vqgan.model.grid
+    tower = ImageTower(clip).to(device)
+    codebook, views = recipe.vqgan.model.quantizer.codebook_size, recipe.tokens.views
+    transformer = Transformer(recipe.transformer.model, codebook, grid, tower.dim).to(device)
+
+    def embed() -> Tensor:
+        with torch.no_grad():
+            return tower(torch.randn(FEW, 3, tower.side, tower.side, device=device))  # type: ignore[no-any-return]
+
+    def encode() -> Tensor:
+        with torch.no_grad():
+            return vqgan.encode(torch.randn(FEW, 3, size, size, device=device))
+
+    def reconstruct() -> Tensor:
+        pictures = torch.randn(FEW, 3, size, size, device=device)
+        made, _, commitment = vqgan(pictures)
+        seen = tower(F.interpolate(made.float(), (tower.side, tower.side)))
+        return F.l1_loss(made.float(), pictures) + commitment + seen.float().square().mean()
+
+    def predict() -> Tensor:
+        codes = torch.randint(codebook, (FEW, grid**2), device=device)
+        embedding = F.normalize(torch.randn(FEW, 1, tower.dim, device=device), dim=-1)
+        return code_cross_entropy(transformer(codes[:, :-1], embedding), codes)
+
+    row = 4 * tower.dim + ID_BYTES
+    codes = views * grid**2 * code_type(codebook).bit_width / 8
+    yield Line("clip_embeddings", rows * row, _weights(tower), rows * _seconds(embed) / FEW / 3600)
+    yield _training("vqgan_checkpoint", vqgan, reconstruct, recipe.vqgan.train)
+    shards = rows * (2 * codes + ID_BYTES + views * row)
+    yield Line("token_shards", shards, _weights(vqgan), rows * views * _seconds(encode) / FEW / 3600)
+    yield _training("transformer_checkpoint", transformer, predict, recipe.transformer.train)
+
+
+class ImageTower(nn.Module):
+    """A CLIP's image tower; the shape of ViT-B/32 without weights if no CLIP is named."""
+
+    def __init__(self, reference: str | None) -> None:
+        super().__init__()
+        model: Any = (
+            ClipEncoder(reference).model if reference else open_clip.create_model("ViT-B-32", pretrained=None)
+        )
+        self.visual = model.visual.eval().requires_grad_(False)
+        self.dim = int(model.text_projection.shape[-1])
+        size = self.visual.image_size
+        self.side: int = size if isinstance(size, int) else size[0]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        with torch.autocast(pictures.device.type, torch.bfloat16):
+            return self.visual(pictures)  # type: ignore[no-any-return]
+
+
+def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: TrainConfig) -> Line:
+    """A training by a few pictures at once, scaled to its batch and steps."""
+    state = STATE_BYTES + (EMA_BYTES if train.ema_decay else 0)
+    parameters, kept = sum(p.numel() for p in model.parameters()), 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def step() -> None:
+        with torch.autocast(default_device(), torch.bfloat16, enabled=train.precision == "bf16"):
+            value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    activations = kept / FEW * train.batch_size / train.accumulate
+    return Line(
+        stage,
+        disk=(train.keep_checkpoints + 1) * parameters * (state - 4),
+        memory=parameters * state + activations,
+        hours=_seconds(step) / FEW * train.batch_size * train.steps / 3600,
+    )
+
+
+def _weights(model: nn.Module) -> float:
+    return float(sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Seconds a call, over TIMED_SECONDS after a first one that does not count."""
+    call()
+    _wait()
+    began, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - began < TIMED_SECONDS:
+        call()
+        _wait()
+        calls += 1
+    return (time.perf_counter() - began) / calls
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def torch_device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
