@@ -7,6 +7,7 @@ embedding; each modality's mean taken off (C3, arXiv:2401.08567); noise shaped l
 texts from the pictures they retrieve. The statistics are buffers, so they travel with the weights.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -41,15 +42,24 @@ class Gap(nn.Module):
         self.register_buffer("text_mean", torch.zeros(dim))
         self.register_buffer("residual", torch.eye(dim))
 
-    def measure(self, images: np.ndarray, texts: np.ndarray) -> None:
-        """Fill the statistics from embeddings of pictures [n, d] and of texts [m, d], unpaired.
+    def measure(self, images: Iterable[np.ndarray], texts: np.ndarray) -> None:
+        """Fill the statistics from embeddings of pictures, in parts [n, d], and of texts [m, d], unpaired.
 
         residual: the square root of the covariance of (text - its nearest image), means taken off.
         """
-        self.image_mean.copy_(torch.from_numpy(images.mean(axis=0)))
+        total, count = np.zeros(texts.shape[1]), 0
+        nearest, best = np.zeros_like(texts), np.full(len(texts), -np.inf)
+        for part in images:
+            total, count = total + part.sum(axis=0, dtype=np.float64), count + len(part)
+            cosine = texts @ part.T
+            row = cosine.argmax(axis=1)
+            highest = cosine[np.arange(len(texts)), row]
+            nearest = np.where((highest > best)[:, None], part[row], nearest)
+            best = np.maximum(highest, best)
+        image_mean = (total / count).astype(np.float32)
+        self.image_mean.copy_(torch.from_numpy(image_mean))
         self.text_mean.copy_(torch.from_numpy(texts.mean(axis=0)))
-        nearest = images[(texts @ images.T).argmax(axis=1)]
-        apart = (texts - texts.mean(axis=0)) - (nearest - images.mean(axis=0))
+        apart = (texts - texts.mean(axis=0)) - (nearest - image_mean)
         covariance = torch.from_numpy(np.cov(apart, rowvar=False)).double()
         values, vectors = torch.linalg.eigh(covariance)
         self.residual.copy_((vectors * values.clamp(min=0).sqrt()) @ vectors.T)

@@ -9,6 +9,7 @@ import typer
 import yaml
 
 from clipgen_core.cli import app
+from clipgen_core.recipes import configure
 from pipelines.definitions import defs
 
 REPOSITORY = Path(__file__).parents[1]
@@ -24,8 +25,17 @@ def test_the_first_lines_are_the_front_door() -> None:
 
 def test_every_clipgen_command_and_option_exists() -> None:
     group = typer.main.get_command(app)
-    lines = re.findall(r"clipgen (generate|search|embed|train|import-vqgan|import-generator) (.+)", README)
-    assert len(lines) >= 2
+    lines = re.findall(r"clipgen ([a-z][\w-]+) ?([^`\n]*)", README)
+    lines = [(name, rest) for name, rest in lines if name in group.commands]  # type: ignore[attr-defined]
+    assert {name for name, _ in lines} >= {
+        "generate",
+        "search",
+        "plan",
+        "prune",
+        "folders",
+        "embed",
+        "import-vqgan",
+    }
     for name, rest in lines:
         known = {option for p in group.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
         assert set(re.findall(r"(?<= )--?[a-z][\w-]*", rest)) <= known
@@ -36,6 +46,12 @@ def test_the_run_config_of_your_own_pictures_is_valid() -> None:
     assert block
     config = yaml.safe_load("\n".join(line[4:] for line in block.group().splitlines()))
     assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+
+
+def test_the_settings_for_ray_exist() -> None:
+    (line,) = re.findall(r"^    clip_embeddings: (\{config.+)$", README, flags=re.M)
+    config = yaml.safe_load(line)["config"]
+    assert configure("b", "embeddings", config["overrides"]).compute.workers == 8
 
 
 def test_the_judges_run_configs_are_valid() -> None:

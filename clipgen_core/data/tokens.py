@@ -5,7 +5,7 @@ Knows the contract in schema.py; knows no model.
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,9 +104,10 @@ class TokenShards:
         enough = int(np.searchsorted(np.cumsum([part.rows for part in parts]), most)) + 1
         return Rows.join([self._read(part) for part in parts[:enough]]).take(slice(most))
 
-    def embeddings(self) -> np.ndarray:
-        """All training embeddings, float32 [rows, d]."""
-        return np.concatenate([self._read(part).embeddings for part in self.manifest.train])
+    def embeddings(self) -> Iterator[np.ndarray]:
+        """The training embeddings part by part, float32 [n, d]."""
+        for part in self.manifest.train:
+            yield self._read(part).embeddings
 
     def _read(self, part: Part) -> Rows:
         path = f"{self.url}/{part.file}"

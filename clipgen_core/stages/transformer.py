@@ -124,13 +124,13 @@ class TransformerTask:
         self.transformer = Transformer(
             config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
         )
-        embeddings = shards.embeddings()
-        self.transformer.gap.measure(embeddings, self.clip.encode_texts(texts))
-        self.nearest = nearest_rows(embeddings, config.model.neighbours)
+        self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
+        known = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
+        self.nearest = nearest_rows(known, config.model.neighbours) if known is not None else None
         self.transformer.to(self.device).start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
         self.held_out = shards.validation()
-        self.held_out_condition = self._held_out_condition(self.held_out, embeddings)
+        self.held_out_condition = self._held_out_condition(self.held_out, known)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
 
@@ -164,7 +164,7 @@ class TransformerTask:
     def _condition(self, embedding: Tensor, numbers: np.ndarray, noise: Tensor) -> Tensor:
         gap = self.transformer.gap
         own = gap.noisy(gap.image(embedding), noise).unsqueeze(1)
-        if not self.config.model.neighbours:
+        if self.nearest is None:
             return own
         around = self.shards.take(self.nearest[numbers].ravel()).embeddings
         beside = gap.image(torch.from_numpy(around).to(self.device)).view(len(own), -1, own.shape[-1])
@@ -194,11 +194,11 @@ class TransformerTask:
         pictures = grid(to_images(made), columns=len(shown))
         return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": pictures})
 
-    def _held_out_condition(self, rows: Rows, embeddings: np.ndarray) -> Tensor:
-        """Clean embeddings; their neighbours are training pictures."""
+    def _held_out_condition(self, rows: Rows, embeddings: np.ndarray | None) -> Tensor:
+        """Clean embeddings; their neighbours are training pictures, by their embeddings."""
         gap, held = self.transformer.gap, torch.from_numpy(rows.embeddings)
         own = gap.image(held.to(self.device)).unsqueeze(1)
-        if not self.config.model.neighbours:
+        if embeddings is None:
             return own
         known = torch.from_numpy(embeddings)
         around = (held @ known.T).topk(self.config.model.neighbours, dim=1).indices
@@ -207,8 +207,6 @@ class TransformerTask:
 
 def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:
     """The k other rows with the highest cosine to each row [n, d]: int64 [n, k], exact, n * n * d work."""
-    if k == 0:
-        return np.zeros((len(embeddings), 0), np.int64)
     known = torch.from_numpy(embeddings)
     found = []
     for start in range(0, len(known), chunk):

@@ -20,7 +20,7 @@ def measured(config: GapConfig) -> Gap:
     stretch = torch.linspace(2.0, 0.1, DIM)
     texts = F.normalize(images[:200] + 0.5 * unit(200, 1) * stretch - 1.5 * torch.eye(DIM)[1], dim=-1)
     gap = Gap(config, DIM)
-    gap.measure(images.numpy(), texts.numpy())
+    gap.measure([images.numpy()[:3], images.numpy()[3:]], texts.numpy())
     return gap
 
 
@@ -50,7 +50,7 @@ def test_residual_noise_has_the_shape_of_what_parts_texts_from_pictures() -> Non
 def test_means_are_those_of_the_embeddings_given() -> None:
     images, texts = unit(50, 3).numpy(), unit(30, 4).numpy()
     gap = Gap(GapConfig(centred=True), DIM)
-    gap.measure(images, texts)
+    gap.measure([images], texts)
     assert np.allclose(gap.image_mean, images.mean(0), atol=1e-6)
     centred = gap.image(torch.from_numpy(images))
     expected = images - images.mean(0)

@@ -90,7 +90,7 @@ def test_rows_come_from_several_parts_in_the_order_asked_for(pipeline: Storage, 
     )
     assert len(made.manifest.train) == 8
     shards = TokenShards(made.shards, seed=0)
-    whole = shards.embeddings()
+    whole = np.concatenate(list(shards.embeddings()))
     rows = np.random.default_rng(0).permutation(shards.rows)
     assert (shards.take(rows).embeddings == whole[rows]).all()
     assert shards._part.cache_info().currsize <= 2 * shards.order.window

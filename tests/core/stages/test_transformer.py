@@ -94,7 +94,7 @@ def test_neighbours_are_the_nearest_other_pictures(pipeline: Storage) -> None:
     batch = task.batch(0)
     assert batch.condition.shape == (400, 3, 32)
     own, beside = batch.condition[:, 0], batch.condition[:, 1:]
-    cosine = own @ torch.from_numpy(task.shards.embeddings()).T
+    cosine = own @ torch.from_numpy(np.concatenate(list(task.shards.embeddings()))).T
     best = cosine.topk(3, dim=1).values
     assert torch.allclose((beside * own.unsqueeze(1)).sum(-1), best[:, 1:], atol=1e-5)
 

@@ -55,6 +55,24 @@ def in_two_processes(*args: Any) -> None:
         assert one.exitcode == 0
 
 
+def in_ray(made: transformer.Config, pipeline: Storage, out: Storage, scratch: str) -> None:
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    shards = pipeline.current("tokens", "tests").path
+
+    def loop() -> None:  # Ray has made the process group
+        torch.set_num_threads(1)
+        distributed.start()
+        transformer.run(made, tokens=shards, out=out, tracker=NullTracker())
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    TorchTrainer(
+        loop, scaling_config=ScalingConfig(num_workers=2), run_config=RunConfig(storage_path=scratch)
+    ).fit()
+
+
 def curve(out: Storage, stage: str) -> list[float]:
     history = read_state(out.current(stage, "tests").path)["history"]
     return [row[name] for row in history for name in ("loss", "validation_loss") if name in row]
@@ -79,6 +97,21 @@ def test_two_processes_train_as_one(
     one, two = (read_weights(root.current("transformer", "tests").path) for root in (alone, out))
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+@pytest.mark.slow
+def test_ray_starts_them_as_torchrun_does(
+    alone: Storage, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    out = Storage(str(tmp_path / "together"))
+    given = (config(), pipeline, out, str(tmp_path / "ray"))
+    driver = multiprocessing.get_context("spawn").Process(target=in_ray, args=given)
+    driver.start()
+    driver.join(300)
+    assert driver.exitcode == 0
+    assert curve(out, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
 
 
 def test_sharded_training_resumes_with_muon(pipeline: Storage, tmp_path: Path) -> None:
