@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 15.0
 class Meter:
     """Counts what is done; shows rate, time left and the newest figures."""
 
-    def __init__(self, label: str, total: int, unit: str, start: int, shown: bool = True) -> None:
+    def __init__(self, label: str, total: int | None, unit: str, start: int, shown: bool = True) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done = self.first = start
         self.began = self.last_line = time.monotonic()
@@ -46,6 +46,8 @@ class Meter:
         return f"{self.rate:.3g} {self.unit}/s  {self.figures}"
 
     def _line(self) -> str:
+        if self.total is None:
+            return f"{self.label}  {self.done}  {self._state()}"
         left = (self.total - self.done) / max(self.rate, 1e-9)
         return f"{self.label}  {self.done}/{self.total}  {self._state()}  {left:.0f} s left"
 
@@ -63,8 +65,10 @@ class Meter:
 
 
 @contextmanager
-def track(label: str, total: int, unit: str = "it", start: int = 0, shown: bool = True) -> Iterator[Meter]:
-    """`with track("embedding", 1000, "pictures") as meter: meter.advance(32, loss=0.1)`"""
+def track(
+    label: str, total: int | None, unit: str = "it", start: int = 0, shown: bool = True
+) -> Iterator[Meter]:
+    """`with track("embedding", 1000, "pictures") as meter: meter.advance(32)`; total None: not known."""
     meter = Meter(label, total, unit, start, shown)
     if meter.bar is None:
         yield meter

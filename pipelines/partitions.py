@@ -23,9 +23,14 @@ def folder_of(key: str) -> str | None:
     return None if key == ALL else "" if key == TOP else key
 
 
+def usable(folder: str) -> bool:
+    """Whether a folder's name can be a partition's; others are taken in by runs of ALL alone."""
+    return folder not in (ALL, TOP) and "..." not in folder and (folder == "" or folder.isprintable())
+
+
 def record_folders(context: dg.AssetExecutionContext, listings: Mapping[str, str]) -> None:
     """Know the folders a run has seen as partitions; a run of ALL has materialised each of them."""
-    keys = {key_of(folder): listing for folder, listing in listings.items()}
+    keys = {key_of(folder): listing for folder, listing in listings.items() if usable(folder)}
     context.instance.add_dynamic_partitions(NAME, [ALL, *keys])
     if context.partition_key == ALL:
         for key, listing in keys.items():

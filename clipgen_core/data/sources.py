@@ -72,7 +72,7 @@ class Source:
     def folders(self) -> list[str]:
         """The top-level folders, sorted; "" stands for files that lie in none."""
         entries = [e for e in self.filesystem.ls(self.root, detail=True) if not _hidden(e["name"])]
-        names = {_base(e["name"]) for e in entries if e["type"] == "directory"}
+        names = {_text(_base(e["name"])) for e in entries if e["type"] == "directory"}
         return sorted(names | {""} if any(e["type"] == "file" for e in entries) else names)
 
     def files(self, folder: str | None = None) -> Iterator[File]:
@@ -83,10 +83,15 @@ class Source:
         elif folder == "":
             yield from self._in_folder(self.root, "")
         else:
-            waiting = [f"{self.root}/{folder}"]
+            waiting = [self._path(folder)]
             while waiting:
                 here = waiting.pop()
                 yield from self._in_folder(here, folder, waiting)
+
+    def _path(self, folder: str) -> str:
+        """Where a top-level folder is; its name may be one that Arrow cannot hold."""
+        names = (e["name"] for e in self.filesystem.ls(self.root, detail=True))
+        return next((path for path in names if _text(_base(path)) == folder), f"{self.root}/{folder}")
 
     def _in_folder(self, path: str, folder: str, below: list[str] | None = None) -> Iterator[File]:
         """The files of one folder; its subfolders are added to `below`."""
@@ -117,7 +122,7 @@ class Source:
         added and removed files without listing any; empty for stores that keep no such time."""
         if not self.is_local:
             return {}
-        top = f"{self.root}/{folder}"
+        top = self.root if folder == "" else self._path(folder)
         found = [top] if folder == "" else [path for path, _, _ in os.walk(top)]
         return {path: Path(path).stat().st_mtime_ns for path in found}
 

@@ -79,21 +79,20 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
     create_table(out.images, IMAGES)
-    taking = _Taking(config, out)
-    with track("images", 0, "pictures") as meter:
-        for outcome in bounded_map(
-            taking.examine, taking.work(opened, folder), config.readers, 4 * config.readers
-        ):
+    taking = _Taking(config, out, opened)
+    with track("images", None, "pictures") as meter:
+        work = taking.unread(folder)
+        for outcome in bounded_map(taking.examine, work, config.readers, 4 * config.readers):
             taking.add(outcome)
-            meter.advance(outcome.file is None)
+            meter.advance(0 if outcome.ends else 1)
         taking.commit()
+    if not taking.found and folder is None:
+        raise ClipgenError(f"the source folder {source} is empty: put pictures into it")
     images = open_table(out.images)
     if not images.count_rows():
         raise ClipgenError(
             f"none of the {taking.found} files under {source} is a usable picture: "
             f"{out.rejects} says why for each"
-            if taking.found
-            else f"the source folder {source} is empty: put pictures into it"
         )
     result = Result(
         table=out.images,
@@ -111,12 +110,25 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A row for the images table, one for the rejects, or a file that is read to its end."""
+class Task:
+    """A picture to look at, from an archive if `item` is there; or the end of a file."""
 
+    file: File
+    item: Item | None = None
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A row for the images table, or one for the rejects; or neither, at a file's end."""
+
+    file: File
     row: dict[str, Any] | None = None
     reject: dict[str, Any] | None = None
-    file: File | None = None
+
+    @property
+    def ends(self) -> bool:
+        return self.row is None and self.reject is None
 
 
 @dataclass
@@ -125,9 +137,11 @@ class _Taking:
 
     config: Config
     out: Storage
+    source: Source
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejects: list[dict[str, Any]] = field(default_factory=list)
     files: list[dict[str, Any]] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)  # files whose first picture is among those waiting
     items: int = 0  # of the file that is being read
     bad: int = 0
     size: int = 0
@@ -136,24 +150,22 @@ class _Taking:
     added: int = 0
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
-    def work(self, source: Source, folder: str | None) -> Iterator[tuple[Source, File, Item | None, bool]]:
-        """(source, file, item to examine, whether the file ends with it), of files not read before."""
-        for file in self._unread(source, folder):
-            if source.is_archive(file):
-                for item in source.members(file):
-                    yield source, file, item, False
-                yield source, file, None, True
-            else:
-                yield source, file, None, False
-                yield source, file, None, True
-
-    def _unread(self, source: Source, folder: str | None) -> Iterator[File]:
-        """Files that are new or have changed; the others are counted as they were."""
-        seen = _Seen.of(self.out, source, folder, self.config.retry_rejects)
-        for one in source.folders() if folder is None else [folder]:
+    def unread(self, folder: str | None) -> Iterator[Task]:
+        """The pictures of files that are new or have changed; the others are counted as they were."""
+        seen = _Seen.of(self.out, self.source, folder, self.config.retry_rejects)
+        for one in self.source.folders() if folder is None else [folder]:
             self.listings[one] = SetDigest()
-            for files in in_lists(source.files(one), LISTED_AT_ONCE):
-                yield from self._changed(seen, files, self.listings[one])
+            for files in in_lists(self.source.files(one), LISTED_AT_ONCE):
+                for file in self._changed(seen, files, self.listings[one]):
+                    yield from self._tasks(file)
+
+    def _tasks(self, file: File) -> Iterator[Task]:
+        if self.source.is_archive(file):
+            for item in self.source.members(file):
+                yield Task(file, item)
+        else:
+            yield Task(file)
+        yield Task(file, ends=True)
 
     def _changed(self, seen: "_Seen", files: list[File], listing: SetDigest) -> Iterator[File]:
         keys = keys_of_files(files)
@@ -165,15 +177,16 @@ class _Taking:
         for i in np.flatnonzero(at < 0):
             yield files[i]
 
-    def examine(self, work: tuple[Source, File, Item | None, bool]) -> Outcome:
-        source, file, item, ends = work
-        if ends:
-            return Outcome(file=file)
-        return examine(self.config, file, item or source.read(file))
+    def examine(self, task: Task) -> Outcome:
+        if task.ends:
+            return Outcome(task.file)
+        return examine(self.config, task.file, task.item or self.source.read(task.file))
 
     def add(self, outcome: Outcome) -> None:
-        if outcome.file:
-            file = outcome.file
+        file = outcome.file
+        if not self.items:
+            self.begun.append(file.uri)
+        if outcome.ends:
             counts = {"items": self.items, "rejected": self.bad}
             self.files.append({"uri": file.uri, "folder": file.folder, "stamp": file.stamp, **counts})
             self.items = self.bad = 0
@@ -190,16 +203,16 @@ class _Taking:
             self.commit()
 
     def commit(self) -> None:
-        """Pictures, then what is known of copies and rejects, then the files as read."""
+        """Pictures, then copies, then rejects in the place of earlier ones, then the files as read."""
         rows = {row["id"]: row for row in reversed(self.rows)}
         added = upsert(self.out.images, _table(list(rows.values()), IMAGES), "id", overwrite=False)
         if added < len(self.rows):
             upsert(self.out.copies, self._copies(), "uri", overwrite=True)
-        _forget_rejects(self.out, self.files)
+        delete(self.out.rejects, one_of("file", self.begun))
         upsert(self.out.rejects, _table(self.rejects, REJECTS), "uri", overwrite=True)
         upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
         self.added += added
-        self.rows, self.rejects, self.files, self.size = [], [], [], 0
+        self.rows, self.rejects, self.files, self.begun, self.size = [], [], [], [], 0
 
     def _copies(self) -> pa.Table:
         """The waiting rows whose picture the images table has from another place."""
@@ -236,21 +249,21 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
     """Decode an item to see that it can be used."""
     bad = {"uri": item.uri, "file": file.uri}
     if item.problem is not None:
-        return Outcome(reject={**bad, "reason": "unreadable", "detail": item.problem})
+        return Outcome(file, reject={**bad, "reason": "unreadable", "detail": item.problem})
     try:
         picture = decode(item.data, max_pixels=config.max_pixels, min_side=config.min_side)
     except Rejected as rejected:
-        return Outcome(reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
+        return Outcome(file, reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
-        "folder": _utf8(file.folder),
+        "folder": file.folder,
         "format": picture.format,
         "width": picture.image.width,
         "height": picture.image.height,
         "image": item.data,
     }
-    return Outcome(row=row)
+    return Outcome(file, row)
 
 
 def known_folders(out: Storage, source: Source) -> list[str]:
@@ -264,16 +277,11 @@ def known_folders(out: Storage, source: Source) -> list[str]:
 def _under(source: Source, folder: str | None) -> str:
     """A filter: files of a source, or of one of its top-level folders."""
     where = f"starts_with(uri, {quoted(source.base_uri + '/')})"
-    return where if folder is None else f"{where} AND folder = {quoted(_utf8(folder))}"
-
-
-def _forget_rejects(out: Storage, files: list[dict[str, Any]]) -> None:
-    """Rejects of an earlier reading of files that have been read again."""
-    delete(out.rejects, one_of("file", [file["uri"] for file in files]))
+    return where if folder is None else f"{where} AND folder = {quoted(folder)}"
 
 
 def _reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]:
-    prefix = source.base_uri + ("/" if not folder else f"/{_utf8(folder)}/")
+    prefix = source.base_uri + ("/" if not folder else f"/{folder}/")
     counts: dict[str, int] = {}
     table = open_table(out.rejects)
     for batch in scan(table, ["reason"], f"starts_with(uri, {quoted(prefix)})"):
@@ -284,10 +292,6 @@ def _reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def _utf8(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:

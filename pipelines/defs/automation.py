@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from pipelines.defs.jobs import new_pictures
-from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale
+from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale, usable
 from pipelines.resources import PicturesResource
 
 AT_ONCE = 50  # runs asked for by one tick; the next tick asks for the rest
@@ -27,7 +27,7 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
 
     source = Source(pictures.require_source())
     known = json.loads(context.cursor or "{}")
-    here = [folder for folder in source.folders() if usable(context, folder)]
+    here = [folder for folder in source.folders() if usable(folder)]
     requests: list[dg.RunRequest] = []
     for folder in here:
         key, before = key_of(folder), known.get(key_of(folder), {})
@@ -37,6 +37,8 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
         if listing != before.get("listing"):
             requests.append(dg.RunRequest(partition_key=key, run_key=f"{key}@{listing}"))
         known[key] = {"listing": listing, "directories": directories}
+    for folder in set(source.folders()) - set(here):
+        context.log.warning(f"the folder {folder!r} cannot be a partition: rename it, or run {ALL!r}")
     gone = sorted(set(known) - set(map(key_of, here)))
     for key in gone:
         context.log.warning(f"folder {key} is gone: its rows stay until `clipgen prune`")
@@ -68,14 +70,6 @@ def nightly_embeddings(
             yield dg.RunRequest(partition_key=key, run_key=f"{key}@{tick}")
     if not asked:
         yield dg.SkipReason("every folder is embedded as it is now")
-
-
-def usable(context: dg.SensorEvaluationContext, folder: str) -> bool:
-    """Whether a folder's name can be a partition's."""
-    problem = folder == ALL or folder == "." or "..." in folder or not folder.isprintable()
-    if problem:
-        context.log.warning(f"the folder {folder!r} cannot be a partition: rename it, or run `{ALL}`")
-    return not problem
 
 
 automation = dg.AutomationConditionSensorDefinition(

@@ -209,3 +209,26 @@ def test_two_writers_at_once_lose_nothing_and_duplicate_nothing(storage: Storage
     assert [writer.exitcode for writer in writers] == [0, 0, 0]
     assert len(column(storage.images, "id")) == len(set(column(storage.images, "id"))) == 120
     assert len(column(storage.files, "uri")) == len(set(column(storage.files, "uri"))) == 120
+
+
+def test_an_archive_of_many_batches_keeps_all_its_rejects(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    files = {f"{i}.png": png_bytes(draw(COLOURS[i], "disc")) if i % 2 else b"bad" for i in range(8)}
+    write_tar(tmp_path / "in" / "0.tar", files)
+    config = images.Config(batch_size=2)
+    for _ in range(2):
+        result = ingest(tmp_path / "in", storage, config)
+        assert (result.found, result.total, result.rejects) == (8, 4, {"not_an_image": 4})
+        os.utime(tmp_path / "in" / "0.tar", (1, 1))
+
+
+def test_a_name_that_is_no_utf8_is_taken_in(storage: Storage, tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/in/b\xe4r"
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    (Path(os.fsdecode(folder)) / "one.png").write_bytes(png_bytes(draw("red", "disc")))
+    result = ingest(tmp_path / "in", storage)
+    assert (result.added, column(storage.images, "folder")) == (1, ["b\\udce4r"])
+    again = images.run(
+        CONFIG, source=str(tmp_path / "in"), out=storage, tracker=NullTracker(), folder="b\\udce4r"
+    )
+    assert (again.found, again.added) == (1, 0)
