@@ -1,11 +1,12 @@
-# make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes)
+# make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes; LONG=1: hours)
 # make judge  score the demo by a second CLIP, trained apart (trains it the first time)
 # make test   install, run every test
 # make check  lint, format, types
 
 PYTHON ?= python3
 BIN := .venv/bin
-RECIPE := $(if $(QUICK),quick,demo)
+RECIPE := $(if $(QUICK),quick,$(if $(LONG),long,demo))
+OVERRIDE := $(if $(QUICK)$(LONG),-c infra/run_configs/$(RECIPE).yaml)
 DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
 export TQDM_DISABLE := 1
 export PYTHONWARNINGS := ignore
@@ -29,8 +30,8 @@ $(DAGSTER_HOME)/dagster.yaml: infra/dagster/local.yaml
 	cp $< $@
 
 demo: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training -c infra/run_configs/$(RECIPE)-clip.yaml
-	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen -c infra/run_configs/$(RECIPE).yaml
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training $(OVERRIDE) -c infra/run_configs/demo-clip.yaml
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen $(OVERRIDE) -c infra/run_configs/demo.yaml
 	$(BIN)/python infra/demo/show.py .clipgen/$(RECIPE)
 
 judge: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml

@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from clipgen_core.cli import app
-from clipgen_core.recipes import configure
+from clipgen_core.recipes import RECIPES, configure
 from pipelines.definitions import defs
 
 REPOSITORY = Path(__file__).parents[1]
@@ -61,12 +61,15 @@ def test_the_judges_run_configs_are_valid() -> None:
         assert dg.validate_run_config(defs().resolve_job_def(job), config)
 
 
-@pytest.mark.parametrize("name", ["demo", "quick"])
+@pytest.mark.parametrize("name", ["demo", "quick", "long"])
 def test_the_shipped_run_configs_are_valid(name: str) -> None:
     folder = REPOSITORY / "infra" / "run_configs"
-    for job, file in (("clip_gen", f"{name}.yaml"), ("clip_training", f"{name}-clip.yaml")):
+    for job, file in (("clip_gen", "demo.yaml"), ("clip_training", "demo-clip.yaml")):
         config = yaml.safe_load((folder / file).read_text())
-        assert dg.validate_run_config(defs().resolve_job_def(job), config)
+        if name != "demo":
+            config["resources"] |= yaml.safe_load((folder / f"{name}.yaml").read_text())["resources"]
+        config = dg.validate_run_config(defs().resolve_job_def(job), config)
+        assert config["resources"]["recipe"]["config"]["name"] == name in RECIPES
 
 
 def test_every_picture_and_path_the_readme_names_exists() -> None:
