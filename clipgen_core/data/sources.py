@@ -7,11 +7,12 @@ Knows how files are listed and read; knows nothing of decoding or of tables.
 import itertools
 import os
 import re
+import stat
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -29,8 +30,7 @@ PARQUET_ROWS = 64
 LISTED_AT_ONCE = 8192
 
 
-@dataclass(frozen=True)
-class File:
+class File(NamedTuple):
     """A file of a source. folder: the top-level folder that holds it, "" at the top; stamp: changes when
     its content does (the store's ETag, else size and time)."""
 
@@ -96,11 +96,12 @@ class Source:
     def _in_folder(self, path: str, folder: str, below: list[str] | None = None) -> Iterator[File]:
         """The files of one folder; its subfolders are added to `below`."""
         listed = _scan_local(path) if self.is_local else self._scan(path)
+        uri = self.base_uri + _text(path[len(self.root) :])
         for name, is_folder, size, stamp in listed:
             if name.startswith("."):
                 continue
             if not is_folder:
-                yield self._file(f"{path}/{name}", folder, size, stamp)
+                yield File(f"{path}/{name}", f"{uri}/{_text(name)}", folder, size, stamp)
             elif below is not None:
                 below.append(f"{path}/{name}")
 
@@ -109,9 +110,6 @@ class Source:
             if entry["name"].rstrip("/") != path:
                 folder, size = entry["type"] == "directory", entry.get("size") or 0
                 yield _base(entry["name"]), folder, size, _stamp(entry, size)
-
-    def _file(self, path: str, folder: str, size: int, stamp: str) -> File:
-        return File(path, self.base_uri + _text(path[len(self.root) :]), folder, size, stamp)
 
     def listing(self, folder: str) -> str:
         """A digest of all files of a top-level folder and their stamps: it changes when any of them does."""
@@ -206,7 +204,8 @@ def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:
         for entry in sorted(entries, key=lambda e: e.name):
             try:
                 state = entry.stat()
-                yield entry.name, entry.is_dir(), state.st_size, f"{state.st_size}-{state.st_mtime_ns}"
+                size, folder = state.st_size, stat.S_ISDIR(state.st_mode)
+                yield entry.name, folder, size, f"{size}-{state.st_mtime_ns}"
             except OSError:
                 yield entry.name, False, 0, "unreadable"
 
@@ -257,4 +256,4 @@ def _hidden(path: str) -> bool:
 
 def _text(path: str) -> str:
     """A path that Arrow can hold, whatever bytes its names have."""
-    return path.encode("utf-8", "backslashreplace").decode()
+    return path if path.isascii() else path.encode("utf-8", "backslashreplace").decode()
