@@ -104,13 +104,36 @@ def generate(
 
 
 @app.command(cls=Command)
+def vary(
+    picture: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    model: Model = None,
+    root: Root = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Variations of each picture.")] = 4,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("out.png"),
+) -> None:
+    """Make variations of pictures: one row a picture, the likest first."""
+    from clipgen_core.data.pictures import grid
+    from clipgen_core.generator import TextToImage
+    from clipgen_core.progress import track
+
+    _require_folder(output)
+    pictures = [_read_picture(file) for file in picture]
+    generator = TextToImage.from_pretrained(model or _last_model(root))
+    with track("sampling", generator.transformer.positions, "codes") as meter:
+        rows = generator.variations(pictures, n, seed, lambda _: meter.advance())
+    sheet = grid([one.image for row in rows for one in row], columns=n)
+    _write_png(sheet, output)
+    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
+
+
+@app.command(cls=Command)
 def search(
     query: Annotated[str, typer.Argument(help="A text, or a picture file.")],
     root: Root = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to show.")] = 10,
 ) -> None:
     """Show the pictures of the embedding table that are nearest to a text or to a picture."""
-    from clipgen_core.data.pictures import Rejected, decode
     from clipgen_core.data.tables import nearest, open_table
     from clipgen_core.models.clip import ClipEncoder
 
@@ -118,10 +141,7 @@ def search(
     table = open_table(storage.current("embeddings", "search").path)
     clip = ClipEncoder(table.schema.metadata[b"clip"].decode())
     if Path(query).is_file():
-        try:
-            vector = clip.encode_images([decode(Path(query).read_bytes()).image])[0]
-        except Rejected as error:
-            raise ClipgenError(f"{query} is no usable picture ({error}): name another") from error
+        vector = clip.encode_images([_read_picture(Path(query))])[0]
     else:
         vector = clip.encode_texts([query])[0]
     found = nearest(table, vector, k)
@@ -263,6 +283,15 @@ def prune(
 
 def _last_model(root: str | None) -> str:
     return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
+
+
+def _read_picture(file: Path) -> Any:
+    from clipgen_core.data.pictures import Rejected, decode
+
+    try:
+        return decode(file.read_bytes()).image
+    except (OSError, Rejected) as error:
+        raise ClipgenError(f"{file} is no usable picture ({error}): name another") from error
 
 
 def _require_folder(output: Path) -> None:

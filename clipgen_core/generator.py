@@ -7,7 +7,7 @@ the table of image embeddings. A transformer checkpoint names the same parts in 
 import copy
 import hashlib
 import json
-import shutil
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,31 +20,16 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import ValidationError
 
-from clipgen_core import storage
 from clipgen_core.data.pictures import to_images
 from clipgen_core.data.tables import nearest, open_table, vectors
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_transformer, load_vqgan
-from clipgen_core.models.clip import LOCAL, ClipEncoder
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.parts import Parts, copy_parts, read_parts
 from clipgen_core.sampling import SamplingConfig, sample_codes
-from clipgen_core.schema import Frozen
-from clipgen_core.training.checkpoint import read_config
 
-FILE = "generator.json"
 MAX_PROMPT_LENGTH = 1000
 MAX_PICTURES = 256
-
-
-class Parts(Frozen):
-    """Where the parts of a generator are: absolute, or relative to the folder of generator.json."""
-
-    clip: str
-    clip_key: str
-    vqgan: str
-    transformer: str
-    embeddings: str | None = None
-    embeddings_version: int | None = None
-    sampling: SamplingConfig = SamplingConfig()
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Generated:
 
 
 class TextToImage:
-    """A trained generator.
+    """A trained generator; safe to call from several threads.
 
     >>> generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
     >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
@@ -78,6 +63,7 @@ class TextToImage:
         self.embeddings: lance.LanceDataset | None = None
         if parts.embeddings:
             self.embeddings = open_table(parts.embeddings, parts.embeddings_version)
+        self._one_at_a_time = threading.Lock()
 
     @classmethod
     def from_pretrained(cls, source: str) -> "TextToImage":
@@ -122,15 +108,48 @@ class TextToImage:
 
         `candidates` pictures are sampled for each one returned; CLIP keeps the best.
         """
-        config = self._sampling(prompts, n, sampling)
-        texts = self.clip.encode_texts(list(prompts))
-        tries = n * config.candidates
+        check_prompts(prompts)
+        config = self._sampling(n, sampling)
+        texts = self.embed_text(prompts)
         conditions = torch.stack([self.condition(text, config) for text in texts])
-        seeds = [picture_seed(p, seed, i) for p in prompts for i in range(tries)]
+        return self._sampled(prompts, texts, conditions, n, seed, config, on_step)
+
+    def variations(
+        self,
+        pictures: Sequence[Image.Image],
+        n: int = 1,
+        seed: int = 0,
+        on_step: Callable[[int], None] | None = None,
+        **sampling: Any,
+    ) -> list[list[Generated]]:
+        """`n` pictures like each of `pictures`, RGB of any size, the likest by CLIP first.
+
+        Their own embeddings are the condition, as in training: there is no gap to cross.
+        """
+        config = self._sampling(n, sampling)
+        own = self.embed_images(pictures)
+        conditions = torch.stack([self._beside(self._on_device(row), row) for row in own])
+        names = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
+        return self._sampled(names, own, conditions, n, seed, config, on_step)
+
+    def _sampled(
+        self,
+        names: Sequence[str],
+        targets: np.ndarray,
+        conditions: torch.Tensor,
+        n: int,
+        seed: int,
+        config: SamplingConfig,
+        on_step: Callable[[int], None] | None,
+    ) -> list[list[Generated]]:
+        """The best of the candidates by their cosine with targets [rows, d]; one caller at a time."""
+        tries = n * config.candidates
+        seeds = [picture_seed(name, seed, i) for name in names for i in range(tries)]
         rows = conditions.repeat_interleave(tries, dim=0)
-        codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
-        images = self.decode(codes)
-        scores = (self.clip.encode_images(images) * texts.repeat(tries, axis=0)).sum(axis=1)
+        with self._one_at_a_time:
+            codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
+            images = self.decode(codes)
+            scores = (self.embed_images(images) * targets.repeat(tries, axis=0)).sum(axis=1)
         side = self.vqgan.config.grid
         made = [
             Generated(image, float(score), grid.reshape(side, side))
@@ -139,23 +158,40 @@ class TextToImage:
         rows_of = [made[i : i + tries] for i in range(0, len(made), tries)]
         return [sorted(row, key=lambda g: -g.clip_score)[:n] for row in rows_of]
 
+    def embed_text(self, prompts: Sequence[str]) -> np.ndarray:
+        """Prompts to float32 [n, d], rows of length 1."""
+        return self.clip.encode_texts(list(prompts))
+
+    def embed_images(self, pictures: Sequence[Image.Image]) -> np.ndarray:
+        """RGB pictures to float32 [n, d], rows of length 1, in the same space."""
+        return self.clip.encode_images(pictures)
+
     def condition(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
         """What the transformer is given for a text embedding [d]: float32 [1 + neighbours, d].
 
         Text and image embeddings lie in different parts of CLIP's space, and the transformer has
         seen image embeddings only; see SamplingConfig.condition for the ways across.
         """
-        gap, own = self.gap, torch.from_numpy(text).to(self.device)
-        if config.condition == "text":
-            rows = [gap.text(own)]
-        elif config.condition == "shifted":
-            rows = [gap.shifted(own)]
-        else:
-            rows = [gap.image(self._retrieved(text, config))]
-        if beside := self.transformer.config.neighbours:
-            found = torch.tensor(vectors(nearest(self.table, text, beside)), device=self.device)
-            rows += list(gap.image(found))
+        own = self._on_device(text)
+        if config.condition == "retrieval":
+            return self._beside(self._retrieved(text, config), text)
+        return self._beside(own, text, self.gap.text if config.condition == "text" else self.gap.shifted)
+
+    def _beside(
+        self,
+        own: torch.Tensor,
+        query: np.ndarray,
+        ready: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """An embedding made ready, and the query's neighbours beside it where the model wants any."""
+        rows = [(ready or self.gap.image)(own)]
+        if count := self.transformer.config.neighbours:
+            found = self._on_device(vectors(nearest(self.table, query, count)))
+            rows += list(self.gap.image(found))
         return torch.stack(rows)
+
+    def _on_device(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.copy()).to(self.device)
 
     def _retrieved(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
         found = nearest(self.table, text, config.neighbours)
@@ -189,14 +225,7 @@ class TextToImage:
         found = nearest(self.table, query, k)
         return list(zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True))
 
-    def _sampling(self, prompts: Sequence[str], n: int, given: dict[str, Any]) -> SamplingConfig:
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ClipgenError("a prompt is empty: say what the picture should show")
-            if len(prompt) > MAX_PROMPT_LENGTH:
-                raise ClipgenError(
-                    f"a prompt has {len(prompt)} characters: at most {MAX_PROMPT_LENGTH} are allowed"
-                )
+    def _sampling(self, n: int, given: dict[str, Any]) -> SamplingConfig:
         try:
             config = SamplingConfig(**(self.parts.sampling.model_dump() | given))
         except ValidationError as error:
@@ -210,67 +239,17 @@ class TextToImage:
         return config
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    for prompt in prompts:
+        if not prompt.strip():
+            raise ClipgenError("a prompt is empty: say what the picture should show")
+        if len(prompt) > MAX_PROMPT_LENGTH:
+            raise ClipgenError(
+                f"a prompt has {len(prompt)} characters: at most {MAX_PROMPT_LENGTH} are allowed"
+            )
+
+
 def picture_seed(prompt: str, seed: int, index: int) -> int:
     """The seed of the index-th candidate of a prompt."""
     digest = hashlib.sha256(json.dumps([prompt, seed, index]).encode()).digest()
     return int.from_bytes(digest[:8], "big")
-
-
-def copy_parts(parts: Parts, folder: Path) -> None:
-    """Copy everything a generator is made of into one folder; no model is loaded for it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    clip = parts.clip
-    if clip.startswith(LOCAL):
-        shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
-        clip = f"{LOCAL}clip"
-    for name in ("vqgan", "transformer"):
-        checkpoint = storage.local_copy(getattr(parts, name))
-        shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
-    if parts.embeddings:
-        rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
-        lance.write_dataset(rows, str(folder / "embeddings.lance"))
-    copied = Parts(
-        clip=clip,
-        clip_key=parts.clip_key,
-        vqgan="vqgan",
-        transformer="transformer",
-        embeddings="embeddings.lance" if parts.embeddings else None,
-        sampling=parts.sampling,
-    )
-    (folder / FILE).write_text(copied.model_dump_json(indent=2))
-
-
-def read_parts(source: str) -> Parts:
-    """The parts of a generator folder or of a transformer checkpoint."""
-    if not storage.exists(source):
-        raise ClipgenError(f"there is no model at {source}: check the path or train one")
-    if storage.exists(f"{source}/{FILE}"):
-        try:
-            parts = Parts.model_validate_json(storage.read_bytes(f"{source}/{FILE}"))
-        except ValidationError as error:
-            raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
-        return _absolute(parts, source)
-    made_from = read_config(source)
-    if "tokens" not in made_from:
-        raise ClipgenError(f"{source} is no transformer checkpoint: name its folder step-N")
-    tokens = made_from["tokens"]
-    return Parts(
-        clip=tokens["clip"],
-        clip_key=tokens["clip_key"],
-        vqgan=tokens["vqgan"],
-        transformer=source,
-        embeddings=tokens["embeddings"],
-        embeddings_version=tokens["embeddings_version"],
-        sampling=SamplingConfig.model_validate(made_from["config"]["sampling"]),
-    )
-
-
-def _absolute(parts: Parts, folder: str) -> Parts:
-    inside = {
-        name: f"{folder}/{value}"
-        for name in ("vqgan", "transformer", "embeddings")
-        if (value := getattr(parts, name)) and "://" not in value and not value.startswith("/")
-    }
-    if parts.clip.startswith(LOCAL) and not parts.clip.startswith(f"{LOCAL}/"):
-        inside["clip"] = f"{LOCAL}{folder}/{parts.clip.removeprefix(LOCAL)}"
-    return parts.model_copy(update=inside)

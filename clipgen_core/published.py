@@ -13,9 +13,9 @@ from torch import Tensor
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.gap import GapConfig
-from clipgen_core.generator import FILE, Parts
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer, TransformerConfig
+from clipgen_core.parts import FILE, Parts
 from clipgen_core.published_vqgan import Kind, State, Weights, convert_vqgan, pair
 from clipgen_core.recipes import TRANSFORMERS
 from clipgen_core.sampling import SamplingConfig

@@ -24,9 +24,10 @@ from clipgen_core import storage
 from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.tables import open_table
-from clipgen_core.generator import Parts, TextToImage, copy_parts, read_parts
+from clipgen_core.generator import TextToImage
 from clipgen_core.metrics import frechet_distance
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.parts import Parts, copy_parts, read_parts
 from clipgen_core.progress import track
 from clipgen_core.report import Curve, Picture, Report, render, sheet
 from clipgen_core.schema import Frozen, digest_of

@@ -25,6 +25,16 @@ def test_generate_writes_a_row_a_prompt_and_repeats_by_seed(checkpoint: str, tmp
     assert sheets[0].tobytes() == sheets[1].tobytes()
 
 
+def test_vary_writes_a_row_a_picture(checkpoint: str, pictures: Path, tmp_path: Path) -> None:
+    files = [str(file) for file in sorted((pictures / "pictures" / "disc").iterdir())[:2]]
+    out = tmp_path / "out.png"
+    result = runner.invoke(app, ["vary", *files, "-n", "3", "-m", checkpoint, "-o", str(out)])
+    assert result.exit_code == 0, result.output
+    assert Image.open(out).size == (3 * 32 + 4, 2 * 32 + 2)
+    result = runner.invoke(app, ["vary", str(tmp_path / "none.png"), "-m", checkpoint])
+    assert result.exit_code == 2 and "no usable picture" in result.output.replace("\n", " ")
+
+
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
     root = Storage(str(tmp_path / "root"))
     root.publish_current("transformer", checkpoint, "x")
@@ -64,9 +74,9 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
     args = ["embed", str(source), "--root", str(tmp_path / "root"), "--clip", clip_reference]
     first, second = runner.invoke(app, args), runner.invoke(app, args)
     assert first.exit_code == 0, first.output
-    assert "25 files, 24 new pictures, 24 in all" in first.output
+    assert "25 pictures found, 24 new, 24 in all" in first.output
     assert "1 rejected: not_an_image" in first.output
-    assert "25 files, 0 new pictures" in second.output and "0 embedded" in second.output
+    assert "25 pictures found, 0 new" in second.output and "0 embedded" in second.output
 
 
 @pytest.mark.parametrize(

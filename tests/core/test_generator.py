@@ -1,12 +1,15 @@
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generator import TextToImage, read_parts
+from clipgen_core.generator import TextToImage
+from clipgen_core.parts import read_parts
 from clipgen_core.sampling import SamplingConfig
+from tests.conftest import COLOURS, draw
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +24,27 @@ def test_a_prompt_and_a_seed_give_the_same_pictures_whatever_the_batch(generator
     assert alone[0].size == (32, 32)
     other = generator.generate(["a red disc"], n=2, seed=2)[0]
     assert [a.tobytes() for a in alone] != [b.tobytes() for b in other]
+
+
+def test_variations_are_made_from_the_pictures_own_embedding(generator: TextToImage) -> None:
+    pictures = [draw("red", "disc"), draw("blue", "square", 50)]
+    made = generator.variations(pictures, n=2, seed=3, candidates=3)
+    alone = generator.variations(pictures[1:], n=2, seed=3, candidates=3)[0]
+    assert [one.image.tobytes() for one in made[1]] == [one.image.tobytes() for one in alone]
+    own = generator.embed_images(pictures)
+    for row, embedding in zip(made, own, strict=True):
+        assert [one.clip_score for one in row] == sorted((one.clip_score for one in row), reverse=True)
+        scores = generator.embed_images([one.image for one in row]) @ embedding
+        assert [one.clip_score for one in row] == pytest.approx(scores.tolist(), abs=0.02)
+    assert generator.embed_text(["a red disc"]).shape == own[:1].shape
+
+
+def test_threads_get_what_they_would_get_alone(generator: TextToImage) -> None:
+    prompts = [f"a {colour} disc" for colour in COLOURS[:6]]
+    expected = [generator.generate([prompt], seed=5)[0][0].tobytes() for prompt in prompts]
+    with ThreadPoolExecutor(6) as threads:
+        got = threads.map(lambda prompt: generator.generate([prompt], seed=5)[0][0].tobytes(), prompts)
+        assert list(got) == expected
 
 
 def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
