@@ -71,12 +71,13 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
 
 def tag(url: str, version: int, name: str) -> None:
     """Name a version, which is then never removed; a name that stands for it already is left."""
-    table = open_table(url)
-    tags = table.tags.list()
-    if name in tags:
-        if tags[name]["version"] != version:
-            raise ClipgenError(
-                f"the tag {name} of {url} is version {tags[name]['version']}, not {version}: delete the tag"
-            )
-        return
-    table.tags.create(name, version)
+    tags = open_table(url).tags
+    if name not in tags.list():
+        try:
+            tags.create(name, version)
+        except ValueError:
+            if name not in tags.list():  # else another process was first
+                raise
+    named = tags.list()[name]["version"]
+    if named != version:
+        raise ClipgenError(f"the tag {name} of {url} is version {named}, not {version}: delete the tag")

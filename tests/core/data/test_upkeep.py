@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -71,6 +72,14 @@ def test_old_versions_go_but_what_a_model_was_trained_on_stays(tmp_path: Path) -
     with pytest.raises((ClipgenError, ValueError, OSError)):
         open_table(url, 2).to_table()
     assert compact(str(tmp_path / "none.lance"), timedelta(0)) == (0, 0)
+
+
+def test_processes_may_tag_at_once(tmp_path: Path) -> None:
+    url = str(tmp_path / "e.lance")
+    add(url, 0, 10)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: tag(url, 1, "transformer-x"), range(40)))
+    assert open_table(url).tags.list()["transformer-x"]["version"] == 1
 
 
 def test_every_table_of_a_root_is_kept(pipeline: Storage) -> None:
