@@ -30,8 +30,8 @@ $(DAGSTER_HOME)/dagster.yaml: infra/dagster/local.yaml
 	cp $< $@
 
 demo: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training $(OVERRIDE) -c infra/run_configs/demo-clip.yaml
-	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen $(OVERRIDE) -c infra/run_configs/demo.yaml
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training -c infra/run_configs/demo-clip.yaml $(OVERRIDE)
+	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen -c infra/run_configs/demo.yaml $(OVERRIDE)
 	$(BIN)/python infra/demo/show.py .clipgen/$(RECIPE)
 
 judge: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml

@@ -35,8 +35,8 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
 
     job = ("job", "execute", "-m", "pipelines.definitions", "-j")
     quick = ("-c", str(configs / "quick.yaml"))
-    run("dagster", *job, "clip_training", *quick, "-c", str(configs / "demo-clip.yaml"))
-    run("dagster", *job, "clip_gen", *quick, "-c", str(configs / "demo.yaml"))
+    run("dagster", *job, "clip_training", "-c", str(configs / "demo-clip.yaml"), *quick)
+    run("dagster", *job, "clip_gen", "-c", str(configs / "demo.yaml"), *quick)
     summary = run("python", str(REPOSITORY / "infra" / "demo" / "show.py"), ".clipgen/quick")
     report = Path(summary.split("report:")[1].split()[0])
     assert report.is_file() and Image.open(report.parent / "grid.png").width > 64

@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 import typer
 import yaml
+from dagster_shared.yaml_utils import merge_yamls
 
 from clipgen_core.cli import app
 from clipgen_core.recipes import RECIPES, configure
@@ -65,10 +66,9 @@ def test_the_judges_run_configs_are_valid() -> None:
 def test_the_shipped_run_configs_are_valid(name: str) -> None:
     folder = REPOSITORY / "infra" / "run_configs"
     for job, file in (("clip_gen", "demo.yaml"), ("clip_training", "demo-clip.yaml")):
-        config = yaml.safe_load((folder / file).read_text())
-        if name != "demo":
-            config["resources"] |= yaml.safe_load((folder / f"{name}.yaml").read_text())["resources"]
-        config = dg.validate_run_config(defs().resolve_job_def(job), config)
+        override = [] if name == "demo" else [str(folder / f"{name}.yaml")]
+        merged = merge_yamls([str(folder / file), *override])  # as `dagster job execute -c A -c B` does
+        config = dg.validate_run_config(defs().resolve_job_def(job), merged)
         assert config["resources"]["recipe"]["config"]["name"] == name in RECIPES
 
 
