@@ -37,7 +37,11 @@ def test_a_plan_counts_measures_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_hours_grow_with_steps_and_memory_with_the_batch(pictures: Path, clip_reference: str) -> None:
+def test_hours_grow_with_steps_and_memory_with_the_batch(
+    pictures: Path, clip_reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_seconds", lambda _: 0.5)
+
     def transformer(steps: int, batch: int) -> plan_module.Line:
         train = TINY.transformer.train.model_copy(update={"steps": steps, "batch_size": batch})
         changed = TINY.transformer.model_copy(update={"train": train})
@@ -45,7 +49,8 @@ def test_hours_grow_with_steps_and_memory_with_the_batch(pictures: Path, clip_re
         return plan(str(pictures / "pictures"), recipe, clip_reference).lines[-1]
 
     small, long, wide = transformer(10, 8), transformer(1000, 8), transformer(10, 800)
-    assert long.hours > 20 * small.hours and long.memory == small.memory
+    assert small.hours == pytest.approx(10 * 8 * 0.5 / plan_module.FEW / 3600)
+    assert long.hours == pytest.approx(100 * small.hours) and long.memory == small.memory
     assert wide.memory > 2 * small.memory
 
 
