@@ -9,7 +9,17 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from clipgen_core.data.tables import count, delete, find_table, one_of, open_table, quoted, scan, upsert
+from clipgen_core.data.tables import (
+    count,
+    delete,
+    find_table,
+    one_of,
+    open_table,
+    quoted,
+    scan,
+    update,
+    upsert,
+)
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
@@ -77,7 +87,7 @@ def _file_elsewhere(out: Storage, places: dict[str, tuple[str, str]]) -> None:
         if table is not None and url not in (out.images, out.copies) and "id" in table.schema.names:
             for folder in {folder for _, folder in places.values()}:
                 here = [one for one, (_, place) in places.items() if place == folder]
-                table.update({"folder": quoted(folder)}, where=one_of("id", here))
+                update(url, {"folder": quoted(folder)}, one_of("id", here))
     delete(out.copies, one_of("uri", [uri for uri, _ in places.values()]))
 
 

@@ -98,6 +98,11 @@ def delete(url: str, where: str) -> None:
         persistently(url, lambda: open_table(url).delete(where))
 
 
+def update(url: str, values: dict[str, str], where: str) -> None:
+    """Set columns to literals in the rows that match."""
+    persistently(url, lambda: open_table(url).update(values, where=where))
+
+
 def scan(
     table: lance.LanceDataset, columns: list[str], where: str | None = None, size: int = IDS_AT_ONCE
 ) -> Iterator[pa.RecordBatch]:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import lance
 
-from clipgen_core.data.tables import find_table, open_table, partitions
+from clipgen_core.data.tables import find_table, open_table, partitions, persistently
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, list_folder
 
@@ -71,13 +71,17 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
 
 def tag(url: str, version: int, name: str) -> None:
     """Name a version, which is then never removed; a name that stands for it already is left."""
-    tags = open_table(url).tags
-    if name not in tags.list():
+    if name not in _tags(url):
         try:
-            tags.create(name, version)
+            persistently(url, lambda: open_table(url).tags.create(name, version))
         except ValueError:
-            if name not in tags.list():  # else another process was first
+            if name not in _tags(url):  # else another process was first
                 raise
-    named = tags.list()[name]["version"]
+    named = _tags(url)[name]
     if named != version:
         raise ClipgenError(f"the tag {name} of {url} is version {named}, not {version}: delete the tag")
+
+
+def _tags(url: str) -> dict[str, int]:
+    found = persistently(url, lambda: open_table(url).tags.list())
+    return {name: int(tag["version"]) for name, tag in found.items()}
