@@ -35,7 +35,7 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
             continue
         directories, listing = source.directories(folder), source.listing(folder)
         if listing != before.get("listing"):
-            requests.append(dg.RunRequest(partition_key=key, run_key=f"{key}@{listing}"))
+            requests.append(dg.RunRequest(partition_key=key))
         known[key] = {"listing": listing, "directories": directories}
     for folder in set(source.folders()) - set(here):
         context.log.warning(f"the folder {folder!r} cannot be a partition: rename it, or run {ALL!r}")
