@@ -37,6 +37,9 @@ Model = Annotated[
     ),
 ]
 
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
+
 app = typer.Typer(
     help="Text-to-image from unlabelled pictures (CLIP-GEN): embed, search, generate.",
     no_args_is_help=True,
@@ -61,8 +64,8 @@ def generate(
     model: Model = None,
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("out.png"),
+    seed: Seed = 0,
+    output: Output = Path("out.png"),
     guidance_scale: Annotated[float | None, typer.Option(help="Higher follows the prompt more.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Lower is safer, higher is varied.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest codes only.")] = None,
@@ -78,7 +81,6 @@ def generate(
     ] = None,
 ) -> None:
     """Generate pictures for one or more prompts: one row a prompt, the best first."""
-    from clipgen_core.data.pictures import grid
     from clipgen_core.generator import TextToImage
     from clipgen_core.progress import track
 
@@ -95,12 +97,10 @@ def generate(
     given = {name: value for name, value in given.items() if value is not None}
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.generate_scored(prompt, n, seed, lambda _: meter.advance(), **given)
-    sheet = grid([one.image for row in rows for one in row], columns=n)
-    _write_png(sheet, output)
     for text, row in zip(prompt, rows, strict=True):
         scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
         console.print(f"{text}: CLIP score {scores}", highlight=False)
-    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
+    _write_sheet(rows, output)
 
 
 @app.command(cls=Command)
@@ -109,11 +109,10 @@ def vary(
     model: Model = None,
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Variations of each picture.")] = 4,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same pictures.")] = 0,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")] = Path("out.png"),
+    seed: Seed = 0,
+    output: Output = Path("out.png"),
 ) -> None:
     """Make variations of pictures: one row a picture, the likest first."""
-    from clipgen_core.data.pictures import grid
     from clipgen_core.generator import TextToImage
     from clipgen_core.progress import track
 
@@ -122,9 +121,7 @@ def vary(
     generator = TextToImage.from_pretrained(model or _last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.variations(pictures, n, seed, lambda _: meter.advance())
-    sheet = grid([one.image for row in rows for one in row], columns=n)
-    _write_png(sheet, output)
-    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
+    _write_sheet(rows, output)
 
 
 @app.command(cls=Command)
@@ -301,11 +298,14 @@ def _require_folder(output: Path) -> None:
         raise ClipgenError(f"{output} does not end in .png: the picture is written as PNG")
 
 
-def _write_png(image: Any, output: Path) -> None:
-    from clipgen_core.data.pictures import png_bytes
+def _write_sheet(rows: list[list[Any]], output: Path) -> None:
+    """One row of pictures a request, as PNG."""
+    from clipgen_core.data.pictures import grid, png_bytes
     from clipgen_core.storage import write_bytes
 
-    write_bytes(str(output), png_bytes(image))
+    sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
+    write_bytes(str(output), png_bytes(sheet))
+    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
 
 
 def main() -> None:

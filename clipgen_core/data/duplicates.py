@@ -9,15 +9,15 @@ from clipgen_core.data.tables import find_table, scan
 from clipgen_core.errors import ClipgenError
 
 
-def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Near-duplicates in parts: keys of both pictures [n] and their cosines [n]."""
+def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Near-duplicates in parts: keys of both pictures [n]."""
     table = find_table(url)
     if table is None:
         raise ClipgenError(
             f"there is no table of near-duplicates at {url}: materialise near_duplicates first"
         )
-    for batch in scan(table, ["id", "nearest", "cosine"], f"cosine >= {threshold}"):
-        yield keys_of_ids(batch["id"]), keys_of_ids(batch["nearest"]), batch["cosine"].to_numpy()
+    for batch in scan(table, ["id", "nearest"], f"cosine >= {threshold}"):
+        yield keys_of_ids(batch["id"]), keys_of_ids(batch["nearest"])
 
 
 def redundant_keys(url: str, threshold: float) -> set[bytes]:
@@ -30,7 +30,7 @@ def redundant_keys(url: str, threshold: float) -> set[bytes]:
             key = above
         return key
 
-    for one, other, _ in pairs_of(url, threshold):
+    for one, other in pairs_of(url, threshold):
         for a, b in zip(one.tolist(), other.tolist(), strict=True):
             low, high = sorted((root(a), root(b)))
             parent[high] = low

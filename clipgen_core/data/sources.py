@@ -195,7 +195,12 @@ def in_lists(files: Iterable[File], size: int) -> Iterator[list[File]]:
 
 def keys_of_files(files: Iterable[File]) -> np.ndarray:
     """A key for each file in its present state."""
-    return keys_of_texts(f"{file.uri}|{file.stamp}" for file in files)
+    return keys_of_states((file.uri, file.stamp) for file in files)
+
+
+def keys_of_states(states: Iterable[tuple[str, str]]) -> np.ndarray:
+    """A key for each (uri, stamp)."""
+    return keys_of_texts(f"{uri}|{stamp}" for uri, stamp in states)
 
 
 def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:

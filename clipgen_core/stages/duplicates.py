@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from clipgen_core.data.duplicates import pairs_of, redundant_keys
+from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.fill import ComputeConfig, Filling, fill
 from clipgen_core.data.pictures import decode_stored, fit_square, grid
 from clipgen_core.data.tables import one_of, open_table, searching, vectors
@@ -52,7 +52,7 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
     )
     make = functools.partial(Neighbours, embeddings, source.version)
     looked_up, _ = fill(filling, make, config.compute, "near-duplicates")
-    pairs = sum(len(cosine) for _, _, cosine in pairs_of(url, config.threshold))
+    pairs = open_table(url).count_rows(f"cosine >= {config.threshold}")
     redundant = len(redundant_keys(url, config.threshold))
     tracker.metrics({"near_duplicate_pairs": pairs, "redundant": redundant}, step=0)
     return Result(table=url, looked_up=looked_up, pairs=pairs, redundant=redundant)
@@ -78,8 +78,7 @@ class Neighbours:
         for at, other, distance in zip(*columns, strict=True):
             if other != ids[at] and (at not in nearest or 1 - distance > nearest[at][1]):
                 nearest[at] = (other, 1 - distance)
-        alone = [(ids[at], 0.0) for at in range(len(ids))]  # a table of one picture
-        pairs = [nearest.get(at, alone[at]) for at in range(len(ids))]
+        pairs = [nearest.get(at, (one, 0.0)) for at, one in enumerate(ids)]  # itself where it is alone
         return pa.table(
             [batch["id"], batch["folder"], [other for other, _ in pairs], [cosine for _, cosine in pairs]],
             schema=self.schema,

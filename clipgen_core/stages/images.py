@@ -19,10 +19,18 @@ import pyarrow as pa
 from PIL import Image
 from pydantic import Field
 
-from clipgen_core.data.keys import Lookup, SetDigest, digest_of_keys, keys_of_texts
+from clipgen_core.data.keys import Lookup, SetDigest, digest_of_keys
 from clipgen_core.data.pictures import Rejected, decode, decode_stored, fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
-from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
+from clipgen_core.data.sources import (
+    LISTED_AT_ONCE,
+    File,
+    Item,
+    Source,
+    in_lists,
+    keys_of_files,
+    keys_of_states,
+)
 from clipgen_core.data.tables import (
     create_table,
     delete,
@@ -236,10 +244,10 @@ class _Seen:
         columns = ["uri", "stamp", "items", "rejected"]
         where = _under(source, folder) + (" AND rejected = 0" if retry_rejects else "")
         table = find_table(out.files)
-        keys, items, rejected = [keys_of_texts([])], [np.zeros(0, int)], [np.zeros(0, int)]
+        keys, items, rejected = [keys_of_states([])], [np.zeros(0, int)], [np.zeros(0, int)]
         for batch in scan(table, columns, where) if table else ():
-            pairs = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
-            keys.append(keys_of_texts(f"{uri}|{stamp}" for uri, stamp in pairs))
+            states = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
+            keys.append(keys_of_states(states))
             items.append(batch["items"].to_numpy())
             rejected.append(batch["rejected"].to_numpy())
         return cls(Lookup(np.concatenate(keys)), np.concatenate(items), np.concatenate(rejected))
