@@ -116,7 +116,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 }
 
 
-def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: int = 620) -> Recipe:
+def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: int = 740) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -162,7 +162,7 @@ def quick() -> Recipe:
     return full.model_copy(
         update={
             "evaluation": evaluation.Config(
-                shown=DOZEN, pictures_shown=1, scored=8, candidates=1, reconstructions=6
+                shown=DOZEN, pictures_shown=1, scored=16, candidates=1, reconstructions=6
             ),
         }
     )

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.gap import Gap, GapConfig
+from clipgen_core.models.attention import attend
 from clipgen_core.models.rope import rope_turns, rotate
 from clipgen_core.schema import Frozen
 
@@ -247,7 +248,7 @@ class Attention(nn.Module):
             k, v = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
             if causal and cache.length:
                 raise ValueError("with a filled cache, give one code at a time")
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        mixed = attend(q, k, v, causal=causal)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, s, -1))
         return out
 

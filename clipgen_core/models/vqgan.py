@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.models.attention import attend
 from clipgen_core.models.quantizer import Quantizer, QuantizerConfig
 from clipgen_core.schema import Frozen
 
@@ -194,6 +195,6 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         n, c, h, w = x.shape
         q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
-        mixed = F.scaled_dot_product_attention(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1))
+        mixed = attend(q.unsqueeze(1), k.unsqueeze(1), v.unsqueeze(1), causal=False)
         out: Tensor = x + self.out(mixed.squeeze(1).transpose(1, 2).reshape(n, c, h, w))
         return out
