@@ -160,7 +160,7 @@ def partitions(table: lance.LanceDataset) -> int:
 def searching(table: lance.LanceDataset) -> dict[str, Any]:
     """How a search uses the vector index: a quarter of its partitions, then exact distances of the best.
     Without an index the search is exact."""
-    return {"metric": "cosine", "nprobes": 16 + partitions(table) // 4, "refine_factor": 10}
+    return {"metric": "cosine", "nprobes": 16 + partitions(table) // 4, "refine_factor": 30}
 
 
 def nearest(
