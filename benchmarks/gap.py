@@ -18,7 +18,7 @@ from rich.table import Table
 
 from clipgen_core.data.prompts import read_prompts
 from clipgen_core.generator import TextToImage
-from clipgen_core.metrics import half_width
+from clipgen_core.metrics import bootstrap
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.parts import read_parts
 from clipgen_core.recipes import configure
@@ -113,9 +113,9 @@ def score(way: str, what: str, cosine: np.ndarray, own: list[int]) -> Scored:
         way,
         what,
         float(scores.mean()),
-        half_width(scores),
+        bootstrap(scores).half_width,
         float(found.mean()),
-        half_width(found),
+        bootstrap(found).half_width,
     )
 
 

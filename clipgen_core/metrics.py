@@ -1,16 +1,22 @@
 """How good pictures are. Knows pictures, codes and embeddings; runs no model.
 
-Frechet distances are taken in the space of the embeddings given: with CLIP's they are the FID of
-CLIP space (Kynkaanniemi et al. 2022, arXiv:2203.06026), not comparable with Inception's FID.
+Distances between sets are taken in the space of the features given: with CLIP's, the Frechet distance is
+the FID of CLIP space (Kynkaanniemi et al. 2022, arXiv:2203.06026), not comparable with Inception's FID.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from clipgen_core.models.quantizer import usage_and_perplexity
+
+BLURS = (1, 2, 4, 8)  # DALL-E's and CogView's FID-k
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
 class Given(nn.Module):
@@ -32,17 +38,89 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     return float(metric.compute())
 
 
+def cmmd(real: np.ndarray, other: np.ndarray) -> float:
+    """CLIP maximum mean discrepancy of two sets of embeddings of length 1, [n, d] and [m, d].
+
+    1000 times the squared MMD with a Gaussian kernel of width 10 (Jayasumana et al. 2024, arXiv:2401.09603,
+    section 4, whose implementation keeps the diagonal). Unlike the Frechet distance it assumes no normal
+    distribution and does not fall with the number of pictures.
+    """
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        square = 2 - 2 * (a.astype(np.float64) @ b.T)  # of unit vectors
+        return float(np.exp(-square / (2 * CMMD_SIGMA**2)).mean())
+
+    return CMMD_SCALE * (kernel(real, real) + kernel(other, other) - 2 * kernel(real, other))
+
+
+def manifold_scores(real: np.ndarray, other: np.ndarray, k: int = 5) -> dict[str, float]:
+    """Precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991), density and coverage (Naeem et
+    al. 2020, arXiv:2002.09797) of features other [m, d] against real [n, d], n > k.
+
+    The real pictures' manifold is the union of balls that reach each one's k-th neighbour: precision is the
+    share of others inside it, density how many balls they lie in (over k), coverage the share of balls that
+    hold one. Recall is precision with the roles exchanged.
+    """
+    radius_real, radius_other = _radius(real, k), _radius(other, k)
+    between = _distances(real, other)
+    inside = between < radius_real[:, None]
+    return {
+        "precision": float(inside.any(axis=0).mean()),
+        "recall": float((between < radius_other[None]).any(axis=1).mean()),
+        "density": float(inside.sum(axis=0).mean() / k),
+        "coverage": float((between.min(axis=1) < radius_real).mean()),
+    }
+
+
+def _radius(features: np.ndarray, k: int) -> np.ndarray:
+    """The distance of each row to its k-th nearest other row (to the farthest where there are fewer)."""
+    nearest: np.ndarray = np.sort(_distances(features, features), axis=1)[:, min(k, len(features) - 1)]
+    return nearest
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Euclidean distances [n, m], without the rounding of the formula by products."""
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=exact).numpy()
+
+
+def inception_score(logits: Tensor) -> float:
+    """exp(E KL(p(y|x) || p(y))) of logits [n, classes], in one split (Salimans et al. 2016,
+    arXiv:1606.03498)."""
+    log_p = logits.double().log_softmax(dim=1)
+    marginal = log_p.exp().mean(dim=0, keepdim=True).log()
+    return float((log_p.exp() * (log_p - marginal)).sum(dim=1).mean().exp())
+
+
+def blurred(pictures: list[Image.Image], radius: int) -> list[Image.Image]:
+    """Gaussian blur of `radius` pixels: the k of FID-k, which forgives what a tokenizer cannot show
+    (DALL-E, arXiv:2102.12092; CogView, arXiv:2105.13290)."""
+    return [picture.filter(ImageFilter.GaussianBlur(radius)) for picture in pictures]
+
+
 def psnr(made: Tensor, pictures: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture [n, 3, h, w] in [-1, 1]: [n]."""
     return 10 * torch.log10(4 / (made - pictures).square().mean((1, 2, 3)).clamp(min=1e-10))
 
 
-def half_width(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> float:
-    """Half the width of the 95 % bootstrap interval of the mean of values [n]."""
+class Interval(NamedTuple):
+    """A mean and its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def bootstrap(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Interval:
+    """The mean of values [n], resampled with replacement."""
     rng = np.random.default_rng(seed)
     means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
-    return float(high - low) / 2
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 class Reconstruction:

@@ -1,7 +1,8 @@
-"""CSV files with prompts or captions. Knows columns, not what they are for."""
+"""Files with prompts or captions: text, CSV, COCO. Knows their shape, not what they are for."""
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,21 +19,50 @@ class Prompt:
     file: str | None
 
 
-def read_prompts(url: str) -> list[Prompt]:
-    """Prompts of a CSV with the column `prompt`; `split` and `file` are optional."""
-    folder = url.rpartition("/")[0] or "."
+def read_prompts(url: str, pictures: str | None = None) -> list[Prompt]:
+    """Prompts of a file, by its ending:
+
+    .csv   the column `prompt`; `split` and `file` are optional
+    .json  COCO captions: `annotations` with `caption` and `image_id`, `images` with `id` and `file_name`
+    other  one prompt a line
+
+    Args:
+        pictures: the folder that file names start from; of a CSV, its own by default. Without it the
+            pictures of COCO captions are not looked for.
+    """
+    folder = pictures or (url.rpartition("/")[0] or "." if url.endswith(".csv") else None)
+    read = {"csv": _csv_prompts, "json": _coco_prompts}.get(url.rpartition(".")[2].lower(), _plain_prompts)
     prompts = [
-        Prompt(
-            text=row["prompt"],
-            split=row.get("split") or "all",
-            file=storage.inside(folder, row["file"]) if row.get("file") else None,
-        )
-        for row in read_rows(url, "prompts", ("prompt",))
-        if row["prompt"].strip()
+        Prompt(text, split, storage.inside(folder, file) if file and folder else None)
+        for text, split, file in read(url)
+        if text.strip()
     ]
     if not prompts:
         raise ClipgenError(f"prompts file {url} holds no prompt: add some")
     return prompts
+
+
+def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
+    for row in read_rows(url, "prompts", ("prompt",)):
+        yield row["prompt"], row.get("split") or "all", row.get("file")
+
+
+def _coco_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
+    try:
+        read = json.loads(_read(url, "prompts"))
+        files = {image["id"]: image["file_name"] for image in read["images"]}
+        rows = [(note["caption"].strip(), "all", files[note["image_id"]]) for note in read["annotations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClipgenError(
+            f"prompts file {url} is no COCO captions file ({type(error).__name__}: {error}): it needs "
+            "images with id and file_name, and annotations with image_id and caption"
+        ) from error
+    yield from rows
+
+
+def _plain_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
+    for line in _read(url, "prompts").splitlines():
+        yield line.strip(), "all", None
 
 
 def read_captions(url: str) -> dict[str, list[str]]:
