@@ -73,7 +73,7 @@ class TextToImage:
             ClipgenError: nothing usable there; the message says what is missing.
         """
         if source.startswith("models:/"):
-            from clipgen_core.tracking import download_registered
+            from clipgen_core.registry import download_registered
 
             source = str(download_registered(source))
         return cls(read_parts(source))
@@ -101,12 +101,13 @@ class TextToImage:
         prompts: Sequence[str],
         n: int = 1,
         seed: int = 0,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[torch.Tensor], None] | None = None,
         **sampling: Any,
     ) -> list[list[Generated]]:
         """As `generate`, with scores and codes.
 
-        `candidates` pictures are sampled for each one returned; CLIP keeps the best.
+        `candidates` pictures are sampled for each one returned; CLIP keeps the best. `on_step` sees the codes
+        of all candidates as they are sampled; what it raises ends the sampling.
         """
         check_prompts(prompts)
         config = self._sampling(n, sampling)
@@ -119,7 +120,7 @@ class TextToImage:
         pictures: Sequence[Image.Image],
         n: int = 1,
         seed: int = 0,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[torch.Tensor], None] | None = None,
         **sampling: Any,
     ) -> list[list[Generated]]:
         """`n` pictures like each of `pictures`, RGB of any size, the likest by CLIP first.
@@ -140,7 +141,7 @@ class TextToImage:
         n: int,
         seed: int,
         config: SamplingConfig,
-        on_step: Callable[[int], None] | None,
+        on_step: Callable[[torch.Tensor], None] | None,
     ) -> list[list[Generated]]:
         """The best of the candidates by their cosine with targets [rows, d]; one caller at a time."""
         tries = n * config.candidates
@@ -219,6 +220,16 @@ class TextToImage:
         side = self.vqgan.config.grid
         grids = codes.view(-1, side, side)
         return [image for part in grids.split(64) for image in to_images(self.vqgan.decode(part))]
+
+    def decode_partly(self, codes: torch.Tensor) -> list[Image.Image]:
+        """Pictures of grids that are not sampled to their end [n, 1..t]: rows that are begun, grey below."""
+        done, side = codes.shape[1], self.vqgan.config.grid
+        filled = torch.cat([codes, codes[:, -1:].expand(-1, side**2 - done)], dim=1)
+        images = self.decode(filled)
+        begun = -(-done // side) * self.vqgan.config.image_size // side
+        for image in images:
+            image.paste((128, 128, 128), (0, begun, image.width, image.height))
+        return images
 
     def search(self, query: np.ndarray, k: int) -> list[tuple[str, float]]:
         """(picture id, cosine) of the `k` pictures nearest to an embedding [d]."""

@@ -10,7 +10,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
 class ClipGenModel(PythonModel):
-    """predict(["a red heart"], params={"seed": 1}) -> [PNG bytes]."""
+    """predict(["a red heart"], params={"seed": 1}) -> [PNG bytes]; over HTTP each in base64."""
 
     def load_context(self, context: PythonModelContext) -> None:
         from clipgen_core.generator import TextToImage

@@ -9,18 +9,37 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from clipgen_core.data.pictures import png_bytes
+from clipgen_core.memory import Nearest
 
-KINDS = ("generated", "reconstructed", "real")
-SCORES = ("clip_score", "recall@1", "recall@5", "fid_clip")
+KINDS = {
+    "generated": "this model",
+    "champion": "champion",
+    "reconstructed": "reconstructions",
+    "real": "real pictures",
+}
+HEADLINES = {  # figure: (what it is, how it is written)
+    "clip_score": ("CLIP score", "{:.3f}"),
+    "recall@1": ("recall@1", "{:.2f}"),
+    "recall@5": ("recall@5", "{:.2f}"),
+    "fid": ("FID", "{:.1f}"),
+    "fid_clip": ("FID, CLIP space", "{:.3f}"),
+    "cmmd": ("CMMD", "{:.2f}"),
+    "precision": ("precision", "{:.2f}"),
+    "recall": ("recall", "{:.2f}"),
+    "density": ("density", "{:.2f}"),
+    "coverage": ("coverage", "{:.2f}"),
+    "inception_score": ("Inception score", "{:.2f}"),
+}
 
 
-@dataclass(frozen=True)
-class Picture:
-    image: Image.Image
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Pictures of a prompt, the best first; the best one's CLIP score and nearest training picture."""
 
-    @property
-    def uri(self) -> str:
-        return data_uri(png_bytes(self.image), "image/png")
+    prompt: str
+    pictures: list[Image.Image]
+    score: float
+    nearest: Nearest | None
 
 
 @dataclass(frozen=True)
@@ -44,17 +63,47 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    title: str
     metrics: dict[str, float]
     judge: str
-    samples: dict[str, list[Picture]]
-    reconstructions: list[tuple[Picture, Picture]]
+    champion: str | None
+    copy_share: float
+    samples: list[Sample]
+    ranked: dict[str, list[Sample]]
+    reconstructions: list[tuple[Image.Image, Image.Image]]
     curves: list[Curve]
     made_from: dict[str, str]
 
     @property
     def splits(self) -> list[str]:
         return [name.removesuffix("/prompts") for name in self.metrics if name.endswith("/prompts")]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {
+            kind: name
+            for kind, name in KINDS.items()
+            if any(f"{split}/{kind}/clip_score" in self.metrics for split in self.splits)
+        }
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The figures that the table shows, with their names."""
+        first = f"{self.splits[0]}/generated/"
+        return {key: name for key, (name, _) in HEADLINES.items() if first + key in self.metrics}
+
+    @property
+    def blurs(self) -> list[str]:
+        """The figures of FID-k, in the space that is at hand."""
+        space = "fid" if f"{self.splits[0]}/generated/fid" in self.metrics else "fid_clip"
+        return [space, *(f"{space}_{k}" for k in (1, 2, 4, 8))]
+
+    def cell(self, split: str, kind: str, figure: str) -> str:
+        """A figure and half the width of its interval, where it has one."""
+        key = f"{split}/{kind}/{figure}"
+        form = HEADLINES.get(figure, ("", "{:.3f}"))[1]
+        half_width = self.metrics.get(f"{key}/half_width")
+        text = form.format(self.metrics[key])
+        return text if half_width is None else f"{text} ± {form.format(half_width)}"
 
 
 def render(report: Report) -> str:
@@ -63,8 +112,11 @@ def render(report: Report) -> str:
         loader=jinja2.PackageLoader("clipgen_core"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(report=report, kinds=KINDS, scores=SCORES)
+    environment.filters["uri"] = lambda image: data_uri(png_bytes(image), "image/png")
+    return environment.get_template("report.html").render(report=report)
 
 
 def sheet(samples: dict[str, list[Image.Image]], columns: int = 3, side: int = 96) -> Image.Image:

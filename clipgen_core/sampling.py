@@ -42,7 +42,7 @@ def sample_codes(
     config: SamplingConfig,
     *,
     use_cache: bool = True,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """One grid of codes a row, int64 [n, t].
 
@@ -51,7 +51,7 @@ def sample_codes(
     Args:
         embeddings: float [n, prefix, d], as the model's `gap` makes them ready.
         use_cache: False recomputes the whole prefix at every step (slow; for checking).
-        on_step: called with the number of codes sampled so far.
+        on_step: called with the codes sampled so far [n, 1..t]; what it raises ends the sampling.
     """
     rows, guided = len(embeddings), config.guidance_scale != 1.0
     draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
@@ -69,7 +69,7 @@ def sample_codes(
         chosen = draw(filter_logits(logits / config.temperature, config), draws[:, position])
         codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)
         if on_step:
-            on_step(position + 1)
+            on_step(codes)
     return codes
 
 

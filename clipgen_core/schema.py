@@ -67,6 +67,17 @@ DUPLICATES = pa.schema(  # the nearest other picture of each picture, by its emb
 )
 
 
+CHAMPIONS = pa.schema(  # which version of a registered model was in use: the last row counts
+    [
+        pa.field("number", pa.int64(), nullable=False, metadata=KEY),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("before", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("at", pa.timestamp("us", "UTC"), nullable=False),
+    ]
+)
+
+
 def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
     """One row an image and CLIP model; `vector` is L2-normalised float32 of length `dim`.
 
@@ -131,6 +142,8 @@ class TokenManifest(Frozen):
     smallest_crop: float
     exclude_duplicates: float | None = None
     images_digest: str
+    images: str = ""
+    images_version: int | None = None
     clip: str
     clip_key: str
     vqgan: str

@@ -95,6 +95,9 @@ class Storage:
     def report(self, run: str) -> str:
         return self.path("reports", run)
 
+    def champions(self, model: str) -> str:
+        return self.path("champions", f"{model}.lance")
+
     def current(self, stage: str, needed_for: str) -> Pointer:
         """The latest finished artefact of `stage`."""
         path = self.path("current", f"{stage}.json")

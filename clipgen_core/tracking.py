@@ -1,4 +1,4 @@
-"""Where metrics, tags and pictures of a run go. The only library module that imports mlflow.
+"""Where metrics, tags and pictures of a run go: MLflow, or nowhere.
 
 MlflowTracker writes through MLflow's client to one run, without MLflow's global state;
 NullTracker takes everything and keeps nothing, so that callers never ask whether to track.
@@ -19,20 +19,6 @@ from clipgen_core.errors import ClipgenError, first_line
 EXPERIMENT = "clip-gen"
 LOCAL_FOLDER = ".clipgen/mlflow"
 MAX_PARAM_LENGTH = 500
-MODEL_NEEDS = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "vector-quantize-pytorch",
-    "pylance",
-    "pyarrow",
-    "fsspec",
-    "pydantic",
-    "safetensors",
-    "pillow",
-    "numpy",
-    "rich",
-)
 
 
 class Tracker(Protocol):
@@ -121,64 +107,6 @@ def default_uri(local_folder: str = LOCAL_FOLDER) -> str:
     """MLFLOW_TRACKING_URI where it is set, else a SQLite file in `local_folder`."""
     local = f"sqlite:///{Path(local_folder).resolve()}/mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or local
-
-
-def download_registered(model_uri: str) -> Path:
-    """The generator folder inside a registered model (`models:/NAME@ALIAS` or `models:/NAME/VERSION`)."""
-    import mlflow
-
-    if not mlflow.is_tracking_uri_set():
-        uri = default_uri()
-        if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-            raise ClipgenError(f"there is no MLflow at {uri}: set MLFLOW_TRACKING_URI")
-        mlflow.set_tracking_uri(uri)
-    try:
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
-    except Exception as error:
-        where = without_password(mlflow.get_tracking_uri())
-        raise ClipgenError(
-            f"{model_uri} is not to be had from MLflow at {where} "
-            f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
-        ) from None
-    return folder / "artifacts" / "generator"
-
-
-def register_generator(
-    generator: Path, tracker: MlflowTracker, *, name: str, alias: str, tags: Mapping[str, str]
-) -> str:
-    """Log a generator folder as a pyfunc model of the run and give its version an alias.
-
-    Models from code: MLflow stores `registered_model.py` as text and runs it when loading; no
-    Python object is pickled.
-
-    Returns:
-        The registered version.
-    """
-    import mlflow
-
-    package = Path(__file__).parent
-    mlflow.set_tracking_uri(tracker.client.tracking_uri)
-    with mlflow.start_run(run_id=tracker.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="generator",
-            python_model=str(package / "registered_model.py"),
-            artifacts={"generator": str(generator)},
-            code_paths=[str(package)],
-            pip_requirements=requirements(),
-            registered_model_name=name,
-        )
-    version = str(logged.registered_model_version)
-    for key, value in tags.items():
-        tracker.client.set_model_version_tag(name, version, key, value)
-    tracker.client.set_registered_model_alias(name, alias, version)
-    return version
-
-
-def requirements() -> list[str]:
-    """What a registered model needs to run, at the versions of this environment."""
-    from importlib.metadata import version
-
-    return [f"{package}=={version(package)}" for package in MODEL_NEEDS]
 
 
 def mlflow_client(tracking_uri: str) -> Any:

@@ -12,6 +12,7 @@ from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
 
 if TYPE_CHECKING:
+    from clipgen_core.registry import Registry
     from clipgen_core.storage import Storage
     from clipgen_core.tracking import MlflowTracker
 
@@ -70,6 +71,17 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     tracking_uri: str | None = None
     local_folder: str = LOCAL_FOLDER
+    model: str = Field(default="clip-gen", description="The registered model's name; one for each root.")
+
+    @property
+    def uri(self) -> str:
+        return self.tracking_uri or default_uri(self.local_folder)
+
+    def registry(self, out: "Storage") -> "Registry":
+        """The registered model's versions, and the champions of a root."""
+        from clipgen_core.registry import Registry
+
+        return Registry.at(self.uri, out, self.model)
 
     @contextmanager
     def run(
@@ -79,8 +91,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
-        uri = self.tracking_uri or default_uri(self.local_folder)
         folder = Path(self.local_folder).resolve()
-        artifacts = f"file://{folder}/artifacts" if uri.startswith("sqlite:") else None
-        with mlflow_run(asset, tracking_uri=uri, artifacts=artifacts, tags=tags) as tracker:
+        artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
+        with mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags) as tracker:
             yield tracker

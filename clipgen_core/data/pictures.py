@@ -4,13 +4,17 @@ The content decides, never the file's name. Knows nothing of folders or tables.
 """
 
 import io
+import json
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -131,7 +135,19 @@ def grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     return sheet
 
 
+PARAMETERS = "parameters"  # the PNG text that says how a picture was made, as JSON
+
+
+def with_parameters(image: Image.Image, parameters: Mapping[str, Any]) -> Image.Image:
+    """The picture, with what made it in `info`, from where it goes into PNG files."""
+    image.info[PARAMETERS] = json.dumps(parameters, ensure_ascii=False)
+    return image
+
+
 def png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    """A PNG file, with the parameters that `with_parameters` gave."""
+    buffer, text = io.BytesIO(), PngInfo()
+    if PARAMETERS in image.info:
+        text.add_itxt(PARAMETERS, image.info[PARAMETERS])
+    image.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()

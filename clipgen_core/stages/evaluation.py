@@ -1,19 +1,19 @@
 """Judge a generator: pictures, scores and where it all came from, on one page.
 
-In:  a transformer checkpoint (which names everything before it), the images table, and a CSV with the
-     column `prompt` and, where known, `file` (a picture of it, relative to the CSV) and `split`
-Out: {root}/reports/{run}/: report.html, metrics.json, grid.png
+In:  a transformer checkpoint (which names everything before it), the images table, prompts (CSV, COCO
+     captions or one a line) and, where one is, the champion that the generator would replace
+Out: {root}/reports/{run}/: report.html, metrics.json, prompts.json, grid.png
 Run: `evaluation_report` in Dagster.
 
-Scores of generated pictures stand beside those of the VQGAN's reconstructions and of the real
-pictures, which are the ceiling. Retrieval asks which of all prompts fits a picture best.
+Generated pictures stand beside the champion's for the same prompts and seeds, the VQGAN's reconstructions and
+the real pictures, which are the ceiling. Retrieval asks which of all prompts fits a picture best.
 """
 
 import json
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,30 +23,45 @@ from pydantic import Field
 from clipgen_core import storage
 from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
+from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import open_table
-from clipgen_core.generator import TextToImage
-from clipgen_core.metrics import frechet_distance
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generator import Generated, TextToImage
+from clipgen_core.judging import Judge, Scored
+from clipgen_core.lineage import lineage
+from clipgen_core.memory import nearest_training
+from clipgen_core.metrics import bootstrap
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.parts import Parts, copy_parts, read_parts
+from clipgen_core.parts import Parts, read_parts
 from clipgen_core.progress import track
-from clipgen_core.report import Curve, Picture, Report, render, sheet
+from clipgen_core.report import Curve, Report, Sample, render, sheet
 from clipgen_core.schema import Frozen, digest_of
-from clipgen_core.tracking import MlflowTracker, Tracker, register_generator
+from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import read_config, read_state
+
+GENERATED, CHAMPION, RECONSTRUCTED, REAL = "generated", "champion", "reconstructed", "real"
 
 
 class Config(Frozen):
-    """scored: how many prompts of each split are generated and scored; judge: a CLIP to score with,
-    the conditioning one if None."""
+    """shown: prompts of the grid, the first twelve if none; scored: how many prompts of each split are
+    generated and scored; judge: a CLIP to score with, the conditioning one if None; inception: a file of
+    Inception weights; pictures: the folder of the prompts' pictures; reference: a folder of pictures that no
+    model has seen, for the distances between sets (the prompts' own pictures if None); copy_share: a picture
+    that shares this share of its codes with a training picture counts as its copy."""
 
     shown: tuple[str, ...] = ()
     pictures_shown: int = Field(default=4, gt=0)
-    scored: int = Field(default=64, gt=0)
+    scored: int = Field(default=64, gt=1)
     candidates: int = Field(default=4, gt=0)
     reconstructions: int = Field(default=12, gt=0)
     batch_prompts: int = Field(default=16, gt=0)
     seed: int = 0
     judge: str | None = None
+    inception: str | None = None
+    pictures: str | None = None
+    reference: str | None = None
+    reference_pictures: int = Field(default=1000, gt=1)
+    copy_share: float = Field(default=0.9, gt=0, le=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,31 +80,48 @@ def run(
     prompts: str,
     out: storage.Storage,
     tracker: Tracker,
+    champion: str | None = None,
 ) -> Result:
-    """Generate, score, and write the report."""
-    known = read_prompts(prompts)
+    """Generate, score, and write the report.
+
+    Args:
+        champion: the generator in use, as `TextToImage.from_pretrained` takes it.
+    """
+    known = read_prompts(prompts, config.pictures)
     generator = TextToImage(read_parts(transformer))
-    judge = ClipEncoder(config.judge) if config.judge else generator.clip
-    samples = _samples(config, generator, config.shown or tuple(prompt.text for prompt in known[:12]))
-    metrics = _scores(config, known, generator, judge, images) | _training_metrics(generator.parts)
+    rival = TextToImage.from_pretrained(champion) if champion else None
+    clip = ClipEncoder(config.judge) if config.judge else generator.clip
+    judge = Judge(clip, [prompt.text for prompt in known], config.inception)
+    trials = [
+        _Trial(config, split, [one for one in known if one.split == split], generator, rival, images)
+        for split in dict.fromkeys(prompt.split for prompt in known)
+    ]
+    scored = {trial.split: trial.scored(judge) for trial in trials}
+    metrics = _figures(config, judge, trials, scored)
+    metrics |= _comparison(scored.values()) | _copies(config, trials) | _training_metrics(generator.parts)
+    samples = _samples(config, generator, images, known)
     report = Report(
-        title="clip-gen",
         metrics=metrics,
-        judge=f"{judge.reference}, which did not condition the model"
+        judge=f"{clip.reference}, which did not condition the model"
         if config.judge
         else "the CLIP that conditions the model, which flatters it",
-        samples={text: [Picture(one) for one in row] for text, row in samples.items()},
+        champion=champion,
+        copy_share=config.copy_share,
+        samples=samples,
+        ranked=_ranked(trials, scored),
         reconstructions=_reconstructions(config, generator, images),
         curves=_curves(generator.parts),
-        made_from=_lineage(generator.parts),
+        made_from=lineage(generator.parts),
     )
-    digest = digest_of([config.model_dump(), read_config(transformer), prompts])
-    folder, grid = out.report(digest), sheet(samples)
+    digest = digest_of([config.model_dump(), read_config(transformer), prompts, champion])
+    folder = out.report(digest)
+    grid = sheet({sample.prompt: sample.pictures for sample in samples})
     _publish(
         folder,
         {
             "report.html": render(report).encode(),
             "metrics.json": json.dumps(metrics, indent=2).encode(),
+            "prompts.json": json.dumps(_by_prompt(trials, scored), indent=2).encode(),
             "grid.png": png_bytes(grid),
         },
     )
@@ -108,54 +140,32 @@ def _publish(folder: str, files: Mapping[str, bytes]) -> None:
         storage.publish_folder(draft, folder, "metrics.json")
 
 
-def register(transformer: str, result: Result, tracker: MlflowTracker, *, name: str, alias: str) -> str:
-    """Register the judged generator, self-contained, under `alias`; returns its version."""
-    parts = read_parts(transformer)
-    tags = {key: value for key, value in _lineage(parts).items() if key != "configuration"}
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "generator"
-        copy_parts(parts, folder)
-        tracker.file(storage.local_copy(result.report))
-        return register_generator(folder, tracker, name=name, alias=alias, tags=tags)
+class _Trial:
+    """The pictures of one split's prompts, of every kind, in the prompts' order."""
 
+    def __init__(
+        self,
+        config: Config,
+        split: str,
+        prompts: list[Prompt],
+        generator: TextToImage,
+        rival: TextToImage | None,
+        images: str,
+    ) -> None:
+        self.split = split
+        self.prompts = _choose(prompts, config)
+        self.texts = [prompt.text for prompt in self.prompts]
+        self.made = _generate(generator, self.texts, config, f"generating ({split})")
+        self.nearest = nearest_training(generator, self.made, images)
+        real = [_real_picture(prompt, generator, images) for prompt in self.prompts]
+        self.pictures = {GENERATED: [one.image for one in self.made]}
+        if rival:
+            shown = _generate(rival, self.texts, config, f"the champion's ({split})")
+            self.pictures[CHAMPION] = [one.image for one in shown]
+        self.pictures |= {RECONSTRUCTED: reconstruct(generator, real), REAL: real}
 
-def _scores(
-    config: Config, known: list[Prompt], generator: TextToImage, judge: ClipEncoder, images: str
-) -> dict[str, float]:
-    """`{split}/{generated, reconstructed or real}/{score}`; fid_clip is the Frechet distance to the real
-    pictures in the judge's space."""
-    names = list(dict.fromkeys(prompt.text for prompt in known))
-    names_embedded = judge.encode_texts(names)
-    metrics: dict[str, float] = {}
-    for split in dict.fromkeys(prompt.split for prompt in known):
-        chosen = _choose([prompt for prompt in known if prompt.split == split], config)
-        texts = [prompt.text for prompt in chosen]
-        pictures = _pictures_of(chosen, config, generator, images, split)
-        embedded = {kind: judge.encode_images(shown) for kind, shown in pictures.items()}
-        for kind, seen in embedded.items():
-            scores = score(seen, texts, names, names_embedded)
-            scores["fid_clip"] = frechet_distance(*map(torch.from_numpy, (embedded["real"], seen)))
-            metrics |= {f"{split}/{kind}/{name}": value for name, value in scores.items()}
-        metrics[f"{split}/prompts"] = len(chosen)
-    return metrics
-
-
-def score(
-    pictures: np.ndarray, texts: Sequence[str], names: list[str], names_embedded: np.ndarray
-) -> dict[str, float]:
-    """CLIP score (mean cosine with the own prompt) and recall@1/5 of that prompt among all names.
-
-    Args:
-        pictures: float32 [n, d]; texts: the n prompts, all of them in names; names_embedded [m, d].
-    """
-    cosine = pictures @ names_embedded.T
-    own = cosine[np.arange(len(texts)), [names.index(text) for text in texts]]
-    better = (cosine > own[:, None]).sum(axis=1)
-    return {
-        "clip_score": float(own.mean()),
-        "recall@1": float((better < 1).mean()),
-        "recall@5": float((better < 5).mean()),
-    }
+    def scored(self, judge: Judge) -> dict[str, Scored]:
+        return {kind: judge.score(self.texts, shown) for kind, shown in self.pictures.items()}
 
 
 def _choose(prompts: list[Prompt], config: Config) -> list[Prompt]:
@@ -165,28 +175,16 @@ def _choose(prompts: list[Prompt], config: Config) -> list[Prompt]:
     return [once[i] for i in order]
 
 
-def _samples(config: Config, generator: TextToImage, shown: Sequence[str]) -> dict[str, list[Image.Image]]:
-    rows = generator.generate(shown, n=config.pictures_shown, seed=config.seed, candidates=config.candidates)
-    return dict(zip(shown, rows, strict=True))
-
-
-def _pictures_of(
-    chosen: list[Prompt], config: Config, generator: TextToImage, images: str, split: str
-) -> dict[str, list[Image.Image]]:
-    """Generated, reconstructed and real pictures of the prompts, in their order."""
-    generated: list[Image.Image] = []
-    with track(f"generating ({split})", len(chosen), "prompts") as meter:
-        for start in range(0, len(chosen), config.batch_prompts):
-            texts = [prompt.text for prompt in chosen[start : start + config.batch_prompts]]
-            rows = generator.generate(texts, seed=config.seed, candidates=config.candidates)
-            generated += [row[0] for row in rows]
-            meter.advance(len(texts))
-    real = [_real_picture(prompt, generator, images) for prompt in chosen]
-    return {
-        "generated": generated,
-        "reconstructed": reconstruct(generator, real),
-        "real": real,
-    }
+def _generate(generator: TextToImage, texts: list[str], config: Config, label: str) -> list[Generated]:
+    """The best of the candidates for each text."""
+    made: list[Generated] = []
+    with track(label, len(texts), "prompts") as meter:
+        for start in range(0, len(texts), config.batch_prompts):
+            some = texts[start : start + config.batch_prompts]
+            rows = generator.generate_scored(some, seed=config.seed, candidates=config.candidates)
+            made += [row[0] for row in rows]
+            meter.advance(len(some))
+    return made
 
 
 def _real_picture(prompt: Prompt, generator: TextToImage, images: str) -> Image.Image:
@@ -194,7 +192,7 @@ def _real_picture(prompt: Prompt, generator: TextToImage, images: str) -> Image.
     if prompt.file:
         data = storage.read_bytes(prompt.file)
     else:
-        found = generator.search(generator.clip.encode_texts([prompt.text])[0], 1)[0][0]
+        found = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
         rows = open_table(images).to_table(columns=["image"], filter=f"id = '{found}'")
         data = rows["image"][0].as_py()
     return fit_square(decode(data).image, generator.vqgan.config.image_size)
@@ -208,14 +206,106 @@ def reconstruct(generator: TextToImage, pictures: list[Image.Image]) -> list[Ima
     return generator.decode(torch.cat(codes).flatten(1))
 
 
-def _reconstructions(config: Config, generator: TextToImage, images: str) -> list[tuple[Picture, Picture]]:
+def _figures(
+    config: Config, judge: Judge, trials: Sequence[_Trial], scored: Mapping[str, Mapping[str, Scored]]
+) -> dict[str, float]:
+    """`{split}/{kind}/{figure}` of every kind of pictures."""
+    held_out = judge.reference(_reference(config, trials)) if config.reference else None
+    metrics: dict[str, float] = {}
+    for trial in trials:
+        reference = held_out or judge.reference(trial.pictures[REAL])
+        for kind, pictures in trial.pictures.items():
+            figures = scored[trial.split][kind].figures() | reference.distances(pictures)
+            metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in figures.items()}
+        metrics[f"{trial.split}/prompts"] = len(trial.prompts)
+    return metrics
+
+
+def _reference(config: Config, trials: Sequence[_Trial]) -> list[Image.Image]:
+    """Pictures of the reference folder, as large as the real ones."""
+    source, size = Source(config.reference or ""), trials[0].pictures[REAL][0].width
+    pictures: list[Image.Image] = []
+    for file in source.files():
+        pictures.append(fit_square(decode(source.read(file).data).image, size))
+        if len(pictures) == config.reference_pictures:
+            break
+    return pictures
+
+
+def _comparison(scored: Iterable[Mapping[str, Scored]]) -> dict[str, float]:
+    """How much better than the champion: the mean difference of the CLIP scores of the same prompts and
+    seeds, and its 95 % interval; empty where there is no champion."""
+    pairs = [(kinds[GENERATED], kinds[CHAMPION]) for kinds in scored if CHAMPION in kinds]
+    if not pairs:
+        return {}
+    difference = bootstrap(np.concatenate([ours.clip_score - theirs.clip_score for ours, theirs in pairs]))
+    return {f"against_champion/{name}": value for name, value in difference._asdict().items()}
+
+
+def _copies(config: Config, trials: Sequence[_Trial]) -> dict[str, float]:
+    """Which share of the generated pictures are copies of training pictures."""
+    shares = [near.same_codes for trial in trials for near in trial.nearest if near]
+    if not shares:
+        raise ClipgenError("no training picture is left to compare with: take the pictures in again")
+    return {
+        "memory/copies": float(np.mean([share >= config.copy_share for share in shares])),
+        "memory/same_codes": float(np.mean(shares)),
+    }
+
+
+def _samples(config: Config, generator: TextToImage, images: str, known: Sequence[Prompt]) -> list[Sample]:
+    """Pictures for the shown prompts, the best first, and what the best is nearest to."""
+    shown = config.shown or tuple(dict.fromkeys(prompt.text for prompt in known))[:12]
+    rows = generator.generate_scored(
+        shown, n=config.pictures_shown, seed=config.seed, candidates=config.candidates
+    )
+    nearest = nearest_training(generator, [row[0] for row in rows], images)
+    return [
+        Sample(prompt=text, pictures=[one.image for one in row], score=row[0].clip_score, nearest=near)
+        for text, row, near in zip(shown, rows, nearest, strict=True)
+    ]
+
+
+def _ranked(
+    trials: Sequence[_Trial], scored: Mapping[str, Mapping[str, Scored]], count: int = 8
+) -> dict[str, list[Sample]]:
+    """The prompts that the judge likes best and least."""
+    samples = [
+        Sample(prompt=text, pictures=[made.image], score=float(score), nearest=near)
+        for trial in trials
+        for text, made, score, near in zip(
+            trial.texts, trial.made, scored[trial.split][GENERATED].clip_score, trial.nearest, strict=True
+        )
+    ]
+    samples.sort(key=lambda sample: -sample.score)
+    return {"best": samples[:count], "worst": samples[::-1][:count]}
+
+
+def _by_prompt(trials: Sequence[_Trial], scored: Mapping[str, Mapping[str, Scored]]) -> list[dict[str, Any]]:
+    """One record a prompt, for those who want to reckon themselves."""
+    return [
+        {
+            "prompt": text,
+            "split": trial.split,
+            "clip_score": {kind: float(one.clip_score[i]) for kind, one in scored[trial.split].items()},
+            "better_prompts": {kind: int(one.better[i]) for kind, one in scored[trial.split].items()},
+            "nearest_training_picture": near
+            and {"id": near.id, "cosine": near.cosine, "same_codes": near.same_codes},
+        }
+        for trial in trials
+        for i, (text, near) in enumerate(zip(trial.texts, trial.nearest, strict=True))
+    ]
+
+
+def _reconstructions(
+    config: Config, generator: TextToImage, images: str
+) -> list[tuple[Image.Image, Image.Image]]:
     table = open_table(images)
     rows = np.random.default_rng(config.seed).permutation(table.count_rows())
     data = table.take(rows[: config.reconstructions].tolist(), columns=["image"])["image"]
     size = generator.vqgan.config.image_size
     originals = [fit_square(decode(one).image, size) for one in data.to_pylist()]
-    made = reconstruct(generator, originals)
-    return [(Picture(a), Picture(b)) for a, b in zip(originals, made, strict=True)]
+    return list(zip(originals, reconstruct(generator, originals), strict=True))
 
 
 def _training_metrics(parts: Parts) -> dict[str, float]:
@@ -242,20 +332,3 @@ def _curves(parts: Parts) -> list[Curve]:
             if points:
                 curves.append(Curve(f"{stage}: {name.replace('_', ' ')}", points))
     return curves
-
-
-def _lineage(parts: Parts) -> dict[str, str]:
-    """What the generator was made from, back to the pictures: for the report and the registry's tags."""
-    made_from = read_config(parts.transformer)
-    return {
-        "images_digest": made_from["tokens"]["images_digest"],
-        "clip": parts.clip,
-        "clip_key": parts.clip_key,
-        "embeddings": parts.embeddings,
-        "embeddings_version": str(parts.embeddings_version),
-        "vqgan": parts.vqgan,
-        "vqgan_digest": made_from["tokens"]["vqgan_digest"],
-        "transformer": parts.transformer,
-        "sampling": parts.sampling.model_dump_json(),
-        "configuration": json.dumps(made_from["config"], indent=2),
-    }

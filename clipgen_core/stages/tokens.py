@@ -87,7 +87,7 @@ def run(
     shards = _Shards(config, source, open_table(embeddings), open_table(codes))
     if config.exclude_duplicates is not None:
         shards.leave_out(redundant_keys(out.duplicates(shards.clip_key), config.exclude_duplicates))
-    manifest, url = shards.publish(embeddings, vqgan, vqgan_digest, model, out)
+    manifest, url = shards.publish(images, embeddings, vqgan, vqgan_digest, model, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
         "codebook_perplexity": manifest.codebook_perplexity,
@@ -141,7 +141,7 @@ class _Shards:
         embeddings: lance.LanceDataset,
         codes: lance.LanceDataset,
     ) -> None:
-        self.config, self.embeddings, self.codes = config, embeddings, codes
+        self.config, self.images, self.embeddings, self.codes = config, images, embeddings, codes
         self.keys = np.sort(joined(scan_keys(images)))
         self.clip, self.clip_key = (embeddings.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
         self.embedding_rows = Lookup(joined(scan_keys(embeddings))).find(self.keys)
@@ -158,7 +158,13 @@ class _Shards:
         self.embedding_rows = self.embedding_rows[kept]
 
     def publish(
-        self, embeddings: str, vqgan: str, vqgan_digest: str, model: Vqgan, out: storage.Storage
+        self,
+        images: str,
+        embeddings: str,
+        vqgan: str,
+        vqgan_digest: str,
+        model: Vqgan,
+        out: storage.Storage,
     ) -> tuple[TokenManifest, str]:
         """Write the shards, unless they are there."""
         made_from: dict[str, Any] = {
@@ -196,7 +202,12 @@ class _Shards:
             }
             usage, perplexity = usage_and_perplexity(self.counts)
             manifest = TokenManifest(
-                **made_from, **parts, codebook_usage=usage, codebook_perplexity=perplexity
+                **made_from,
+                **parts,
+                images=images,
+                images_version=self.images.version,
+                codebook_usage=usage,
+                codebook_perplexity=perplexity,
             )
             tokens.publish(draft, manifest, url)
         return manifest, url

@@ -5,17 +5,21 @@ from pipelines import report
 from pipelines.config import StageConfig
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
-MODEL, ALIAS = "clip-gen", "candidate"
 TRAINED = "trained:"
+CHECKS = ("enough_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
 
 
 class EvaluationConfig(StageConfig):
-    prompts: str = Field(description="A CSV with the column prompt; file and split are optional.")
+    prompts: str = Field(description="CSV with the column prompt, COCO captions, or one prompt a line.")
     judge: str | None = Field(
         default=None,
         description="A CLIP that did not condition the model, to score with; trained:ROOT takes the one "
         "that clip_training left under a root; the conditioning CLIP if unset.",
     )
+    min_prompts: int = Field(default=30, description="Fewer prompts allow no promotion.")
+    tolerance: float = Field(default=0.03, description="How much worse than the champion's CLIP score.")
+    min_codebook_usage: float = Field(default=0.5, description="Less codebook usage allows no promotion.")
+    max_copies: float = Field(default=0.5, description="More copies of training pictures allow none.")
 
 
 @dg.asset(
@@ -24,6 +28,7 @@ class EvaluationConfig(StageConfig):
     owners=["team:research"],
     deps=["transformer_checkpoint", "raw_images"],
     pool="gpu",
+    check_specs=[dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS],
 )
 def evaluation_report(
     context: dg.AssetExecutionContext,
@@ -32,7 +37,8 @@ def evaluation_report(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """A page of pictures and scores; the generator goes to MLflow's registry as clip-gen@candidate."""
+    """A page of pictures and scores beside the champion's; the generator becomes clip-gen@candidate."""
+    from clipgen_core import registry
     from clipgen_core.stages import evaluation
     from clipgen_core.storage import Storage
 
@@ -42,7 +48,11 @@ def evaluation_report(
     if judge and judge.startswith(TRAINED):
         judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
     stage = recipe.stage("evaluation", {"judge": judge, **config.all_overrides()})
+    names = registry.Thresholds.model_fields
+    thresholds = registry.Thresholds(**{name: getattr(config, name) for name in names})
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
+        versions = mlflow.registry(out)
+        champion = versions.champion()
         result = evaluation.run(
             stage,
             transformer=transformer.path,
@@ -50,16 +60,50 @@ def evaluation_report(
             prompts=config.prompts,
             out=out,
             tracker=tracker,
+            champion=f"models:/{versions.name}/{champion}" if champion else None,
         )
-        version = evaluation.register(transformer.path, result, tracker, name=MODEL, alias=ALIAS)
+        version = versions.register(transformer.path, result, tracker)
+        verdicts = registry.judge(result.metrics, thresholds)
+        versions.mark(version, verdicts, champion)
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(result.report),
-            "model": f"models:/{MODEL}@{ALIAS}",
+            "model": f"models:/{versions.name}/{version}",
             "model_version": version,
+            "compared_with": f"version {champion}" if champion else "none",
             "mlflow_run": tracker.run_id,
             "grid": report.picture(result.grid),
             **{name: round(value, 4) for name, value in result.metrics.items()},
         },
         data_version=dg.DataVersion(result.digest),
+        check_results=[
+            dg.AssetCheckResult(
+                check_name=one.name,
+                passed=one.passed,
+                metadata=one.figures,
+                description=None if one.passed else one.reason,
+            )
+            for one in verdicts
+        ],
+    )
+
+
+@dg.asset(
+    group_name="evaluation",
+    kinds={"mlflow"},
+    owners=["team:research"],
+    deps=["evaluation_report"],
+)
+def champion(storage: StorageResource, mlflow: MlflowResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """clip-gen@champion, moved to the candidate when every check of its evaluation passed."""
+    versions = mlflow.registry(storage.open())
+    promotion = versions.promote()
+    return dg.MaterializeResult(
+        metadata={
+            "model": f"models:/{versions.name}@champion",
+            "version": promotion.version,
+            "before": promotion.before or "none",
+            "promotion": promotion.number,
+        },
+        data_version=dg.DataVersion(promotion.version),
     )

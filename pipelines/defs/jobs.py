@@ -14,15 +14,22 @@ clip_gen = dg.define_asset_job(
         "token_shards",
         "transformer_checkpoint",
         "evaluation_report",
+        "champion",
     ],
     tags={"dagster/partition": ALL},
-    description="From a folder of pictures to an evaluated, registered text-to-image model.",
+    description="From a folder of pictures to an evaluated, registered and promoted text-to-image model.",
 )
 
 new_pictures = dg.define_asset_job(
     "new_pictures",
     selection=["raw_images", "clip_embeddings"],
     description="Take in and embed one top-level folder; what is in the tables already costs nothing.",
+)
+
+promotion = dg.define_asset_job(
+    "promotion",
+    selection=["champion"],
+    description="Make the candidate the champion, if it passed every check against today's champion.",
 )
 
 evaluation = dg.define_asset_job(

@@ -62,9 +62,10 @@ def test_top_k_one_is_greedy(model: Transformer) -> None:
 
 
 def test_progress_is_reported_for_every_code(model: Transformer) -> None:
-    seen: list[int] = []
-    sample_codes(model, embeddings(1), [0], SamplingConfig(), on_step=seen.append)
-    assert seen == list(range(1, POSITIONS + 1))
+    seen: list[torch.Tensor] = []
+    codes = sample_codes(model, embeddings(1), [0], SamplingConfig(), on_step=seen.append)
+    assert [one.shape[1] for one in seen] == list(range(1, POSITIONS + 1))
+    assert all(torch.equal(one, codes[:, : one.shape[1]]) for one in seen)
 
 
 @settings(max_examples=50)

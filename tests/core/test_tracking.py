@@ -1,13 +1,9 @@
-import io
 from pathlib import Path
 
-import mlflow
 import pytest
-from PIL import Image
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generator import TextToImage
-from clipgen_core.stages import evaluation, vqgan
+from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import flatten, mlflow_client, mlflow_run, without_password
 from tests.conftest import tiny_vqgan_config
@@ -48,45 +44,6 @@ def test_a_failed_body_fails_the_run(tracking_uri: str, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), run(tracking_uri, tmp_path) as tracker:
         raise ZeroDivisionError
     assert mlflow_client(tracking_uri).get_run(tracker.run_id).info.status == "FAILED"
-
-
-@pytest.mark.slow
-def test_the_registered_model_gives_png_bytes_and_holds_no_pickle(
-    tracking_uri: str,
-    tmp_path: Path,
-    pictures: Path,
-    checkpoint: str,
-    pipeline: Storage,
-    storage: Storage,
-) -> None:
-    config = evaluation.Config(shown=("a red disc",), pictures_shown=1, scored=2, candidates=1)
-    with run(tracking_uri, tmp_path, "evaluation") as tracker:
-        result = evaluation.run(
-            config,
-            transformer=checkpoint,
-            images=pipeline.images,
-            prompts=str(pictures / "prompts.csv"),
-            out=storage,
-            tracker=tracker,
-        )
-        version = evaluation.register(checkpoint, result, tracker, name="clip-gen", alias="candidate")
-    client = mlflow_client(tracking_uri)
-    registered = client.get_model_version_by_alias("clip-gen", "candidate")
-    assert str(registered.version) == version == "1"
-    assert registered.tags["transformer"] == checkpoint
-    files = [str(p) for p in (tmp_path / "artifacts").rglob("*")]
-    assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".pyc"))]
-    assert [f for f in files if f.endswith("generator/vqgan/model.safetensors")]
-
-    mlflow.set_tracking_uri(tracking_uri)
-    loaded = mlflow.pyfunc.load_model("models:/clip-gen@candidate")
-    (png,) = loaded.predict(["a red heart"])
-    assert Image.open(io.BytesIO(png)).size == (32, 32)
-    generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
-    same = generator.generate(["a red heart"])[0][0]
-    assert same.tobytes() == Image.open(io.BytesIO(png)).convert("RGB").tobytes()
-    with pytest.raises(ClipgenError, match="is not to be had from MLflow"):
-        TextToImage.from_pretrained("models:/clip-gen@typo")
 
 
 def test_an_unreachable_server_is_one_sentence_without_its_password(

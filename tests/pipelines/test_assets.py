@@ -1,5 +1,6 @@
 """Every asset materialised by Dagster on tiny real pictures, with real Lance, MLflow and CLIP."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def config(
     root: Path, pictures: Path, source: Path | None = None, clip: str = "trained", **ops: dict[str, Any]
 ) -> dict[str, Any]:
     given: dict[str, dict[str, Any]] = {
-        "evaluation_report": {"prompts": str(pictures / "prompts.csv")},
+        "evaluation_report": {"prompts": str(pictures / "prompts.csv"), "min_prompts": 4},
     }
     given |= ops
     return {
@@ -69,7 +70,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
         for event in result.get_asset_materialization_events()
         if event.asset_key
     }
-    assert len(made) == 7
+    assert len(made) == 8
     for name, previews in {
         "raw_images": ["preview"],
         "vqgan_checkpoint": ["loss", "reconstructions", "psnr_curve"],
@@ -83,7 +84,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert made["token_shards"].metadata["dagster/row_count"].value == 144
     checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert checks["reject_share"] and checks["one_row_per_image"]
-    assert {"codebook_usage", "better_than_uniform"} <= checks.keys()
+    assert {"codebook_usage", "better_than_uniform", "enough_prompts", "not_memorised"} <= checks.keys()
 
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     run = client.get_run(made["transformer_checkpoint"].metadata["mlflow_run"].value)
@@ -94,7 +95,10 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert str(version.version) == made["evaluation_report"].metadata["model_version"].value
     assert Path(str(made["evaluation_report"].metadata["report"].value)).is_file()
 
-    judge = {"prompts": str(pictures / "prompts.csv"), "judge": f"trained:{tmp_path}/root"}
+    assert made["champion"].metadata["version"].value == "1"
+    assert str(client.get_model_version_by_alias("clip-gen", "champion").version) == "1"
+
+    judge = {"prompts": str(pictures / "prompts.csv"), "judge": f"trained:{tmp_path}/root", "min_prompts": 4}
     again = config(tmp_path, pictures, evaluation_report=judge)
     again["ops"] = {"evaluation_report": again["ops"]["evaluation_report"]}
     with dg.DagsterInstance.ephemeral() as instance:
@@ -102,6 +106,32 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     (event,) = result.get_asset_materialization_events()
     page = Path(str(event.step_materialization_data.materialization.metadata["report"].value)).read_text()
     assert "which did not condition the model" in page
+    assert "The champion is models:/clip-gen/1" in page
+
+
+@pytest.mark.slow
+def test_a_failed_check_keeps_the_champion(
+    pictures: Path, pipeline: Storage, checkpoint: str, tmp_path: Path
+) -> None:
+    root = Storage(str(tmp_path / "root"))
+    root.publish_current("transformer", checkpoint, "tests")
+    shutil.copytree(pipeline.images, root.images)
+    selection = [dg.AssetKey("evaluation_report"), dg.AssetKey("champion")]
+
+    def evaluate(**settings: Any) -> dg.ExecuteInProcessResult:
+        given = {"prompts": str(pictures / "prompts.csv"), **settings}
+        asked = config(tmp_path, pictures, evaluation_report=given)
+        return execute("clip_gen", asked, asset_selection=selection, raise_on_error=False)
+
+    failed = evaluate(min_prompts=1000)
+    assert not failed.success
+    (bad,) = [e for e in failed.get_asset_check_evaluations() if not e.passed]
+    assert bad.check_name == "enough_prompts" and bad.description == "4 prompts, 1000 needed"
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
+    assert evaluate(min_prompts=4).success
+    assert evaluate(min_prompts=4).success  # the same again: no worse than the champion
+    assert client.get_registered_model("clip-gen").aliases == {"candidate": 3, "champion": 3, "previous": 2}
 
 
 def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: str, tmp_path: Path) -> None:

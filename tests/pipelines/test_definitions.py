@@ -19,6 +19,7 @@ ASSETS = {
     "token_shards": {"raw_images", "clip_embeddings", "near_duplicates", "vqgan_checkpoint"},
     "transformer_checkpoint": {"token_shards"},
     "evaluation_report": {"raw_images", "transformer_checkpoint"},
+    "champion": {"evaluation_report"},
     "table_upkeep": {"raw_images", "clip_embeddings"},
 }
 

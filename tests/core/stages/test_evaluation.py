@@ -4,7 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from clipgen_core.data.pictures import decode_stored, fit_square, to_tensor
+from clipgen_core.data.tables import open_table
+from clipgen_core.generator import Generated, TextToImage
+from clipgen_core.memory import nearest_training
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -12,9 +17,17 @@ from clipgen_core.tracking import NullTracker
 CONFIG = evaluation.Config(shown=("a red disc",), pictures_shown=2, scored=6, candidates=2, reconstructions=3)
 
 
-def evaluate(prompts: Path, checkpoint: str, pipeline: Storage, out: Storage) -> evaluation.Result:
+def evaluate(
+    prompts: Path,
+    checkpoint: str,
+    pipeline: Storage,
+    out: Storage,
+    champion: str | None = None,
+    **settings: object,
+) -> evaluation.Result:
     return evaluation.run(
-        CONFIG,
+        CONFIG.model_copy(update=settings),
+        champion=champion,
         transformer=checkpoint,
         images=pipeline.images,
         prompts=str(prompts),
@@ -23,27 +36,28 @@ def evaluate(prompts: Path, checkpoint: str, pipeline: Storage, out: Storage) ->
     )
 
 
-def test_scores_by_hand() -> None:
-    names, embedded = ["up", "right", "between"], np.array([[0, 1], [1, 0], [0.6, 0.8]])
-    pictures = np.array([[0, 1.0], [0.8, 0.6]])
-    scores = evaluation.score(pictures, ["up", "right"], names, embedded)
-    assert scores["clip_score"] == pytest.approx((1 + 0.8) / 2)
-    assert scores["recall@1"] == 0.5
-    assert scores["recall@5"] == 1.0
-
-
 def test_the_report_is_one_page_with_everything_inside(
     pictures: Path, checkpoint: str, pipeline: Storage, storage: Storage
 ) -> None:
     result = evaluate(pictures / "prompts.csv", checkpoint, pipeline, storage)
     page = Path(result.report).read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert page.count("data:image/png") == 2 + 2 * 3
-    assert "the CLIP that conditions the model" in page and checkpoint in page
+    assert page.count("data:image/png") == (2 + 1) + 2 * 6 * (1 + 1) + 2 * 3  # samples, best and worst, pairs
+    assert (
+        "There is no champion yet" in page
+        and "the CLIP that conditions the model" in page
+        and checkpoint in page
+    )
     metrics = json.loads((Path(result.report).parent / "metrics.json").read_text())
     assert metrics == result.metrics
     for kind in ("generated", "reconstructed", "real"):
         assert -1 <= metrics[f"train/{kind}/clip_score"] <= 1
+        assert metrics[f"train/{kind}/cmmd"] >= 0 and f"train/{kind}/fid_clip_8" in metrics
+    assert metrics["train/real/coverage"] == 1 and metrics["train/real/fid_clip"] < 0.001
+    assert not [name for name in metrics if "champion" in name]
+    records = json.loads((Path(result.report).parent / "prompts.json").read_text())
+    mean = np.mean([record["clip_score"]["generated"] for record in records])
+    assert len(records) == 6 and mean == pytest.approx(metrics["train/generated/clip_score"])
     assert metrics["train/prompts"] == 6
     assert 0 < metrics["vqgan/codebook_usage"] <= 1
     assert metrics["transformer/pictures_per_second"] > 0
@@ -57,3 +71,36 @@ def test_prompts_without_pictures_are_judged_by_the_nearest_one(
     metrics = evaluate(tmp_path / "prompts.csv", checkpoint, pipeline, storage).metrics
     assert metrics["all/prompts"] == 2
     assert "all/real/clip_score" in metrics
+
+
+def test_the_champion_is_compared_on_the_same_prompts_and_seeds(
+    pictures: Path, checkpoint: str, pipeline: Storage, storage: Storage
+) -> None:
+    result = evaluate(pictures / "prompts.csv", checkpoint, pipeline, storage, champion=checkpoint)
+    assert [result.metrics[f"against_champion/{name}"] for name in ("mean", "low", "high")] == [0, 0, 0]
+    ours, theirs = (result.metrics[f"train/{kind}/clip_score"] for kind in ("generated", "champion"))
+    assert ours == theirs
+    page = Path(result.report).read_text()
+    assert f"The champion is {checkpoint}" in page and "against the champion" in page
+
+
+def test_held_out_pictures_are_what_sets_are_compared_with(
+    pictures: Path, checkpoint: str, pipeline: Storage, storage: Storage
+) -> None:
+    folder = str(pictures / "pictures" / "cross")
+    made = evaluate(pictures / "prompts.csv", checkpoint, pipeline, storage, reference=folder).metrics
+    assert made["train/real/fid_clip"] > 0.001
+
+
+def test_a_training_picture_is_its_own_copy(checkpoint: str, pipeline: Storage) -> None:
+    generator = TextToImage.from_pretrained(checkpoint)
+    table = open_table(pipeline.images).to_table(columns=["id", "image"]).slice(0, 3)
+    shown = [fit_square(decode_stored(data), 32) for data in table["image"].to_pylist()]
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = generator.vqgan.encode(to_tensor(shown)).numpy()
+    copies = [Generated(image, 0.0, grid) for image, grid in zip(shown, codes, strict=True)]
+    for near in nearest_training(generator, copies, pipeline.images):
+        assert near and near.same_codes > 0.9 and near.cosine > 0.98
+    other = [Generated(one.image, 0.0, (one.codes + 1) % 16) for one in copies]
+    for near in nearest_training(generator, other, pipeline.images):
+        assert near and near.same_codes < 0.5

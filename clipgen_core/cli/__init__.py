@@ -1,0 +1,14 @@
+"""The `clipgen` command line. Parses and prints; the work is elsewhere."""
+
+import os
+import sys
+
+from clipgen_core.cli import data, models, pictures
+from clipgen_core.cli.options import app
+
+__all__ = ["app", "data", "main", "models", "pictures"]
+
+
+def main() -> None:
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    sys.exit(app())

@@ -1,0 +1,3 @@
+from clipgen_core.cli import main
+
+main()

@@ -1,0 +1,99 @@
+"""Commands about models: training, published weights, and the registry."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Column, Table
+
+from clipgen_core.cli.options import Command, Name, Root, app, console
+from clipgen_core.storage import Storage, last_root
+from clipgen_core.train import train
+
+if TYPE_CHECKING:
+    from clipgen_core.registry import Registry
+
+Kind = Literal["taming", "llamagen", "clip-gen"]
+
+app.command(cls=Command)(train)
+
+
+@app.command(cls=Command, name="import-vqgan")
+def import_vqgan(
+    kind: Annotated[Kind, typer.Argument(help="Whose weights they are.")],
+    file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+) -> None:
+    """Make a published VQGAN the current one of a root; fine-tune it with vqgan.start_from."""
+    from clipgen_core import published
+
+    console.print(f"the VQGAN is at {published.import_vqgan(kind, file, Storage(root))}", highlight=False)
+
+
+@app.command(cls=Command, name="import-generator")
+def import_generator(
+    vqgan: Annotated[Path, typer.Argument(help="The public implementation's vqgan_coco.pt.")],
+    transformer: Annotated[Path, typer.Argument(help="Its gpt_coco.pt.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The generator folder to write.")],
+    clip: Annotated[
+        str, typer.Option(help="The CLIP it was trained with.")
+    ] = "hub:ViT-B-32-quickgelu/openai",
+) -> None:
+    """Bring the public CLIP-GEN weights into a generator folder: 256 px, trained on MS-COCO."""
+    from clipgen_core import published
+
+    published.import_generator(vqgan, transformer, clip, output)
+    console.print(f"try: clipgen generate 'a city bus' -m {output}", highlight=False)
+
+
+@app.command(cls=Command)
+def champions(root: Root = None, name: Name = "clip-gen") -> None:
+    """Show which versions of the registered model were champion, the one in use last."""
+    sheet = Table("", "version", "instead of", "by", "at", box=None)
+    for row in _registry(root, name).history():
+        when = f"{row.at:%Y-%m-%d %H:%M} UTC"
+        sheet.add_row(str(row.number), row.version, row.before or "-", row.reason, when)
+    console.print(sheet)
+
+
+@app.command(cls=Command)
+def promote(
+    version: Annotated[str | None, typer.Argument(help="A version; the candidate if none is named.")] = None,
+    root: Root = None,
+    name: Name = "clip-gen",
+) -> None:
+    """Make a version champion that passed every check against today's champion."""
+    made = _registry(root, name).promote(version)
+    console.print(f"{name}@champion is version {made.version} (before: {made.before or 'none'})")
+
+
+@app.command(cls=Command)
+def rollback(root: Root = None, name: Name = "clip-gen") -> None:
+    """Put the previous champion back; the two change places."""
+    made = _registry(root, name).rollback()
+    console.print(f"{name}@champion is version {made.version} again (before: {made.before})")
+
+
+@app.command(cls=Command)
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/clip-gen@champion, or models:/clip-gen/VERSION.")],
+) -> None:
+    """Print the way from a registered model back to the pictures it was trained on."""
+    from clipgen_core.lineage import way_back
+    from clipgen_core.registry import describe
+
+    tags = describe(model)
+    console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}", highlight=False)
+    sheet = Table("made from", Column("where", overflow="fold"), Column("digest", no_wrap=True), "", box=None)
+    for step in way_back(tags):
+        sheet.add_row(step.name, step.where, step.digest, "" if step.there else "[red]gone[/]")
+    console.print(sheet)
+    for key, said in sorted(tags.items()):
+        if key.startswith("check."):
+            console.print(f"{key.removeprefix('check.')}: {said}", highlight=False)
+
+
+def _registry(root: str | None, name: str) -> "Registry":
+    from clipgen_core.registry import Registry, registry_uri
+
+    return Registry.at(registry_uri(), Storage(root or last_root("evaluation")), name)

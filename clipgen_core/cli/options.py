@@ -1,0 +1,67 @@
+"""What the commands share: the application, its options, and how bad input is said."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.storage import Storage, last_root
+from clipgen_core.training.interrupt import Interrupted
+
+console = Console()
+BAD_INPUT = 2
+STOPPED = 128 + 15  # as a shell reports SIGTERM
+
+Root = Annotated[
+    str | None,
+    typer.Option(
+        envvar="CLIPGEN_ROOT",
+        help="Where artefacts live: a folder or an fsspec URL; by default that of the last local run.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="models:/clip-gen@candidate, a generator folder or a transformer checkpoint; "
+        "by default the last local run.",
+    ),
+]
+
+Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
+
+Name = Annotated[str, typer.Option("--name", help="The registered model.")]
+
+app = typer.Typer(
+    help="Text-to-image from unlabelled pictures (CLIP-GEN): embed, search, train, generate.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class Command(typer.core.TyperCommand):
+    """A command whose bad input is one sentence and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ClipgenError as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+            raise typer.Exit(STOPPED if isinstance(error, Interrupted) else BAD_INPUT) from None
+
+
+def last_model(root: str | None) -> str:
+    return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
+
+
+def read_picture(file: Path) -> Any:
+    from clipgen_core.data.pictures import Rejected, decode
+
+    try:
+        return decode(file.read_bytes()).image
+    except (OSError, Rejected) as error:
+        raise ClipgenError(f"{file} is no usable picture ({error}): name another") from error

@@ -1,0 +1,208 @@
+"""A page to generate pictures in the browser (Gradio). Knows the generator's call, not what is inside.
+
+Requests wait in one queue, in order; the page watches its pictures appear row by row, while they are sampled.
+"""
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+
+from clipgen_core.data.pictures import decode_stored, with_parameters
+from clipgen_core.data.tables import find_table, one_of
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generator import MAX_PROMPT_LENGTH, Generated, TextToImage
+from clipgen_core.registry import CANDIDATE, CHAMPION_ALIAS, MODEL, describe
+from clipgen_core.storage import Storage, last_root
+from clipgen_core.training.checkpoint import read_config
+
+MOST_PICTURES = 8
+KEPT = 24  # pictures of the history
+MODELS_AT_ONCE = 2  # in memory
+NEAREST = 8
+HOUR = 3600
+TITLE = "clip-gen"
+EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
+
+Handler = Callable[..., Iterator[tuple[Any, ...]]]
+
+
+def offered(root: str | None) -> list[str]:
+    """The registry's champion and candidate and the last local run, as far as there are any.
+
+    Raises:
+        ClipgenError: there is none.
+    """
+    found = []
+    for alias in (CHAMPION_ALIAS, CANDIDATE):
+        try:
+            describe(f"models:/{MODEL}@{alias}")
+            found.append(f"models:/{MODEL}@{alias}")
+        except ClipgenError:
+            continue
+    try:
+        found.append(Storage(root or last_root("transformer")).current("transformer", "the page").path)
+    except ClipgenError:
+        if not found:
+            raise ClipgenError("there is no model to show: run `make demo`, or name one with -m") from None
+    return found
+
+
+def serve(models: Sequence[str], *, host: str, port: int, queue: int) -> None:
+    """Serve the page until it is interrupted."""
+    page = build(models).queue(max_size=queue, default_concurrency_limit=1)
+    theme = gr.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    try:
+        page.launch(server_name=host, server_port=port, share=False, theme=theme, show_error=True)
+    except OSError as error:
+        raise ClipgenError(f"the page cannot listen at {host}:{port} ({error}): choose --port") from error
+
+
+def build(models: Sequence[str]) -> gr.Blocks:
+    """The page, with the first model loaded."""
+    load = lru_cache(MODELS_AT_ONCE)(TextToImage.from_pretrained)
+    sampling = load(models[0]).parts.sampling
+    with gr.Blocks(title=TITLE, delete_cache=(HOUR, HOUR), analytics_enabled=False) as page:
+        gr.Markdown(f"# {TITLE}\nPictures from a model that never saw a caption.")
+        with gr.Row():
+            with gr.Column(scale=1, min_width=320):
+                with gr.Tab("From a text"):
+                    prompt = gr.Textbox(
+                        label="Prompt",
+                        placeholder=EXAMPLES[0],
+                        max_length=MAX_PROMPT_LENGTH,
+                        elem_id="prompt",
+                    )
+                    gr.Examples(EXAMPLES, prompt)
+                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
+                with gr.Tab("From a picture"):
+                    picture = gr.Image(label="Picture", type="pil", image_mode="RGB", elem_id="picture")
+                    vary = gr.Button("Make variations", variant="primary", elem_id="vary")
+                stop = gr.Button("Stop", size="sm", elem_id="stop")
+                with gr.Accordion("Settings", open=True):
+                    settings = [
+                        gr.Dropdown(list(models), value=models[0], label="Model"),
+                        gr.Slider(1, MOST_PICTURES, 4, step=1, label="Pictures"),
+                        gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed"),
+                        gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
+                        gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
+                    ]
+            with gr.Column(scale=2):
+                made = gr.Gallery(label="Pictures, the best first", format="png", columns=4, elem_id="made")
+                said = gr.Markdown(elem_id="said")
+                near = gr.Gallery(
+                    label="Nearest training pictures to the first",
+                    columns=NEAREST,
+                    height=150,
+                    elem_id="near",
+                )
+                history = gr.Gallery(label="History", format="png", columns=8, height=220, elem_id="history")
+        kept = gr.State([])
+        shown = [made, said, near, history, kept]
+        events: list[Any] = [
+            when(_handler(load, of_picture), [given, *settings, kept], shown, concurrency_id="sampling")
+            for of_picture, given, whens in (
+                (False, prompt, (generate.click, prompt.submit)),
+                (True, picture, (vary.click,)),
+            )
+            for when in whens
+        ]
+        stop.click(None, cancels=events)
+    return page
+
+
+def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
+    def handle(
+        given: Any, model: str, n: float, seed: float, guidance: float, temperature: float, kept: list[Any]
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield what the page shows: rows as they are sampled, then pictures, scores, neighbours, history."""
+        if not given:
+            raise gr.Error("Choose a picture first." if of_picture else "Say what the picture should show.")
+        parameters: dict[str, Any] = {"n": int(n), "seed": int(seed)}
+        parameters |= {"guidance_scale": guidance, "temperature": temperature}
+        try:
+            generator = load(model)
+            with Sampling(generator, given, of_picture, parameters) as sampling:
+                for images, progress in sampling.previews():
+                    yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
+            row = sampling.made
+        except ClipgenError as error:
+            raise gr.Error(str(error)) from error
+        asked = {"picture": True} if of_picture else {"prompt": given}
+        for one in row:
+            score = round(one.clip_score, 4)
+            with_parameters(one.image, {**asked, **parameters, "model": model, "clip_score": score})
+        captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
+        label = "variation" if of_picture else given[:40]
+        kept = ([(one.image, f"{label}, seed {int(seed)}") for one in row[:1]] + kept)[:KEPT]
+        yield captioned, "CLIP score below each picture.", _neighbours(generator, row[0]), kept, kept
+
+    return handle
+
+
+@dataclass
+class Sampling:
+    """One request, sampled in a thread of its own so that the page can watch; leaving it early ends it."""
+
+    generator: TextToImage
+    given: Any
+    of_picture: bool
+    parameters: dict[str, Any]
+
+    def __enter__(self) -> "Sampling":
+        self._codes: queue.Queue[torch.Tensor | None] = queue.Queue()
+        self._left = threading.Event()
+        self._failed: BaseException | None = None
+        self.made: list[Generated] = []
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        self._thread.join()
+
+    def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
+        """Pictures as far as they are sampled, after each row of codes, and the share that is done."""
+        side = self.generator.vqgan.config.grid
+        while (codes := self._codes.get()) is not None:
+            if codes.shape[1] % side == 0:
+                shown = self.generator.decode_partly(codes[: self.parameters["n"]])
+                yield shown, codes.shape[1] / side**2
+        if self._failed:
+            raise self._failed
+
+    def _sample(self) -> None:
+        call = self.generator.variations if self.of_picture else self.generator.generate_scored
+        try:
+            (self.made,) = call([self.given], on_step=self._step, **self.parameters)
+        except BaseException as error:
+            self._failed = error
+        self._codes.put(None)
+
+    def _step(self, codes: torch.Tensor) -> None:
+        if self._left.is_set():
+            raise ClipgenError("stopped")
+        self._codes.put(codes)
+
+
+def _neighbours(generator: TextToImage, made: Generated) -> list[tuple[Image.Image, str]]:
+    """The training pictures nearest to a made one, where the pictures are at hand."""
+    tokens = read_config(generator.parts.transformer).get("tokens", {})
+    table = find_table(tokens["images"]) if tokens.get("images") else None
+    if table is None or generator.embeddings is None:
+        return []
+    found = dict(generator.search(generator.embed_images([made.image])[0], NEAREST))
+    rows = table.to_table(columns=["id", "image"], filter=one_of("id", list(found))).to_pylist()
+    rows.sort(key=lambda row: -found[row["id"]])
+    return [(decode_stored(row["image"]), f"{found[row['id']]:.3f}") for row in rows]
