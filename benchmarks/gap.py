@@ -40,6 +40,7 @@ WAYS = (
     ("c", "means taken off, and noise (C3)", "centred", "text"),
     ("d", "noise shaped like the residual", "residual", "text"),
     ("e", "retrieval at generation", "direct", "retrieval"),
+    ("e'", "one of the nearest for each candidate", "direct", "nearest"),
     ("b+e", "noise in training, retrieval at generation", "isotropic", "retrieval"),
     ("f", "neighbours in training, text at generation", "neighbours", "text"),
     ("f+e", "neighbours in training, retrieval at generation", "neighbours", "retrieval"),

@@ -112,7 +112,7 @@ class TextToImage:
         check_prompts(prompts)
         config = self._sampling(n, sampling)
         texts = self.embed_text(prompts)
-        conditions = torch.stack([self.condition(text, config) for text in texts])
+        conditions = [self.conditions(text, config) for text in texts]
         return self._sampled(prompts, texts, conditions, n, seed, config, on_step)
 
     def variations(
@@ -129,7 +129,7 @@ class TextToImage:
         """
         config = self._sampling(n, sampling)
         own = self.embed_images(pictures)
-        conditions = torch.stack([self._beside(self._on_device(row), row) for row in own])
+        conditions = [self._beside(self._on_device(row), row).unsqueeze(0) for row in own]
         names = [hashlib.sha256(picture.tobytes()).hexdigest() for picture in pictures]
         return self._sampled(names, own, conditions, n, seed, config, on_step)
 
@@ -137,16 +137,19 @@ class TextToImage:
         self,
         names: Sequence[str],
         targets: np.ndarray,
-        conditions: torch.Tensor,
+        conditions: Sequence[torch.Tensor],
         n: int,
         seed: int,
         config: SamplingConfig,
         on_step: Callable[[torch.Tensor], None] | None,
     ) -> list[list[Generated]]:
-        """The best of the candidates by their cosine with targets [rows, d]; one caller at a time."""
+        """The best of the candidates by their cosine with targets [rows, d]; one caller at a time.
+
+        The candidates of a row take its conditions in turn.
+        """
         tries = n * config.candidates
         seeds = [picture_seed(name, seed, i) for name in names for i in range(tries)]
-        rows = conditions.repeat_interleave(tries, dim=0)
+        rows = torch.stack([own[i % len(own)] for own in conditions for i in range(tries)])
         with self._one_at_a_time:
             codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
             images = self.decode(codes)
@@ -167,16 +170,19 @@ class TextToImage:
         """RGB pictures to float32 [n, d], rows of length 1, in the same space."""
         return self.clip.encode_images(pictures)
 
-    def condition(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
-        """What the transformer is given for a text embedding [d]: float32 [1 + neighbours, d].
+    def conditions(self, text: np.ndarray, config: SamplingConfig) -> torch.Tensor:
+        """What the transformer is given for a text embedding [d]: float32 [choices, 1 + neighbours, d].
 
         Text and image embeddings lie in different parts of CLIP's space, and the transformer has
         seen image embeddings only; see SamplingConfig.condition for the ways across.
         """
-        own = self._on_device(text)
+        if config.condition == "nearest":
+            found = vectors(nearest(self.table, text, config.neighbours))
+            return torch.stack([self._beside(self._on_device(one), text) for one in found])
         if config.condition == "retrieval":
-            return self._beside(self._retrieved(text, config), text)
-        return self._beside(own, text, self.gap.text if config.condition == "text" else self.gap.shifted)
+            return self._beside(self._retrieved(text, config), text).unsqueeze(0)
+        ready = self.gap.text if config.condition == "text" else self.gap.shifted
+        return self._beside(self._on_device(text), text, ready).unsqueeze(0)
 
     def _beside(
         self,

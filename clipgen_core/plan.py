@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipgen_core.data.pictures import Rejected, decode
-from clipgen_core.data.sources import File, Item, Source
+from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.losses import code_cross_entropy
 from clipgen_core.models.clip import ClipEncoder, default_device
@@ -99,7 +99,7 @@ def _decoded(
     """(unusable, mean sides of the usable, items, seconds) of the sample; archives are read whole."""
     bad, sides, items, began = 0, list[float](), 0, time.perf_counter()
     for file in sample:
-        for item in _items(source, file):
+        for item in itertools.islice(source.items(file), 100_000):
             items += 1
             try:
                 image = decode(item.data, max_pixels=max_pixels, min_side=min_side).image
@@ -107,12 +107,6 @@ def _decoded(
             except Rejected:
                 bad += 1
     return bad, sides, items, time.perf_counter() - began
-
-
-def _items(source: Source, file: File) -> list[Item]:
-    if not source.is_archive(file):
-        return [source.read(file)]
-    return list(itertools.islice(source.members(file), 100_000))
 
 
 def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:

@@ -116,7 +116,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 }
 
 
-def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: int = 740) -> Recipe:
+def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: int = 700) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -149,7 +149,9 @@ def demo(*, clip_steps: int = 430, vqgan_steps: int = 280, transformer_steps: in
             train=TrainConfig(
                 steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
             ),
-            sampling=SamplingConfig(temperature=0.6, guidance_scale=1.5, candidates=4, neighbours=4),
+            sampling=SamplingConfig(
+                temperature=0.6, guidance_scale=1.5, candidates=4, condition="nearest", neighbours=3
+            ),
             corrupt=0.4,
         ),
         evaluation=evaluation.Config(shown=DOZEN, scored=96, candidates=4),

@@ -107,6 +107,22 @@ def judge(metrics: Mapping[str, float], thresholds: Thresholds) -> list[Verdict]
     ]
 
 
+def _description(metrics: Mapping[str, float]) -> str:
+    """The headline figures as a Markdown table, for MLflow's page of the version."""
+    lines = [
+        "| prompts | CLIP score | recall@5 | real pictures: CLIP score | recall@5 |",
+        "|---|---|---|---|---|",
+    ]
+    for split in (name.removesuffix("/prompts") for name in metrics if name.endswith("/prompts")):
+        keys = [
+            f"{split}/{kind}/{score}"
+            for kind in ("generated", "real")
+            for score in ("clip_score", "recall@5")
+        ]
+        lines.append("| " + " | ".join([split, *(f"{metrics[key]:.3f}" for key in keys)]) + " |")
+    return "\n".join([*lines, "", "The report is an artifact of the run."])
+
+
 def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker, name: str) -> str:
     """The signature comes from the types of `predict` and from the example's parameters, the defaults."""
     import mlflow
@@ -208,12 +224,12 @@ class Registry:
         history = self.history()
         return history[-1].version if history else None
 
-    def alias(self, alias: str) -> Any | None:
-        """The version that an alias stands for, as MLflow describes it."""
-        try:
-            return self.client.get_model_version_by_alias(self.name, alias)
-        except Exception:
-            return None
+    def uri(self, version: str) -> str:
+        """`models:/NAME/VERSION`, which MLflow in this process finds in this registry from now on."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.client.tracking_uri)
+        return f"models:/{self.name}/{version}"
 
     def register(self, transformer: str, result: Evaluated, tracker: MlflowTracker) -> str:
         """Register a judged generator, self-contained, as the candidate.
@@ -236,6 +252,7 @@ class Registry:
         tags |= {"mlflow_run": tracker.run_id, "report": f"runs:/{tracker.run_id}/{report.name}"}
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, version, key, value)
+        self.client.update_model_version(self.name, version, _description(result.metrics))
         self.client.set_registered_model_alias(self.name, CANDIDATE, version)
         return version
 
@@ -252,9 +269,8 @@ class Registry:
         Raises:
             ClipgenError: it failed a check, was never judged, or not against today's champion.
         """
-        found = self.client.get_model_version(self.name, version) if version else self.alias(CANDIDATE)
-        if found is None:
-            raise ClipgenError(f"{self.name} has no candidate: materialise evaluation_report first")
+        wanted = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
+        found = find_version(self.client, f"models:/{wanted}")
         version, tags, history = str(found.version), found.tags, self.history()
         failed = {k: v for k, v in tags.items() if k.startswith("check.") and v != "passed"}
         if failed:
@@ -303,18 +319,28 @@ class Registry:
                 return latest
 
 
+def find_version(client: Any, model_uri: str) -> Any:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for, as MLflow describes it.
+
+    Raises:
+        ClipgenError: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, by_alias, wanted = model_uri.removeprefix("models:/").partition("@")
+    if not by_alias:
+        name, _, wanted = name.partition("/")
+    try:
+        find = client.get_model_version_by_alias if by_alias else client.get_model_version
+        return find(name, wanted)
+    except MlflowException as error:
+        raise ClipgenError(
+            f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name, or "
+            "materialise evaluation_report first"
+        ) from None
+
+
 def describe(model_uri: str) -> dict[str, str]:
     """The tags of a registered version: what it was made from, its scores and checks."""
-    client = mlflow_client(registry_uri())
-    name, _, wanted = model_uri.removeprefix("models:/").partition("@")
-    try:
-        if wanted:
-            found = client.get_model_version_by_alias(name, wanted)
-        else:
-            name, _, number = name.partition("/")
-            found = client.get_model_version(name, number)
-    except Exception as error:
-        raise ClipgenError(
-            f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name"
-        ) from None
+    found = find_version(mlflow_client(registry_uri()), model_uri)
     return {"version": str(found.version), **found.tags}

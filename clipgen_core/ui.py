@@ -58,12 +58,26 @@ def offered(root: str | None) -> list[str]:
     return found
 
 
-def serve(models: Sequence[str], *, host: str, port: int, queue: int) -> None:
-    """Serve the page until it is interrupted."""
-    page = build(models).queue(max_size=queue, default_concurrency_limit=1)
+def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
+    """Serve the page until it is interrupted.
+
+    Args:
+        waiting: requests that may wait; more are refused.
+    """
+    page = build(models).queue(max_size=waiting, default_concurrency_limit=1)
     theme = gr.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
-        page.launch(server_name=host, server_port=port, share=False, theme=theme, show_error=True)
+        page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            theme=theme,
+            show_error=True,
+            max_file_size="20mb",
+            run_history=False,
+            ssr_mode=False,
+            footer_links=["api"],
+        )
     except OSError as error:
         raise ClipgenError(f"the page cannot listen at {host}:{port} ({error}): choose --port") from error
 
@@ -109,13 +123,12 @@ def build(models: Sequence[str]) -> gr.Blocks:
                 history = gr.Gallery(label="History", format="png", columns=8, height=220, elem_id="history")
         kept = gr.State([])
         shown = [made, said, near, history, kept]
+        from_text, from_picture = _handler(load, of_picture=False), _handler(load, of_picture=True)
+        common: dict[str, Any] = {"outputs": shown, "concurrency_id": "sampling", "show_progress": "minimal"}
         events: list[Any] = [
-            when(_handler(load, of_picture), [given, *settings, kept], shown, concurrency_id="sampling")
-            for of_picture, given, whens in (
-                (False, prompt, (generate.click, prompt.submit)),
-                (True, picture, (vary.click,)),
-            )
-            for when in whens
+            generate.click(from_text, [prompt, *settings, kept], api_name="generate", **common),
+            prompt.submit(from_text, [prompt, *settings, kept], api_visibility="private", **common),
+            vary.click(from_picture, [picture, *settings, kept], api_name="vary", **common),
         ]
         stop.click(None, cancels=events)
     return page

@@ -41,3 +41,10 @@ def settled(condition: dg.AutomationCondition) -> dg.AutomationCondition:  # typ
 
 
 WHEN_FRESH = settled(dg.AutomationCondition.any_deps_updated().since_last_handled())
+
+
+def when_updated(*upstream: str) -> dg.AutomationCondition:  # type: ignore[type-arg]
+    """When one of these was made anew, and every blocking check on the way passed."""
+    updated = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(*upstream))
+    passed = dg.AutomationCondition.all_deps_blocking_checks_passed()
+    return settled(updated.since_last_handled()) & passed

@@ -15,6 +15,7 @@ from pipelines.definitions import defs
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
+DOCS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def test_the_first_lines_are_the_front_door() -> None:
@@ -26,7 +27,8 @@ def test_the_first_lines_are_the_front_door() -> None:
 
 def test_every_clipgen_command_and_option_exists() -> None:
     group = typer.main.get_command(app)
-    lines = re.findall(r"clipgen ([a-z][\w-]+) ?([^`\n]*)", README)
+    text = "\n".join(file.read_text() for file in DOCS)
+    lines = re.findall(r"clipgen ([a-z][\w-]+) ?([^`\n]*)", text)
     lines = [(name, rest) for name, rest in lines if name in group.commands]  # type: ignore[attr-defined]
     assert {name for name, _ in lines} >= {
         "generate",
@@ -36,6 +38,11 @@ def test_every_clipgen_command_and_option_exists() -> None:
         "folders",
         "embed",
         "import-vqgan",
+        "promote",
+        "rollback",
+        "lineage",
+        "champions",
+        "ui",
     }
     for name, rest in lines:
         known = {option for p in group.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
@@ -75,5 +82,8 @@ def test_the_shipped_run_configs_are_valid(name: str) -> None:
 def test_every_picture_and_path_the_readme_names_exists() -> None:
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (REPOSITORY / picture).is_file()
-    for path in re.findall(r"`((?:clipgen_core|pipelines|infra)/[\w/.-]*)`", README):
-        assert (REPOSITORY / path).exists(), path
+    for file in DOCS:
+        for path in re.findall(r"`((?:clipgen_core|pipelines|infra|docs)/[\w/.-]*)`", file.read_text()):
+            assert (REPOSITORY / path).exists(), (file, path)
+        for path in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
+            assert (file.parent / path).exists(), (file, path)

@@ -11,4 +11,5 @@ __all__ = ["app", "data", "main", "models", "pictures"]
 
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
     sys.exit(app())

@@ -20,7 +20,7 @@ from clipgen_core.cli.options import (
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 
-Condition = Literal["text", "shifted", "retrieval"]
+Condition = Literal["text", "shifted", "retrieval", "nearest"]
 
 
 @app.command(cls=Command)
@@ -39,10 +39,13 @@ def generate(
     ] = None,
     condition: Annotated[
         Condition | None,
-        typer.Option(help="What stands for the prompt: its text embedding, that shifted, or retrieval."),
+        typer.Option(
+            help="What stands for the prompt: its text embedding, that shifted, the mean of the nearest "
+            "image embeddings, or one of those for each candidate."
+        ),
     ] = None,
     neighbours: Annotated[
-        int | None, typer.Option(help="How many of the nearest image embeddings retrieval averages.")
+        int | None, typer.Option(help="How many of the nearest image embeddings are taken.")
     ] = None,
 ) -> None:
     """Generate pictures for one or more prompts: one row a prompt, the best first."""
@@ -105,12 +108,12 @@ def ui(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(help="The port to listen at.")] = 7860,
-    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 32,
+    waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 32,
 ) -> None:
     """Open a page to generate pictures, and variations of pictures, in the browser."""
     from clipgen_core.ui import offered, serve
 
-    serve(model or offered(root), host=host, port=port, queue=queue)
+    serve(model or offered(root), host=host, port=port, waiting=waiting)
 
 
 @app.command(cls=Command)

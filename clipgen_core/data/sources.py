@@ -127,6 +127,13 @@ class Source:
     def is_archive(self, file: File) -> bool:
         return file.path.endswith((".tar", ".parquet"))
 
+    def items(self, file: File) -> Iterator[Item]:
+        """The pictures of a file: itself, or an archive's members."""
+        if self.is_archive(file):
+            yield from self.members(file)
+        else:
+            yield self.read(file)
+
     def read(self, file: File) -> Item:
         """A picture file's bytes. On a remote store a fault is tried again; one that stays stops the run,
         because an outage says nothing about the picture.

@@ -9,6 +9,7 @@ Generated pictures stand beside the champion's for the same prompts and seeds, t
 the real pictures, which are the ceiling. Retrieval asks which of all prompts fits a picture best.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from PIL import Image
 from pydantic import Field
 
 from clipgen_core import storage
-from clipgen_core.data.pictures import decode, fit_square, png_bytes, to_tensor
+from clipgen_core.data.pictures import Rejected, decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import open_table
@@ -222,13 +223,17 @@ def _figures(
 
 
 def _reference(config: Config, trials: Sequence[_Trial]) -> list[Image.Image]:
-    """Pictures of the reference folder, as large as the real ones."""
+    """The first pictures of the reference folder, as large as the real ones."""
     source, size = Source(config.reference or ""), trials[0].pictures[REAL][0].width
+    items = (item for file in source.files() for item in source.items(file))
     pictures: list[Image.Image] = []
-    for file in source.files():
-        pictures.append(fit_square(decode(source.read(file).data).image, size))
-        if len(pictures) == config.reference_pictures:
-            break
+    for item in itertools.islice(items, config.reference_pictures):
+        try:
+            pictures.append(fit_square(decode(item.data).image, size))
+        except Rejected as error:
+            raise ClipgenError(f"{item.uri} is no usable reference picture ({error}): take it out") from error
+    if len(pictures) < 2:
+        raise ClipgenError(f"the reference folder {source.url} holds {len(pictures)} pictures: name another")
     return pictures
 
 

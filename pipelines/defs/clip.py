@@ -2,6 +2,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.cluster import node
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
@@ -11,7 +12,13 @@ class ClipCheckpointConfig(TrainingConfig):
     captions: str = Field(description="A CSV with the columns file and caption.")
 
 
-@dg.asset(group_name="embeddings", kinds={"pytorch"}, owners=["team:research"], pool="gpu")
+@dg.asset(
+    group_name="embeddings",
+    kinds={"pytorch"},
+    owners=["team:research"],
+    pool="gpu",
+    op_tags=node(memory="32Gi", gpu=True),
+)
 def clip_checkpoint(
     context: dg.AssetExecutionContext,
     config: ClipCheckpointConfig,

@@ -1,6 +1,7 @@
 import dagster as dg
 
 from pipelines import report
+from pipelines.cluster import node
 from pipelines.config import StageConfig
 from pipelines.partitions import FOLDERS, folder_of, record_all
 from pipelines.resources import PicturesResource, RecipeResource, StorageResource
@@ -13,6 +14,7 @@ from pipelines.resources import PicturesResource, RecipeResource, StorageResourc
     deps=["raw_images", "clip_checkpoint"],
     partitions_def=FOLDERS,
     pool="gpu",
+    op_tags=node(memory="16Gi", gpu=True),
     check_specs=[dg.AssetCheckSpec("one_row_per_image", asset="clip_embeddings", blocking=True)],
 )
 def clip_embeddings(

@@ -1,7 +1,11 @@
+import os
+
 import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.cluster import node
+from pipelines.conditions import when_updated
 from pipelines.config import StageConfig
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
@@ -10,7 +14,10 @@ CHECKS = ("enough_prompts", "not_worse_than_champion", "codebook_in_use", "not_m
 
 
 class EvaluationConfig(StageConfig):
-    prompts: str = Field(description="CSV with the column prompt, COCO captions, or one prompt a line.")
+    prompts: str | None = Field(
+        default=None,
+        description="CSV with the column prompt, COCO captions, or one prompt a line; else CLIPGEN_PROMPTS.",
+    )
     judge: str | None = Field(
         default=None,
         description="A CLIP that did not condition the model, to score with; trained:ROOT takes the one "
@@ -21,6 +28,19 @@ class EvaluationConfig(StageConfig):
     min_codebook_usage: float = Field(default=0.5, description="Less codebook usage allows no promotion.")
     max_copies: float = Field(default=0.5, description="More copies of training pictures allow none.")
 
+    def require_prompts(self) -> str:
+        """The prompts, or how to name them.
+
+        Raises:
+            dg.Failure: none are named.
+        """
+        prompts = self.prompts or os.environ.get("CLIPGEN_PROMPTS")
+        if not prompts:
+            raise dg.Failure(
+                "no prompts are named: set evaluation_report's config prompts, or CLIPGEN_PROMPTS"
+            )
+        return prompts
+
 
 @dg.asset(
     group_name="evaluation",
@@ -28,6 +48,8 @@ class EvaluationConfig(StageConfig):
     owners=["team:research"],
     deps=["transformer_checkpoint", "raw_images"],
     pool="gpu",
+    op_tags=node(memory="16Gi", gpu=True),
+    automation_condition=when_updated("transformer_checkpoint"),
     check_specs=[dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS],
 )
 def evaluation_report(
@@ -57,10 +79,10 @@ def evaluation_report(
             stage,
             transformer=transformer.path,
             images=out.images,
-            prompts=config.prompts,
+            prompts=config.require_prompts(),
             out=out,
             tracker=tracker,
-            champion=f"models:/{versions.name}/{champion}" if champion else None,
+            champion=versions.uri(champion) if champion else None,
         )
         version = versions.register(transformer.path, result, tracker)
         verdicts = registry.judge(result.metrics, thresholds)
@@ -93,6 +115,7 @@ def evaluation_report(
     kinds={"mlflow"},
     owners=["team:research"],
     deps=["evaluation_report"],
+    automation_condition=when_updated("evaluation_report"),
 )
 def champion(storage: StorageResource, mlflow: MlflowResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """clip-gen@champion, moved to the candidate when every check of its evaluation passed."""

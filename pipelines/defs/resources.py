@@ -3,6 +3,7 @@ import os
 import dagster as dg
 
 from clipgen_core.storage import DEFAULT_ROOT
+from pipelines.cluster import executor
 from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
 
 
@@ -10,6 +11,7 @@ from pipelines.resources import TRAINED, MlflowResource, PicturesResource, Recip
 def resources() -> dg.Definitions:
     root = os.environ.get("CLIPGEN_ROOT") or DEFAULT_ROOT
     return dg.Definitions(
+        executor=executor(),
         resources={
             "storage": StorageResource(root=root),
             "pictures": PicturesResource(
@@ -17,5 +19,5 @@ def resources() -> dg.Definitions:
             ),
             "recipe": RecipeResource(name=os.environ.get("CLIPGEN_RECIPE") or "demo"),
             "mlflow": MlflowResource(),
-        }
+        },
     )

@@ -1,5 +1,6 @@
 import dagster as dg
 
+from pipelines.cluster import node
 from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig
 from pipelines.resources import RecipeResource, StorageResource
@@ -11,6 +12,7 @@ from pipelines.resources import RecipeResource, StorageResource
     owners=["team:data"],
     deps=["raw_images", "clip_embeddings", "near_duplicates", "vqgan_checkpoint"],
     pool="gpu",
+    op_tags=node(memory="16Gi", gpu=True),
     automation_condition=WHEN_FRESH,
 )
 def token_shards(

@@ -4,6 +4,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
@@ -22,6 +23,7 @@ class TransformerCheckpointConfig(TrainingConfig):
     owners=["team:research"],
     deps=["token_shards"],
     pool="gpu",
+    op_tags=node(memory="32Gi", gpu=True),
     automation_condition=settled(Grown(upstream="token_shards", share=0.2)),
     check_specs=[dg.AssetCheckSpec("better_than_uniform", asset="transformer_checkpoint")],
 )

@@ -2,6 +2,7 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
+from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
@@ -18,6 +19,7 @@ class VqganCheckpointConfig(TrainingConfig):
     owners=["team:research"],
     deps=["raw_images", "clip_embeddings"],
     pool="gpu",
+    op_tags=node(memory="32Gi", gpu=True),
     automation_condition=settled(Grown(upstream="raw_images", share=0.5)),
     check_specs=[dg.AssetCheckSpec("codebook_usage", asset="vqgan_checkpoint")],
 )

@@ -1,5 +1,7 @@
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,10 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
         (["generate", "x", "-m", "models:/clip-gen@candidate"], "set MLFLOW_TRACKING_URI"),
         (["search", "x", "--root", "/no/such/root"], "materialise embeddings first"),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
+        (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
+        (["ui"], "there is no model to show"),
+        (["lineage", "models:/clip-gen@champion"], "set MLFLOW_TRACKING_URI"),
+        (["promote", "--root", "somewhere"], "set MLFLOW_TRACKING_URI"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(
@@ -102,6 +108,18 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_registry_that_is_down_is_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clipgen_core.cli", "generate", "x", "-m", "models:/clip-gen@champion"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": "http://user:secret@127.0.0.1:9"}
+    environment["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and "is not to be had from MLflow at http://127.0.0.1:9" in said
+    assert "secret" not in said and "Traceback" not in said and list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None:

@@ -61,20 +61,34 @@ def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
 
 def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: TextToImage) -> None:
     text = generator.clip.encode_texts(["a red disc"])[0]
-    assert (generator.condition(text, SamplingConfig(condition="text")).numpy() == text).all()
+    assert (generator.conditions(text, SamplingConfig(condition="text")).numpy() == text).all()
     table = generator.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     (first, cosine), (second, lower) = generator.search(text, 2)
-    one = generator.condition(text, SamplingConfig(neighbours=1))[0]
+    one = generator.conditions(text, SamplingConfig(neighbours=1))[0, 0]
     assert np.allclose(one, stored[first], atol=1e-5)
     mean = stored[first] + np.exp((lower - cosine) / 0.1) * stored[second]
-    two = generator.condition(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0]
+    two = generator.conditions(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0, 0]
     assert np.allclose(two, mean / np.linalg.norm(mean), atol=1e-4)
-    shifted = generator.condition(text, SamplingConfig(condition="shifted"))[0]
+    shifted = generator.conditions(text, SamplingConfig(condition="shifted"))[0, 0]
     gap = generator.gap
     assert np.allclose(gap.image_mean, np.stack(list(stored.values())).mean(0), atol=0.1)
     moved = text - gap.text_mean.numpy() + gap.image_mean.numpy()
     assert np.allclose(shifted, moved / np.linalg.norm(moved), atol=1e-5)
+
+
+def test_candidates_take_the_nearest_images_in_turn(generator: TextToImage) -> None:
+    text = generator.embed_text(["a red disc"])[0]
+    settings = {"condition": "nearest", "neighbours": 3, "candidates": 1}
+    conditions = generator.conditions(text, SamplingConfig(**settings))
+    one, two, three = (id for id, _ in generator.search(text, 3))
+    table = generator.table.to_table()
+    stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
+    assert np.allclose(conditions[:, 0], [stored[one], stored[two], stored[three]], atol=1e-5)
+    every = generator.generate_scored(["a red disc"], n=6, seed=2, **settings)[0]
+    only = generator.generate_scored(["a red disc"], n=6, seed=2, **{**settings, "neighbours": 1})[0]
+    same = {picture.codes.tobytes() for picture in every} & {picture.codes.tobytes() for picture in only}
+    assert 2 <= len(same) < 6  # the candidates 0 and 3 have the first condition in both
 
 
 def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: Path) -> None:

@@ -98,8 +98,10 @@ def test_a_failed_check_or_none_at_all_is_not_promoted(tracking_uri: str, storag
     registry = versions(tracking_uri, storage, 2)
     with pytest.raises(ClipgenError, match="version 1 was not judged"):
         registry.promote("1")
-    with pytest.raises(ClipgenError, match="has no candidate"):
+    with pytest.raises(ClipgenError, match="the registry has no models:/clip-gen@candidate"):
         registry.promote()
+    with pytest.raises(ClipgenError, match="the registry has no models:/clip-gen/9"):
+        registry.promote("9")
     registry.mark("1", [*GOOD, Verdict("not_memorised", False, {}, "0.90 of the pictures copy")], None)
     with pytest.raises(ClipgenError, match=r"check.not_memorised failed: 0.90 of the pictures"):
         registry.promote("1")

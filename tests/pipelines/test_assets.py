@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import mlflow
 import pytest
 
 from clipgen_core import recipes
@@ -130,6 +131,7 @@ def test_a_failed_check_keeps_the_champion(
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
     assert evaluate(min_prompts=4).success
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")  # of this process; the asset has its own
     assert evaluate(min_prompts=4).success  # the same again: no worse than the champion
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 3, "champion": 3, "previous": 2}
 

@@ -1,4 +1,5 @@
 import io
+import json
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipgen_core.data.pictures import Rejected, decode, fit_square, grid, png_bytes, random_crop, to_images
+from clipgen_core.data.pictures import (
+    Rejected,
+    decode,
+    fit_square,
+    grid,
+    png_bytes,
+    random_crop,
+    to_images,
+    with_parameters,
+)
 from clipgen_core.data.pictures import to_tensor as tensor_of
 
 
@@ -116,3 +126,11 @@ def test_fit_square_grid_and_png() -> None:
     assert sheet.size == (18, 18)
     assert sheet.getpixel((0, 0)) == (255, 0, 0)
     assert sheet.getpixel((0, 10)) == (0, 255, 0)
+
+
+def test_what_made_a_picture_travels_in_its_png() -> None:
+    image = with_parameters(Image.new("RGB", (4, 4), "red"), {"prompt": "ein Herz ❤", "seed": 3})
+    read = Image.open(io.BytesIO(png_bytes(image)))
+    assert json.loads(read.info["parameters"]) == {"prompt": "ein Herz ❤", "seed": 3}
+    assert read.tobytes() == image.tobytes()
+    assert "parameters" not in Image.open(io.BytesIO(png_bytes(Image.new("RGB", (4, 4))))).info

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,37 @@ def test_prompts_with_their_pictures_and_splits(tmp_path: Path) -> None:
     disc, square = read_prompts(str(file))
     assert (disc.text, disc.split, disc.file) == ("a disc", "train", f"{tmp_path}/discs/1.png")
     assert (square.text, square.split, square.file) == ("a square", "all", None)
+
+
+def test_prompts_one_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a disc\n\n a square, blue \n")
+    assert [(one.text, one.file) for one in read_prompts(str(file))] == [
+        ("a disc", None),
+        ("a square, blue", None),
+    ]
+
+
+def test_coco_captions_with_and_without_their_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "captions_val2017.json"
+    images = [{"id": 7, "file_name": "7.jpg"}, {"id": 9, "file_name": "9.jpg"}]
+    notes = [
+        {"image_id": 9, "caption": "A cat. "},
+        {"image_id": 7, "caption": "A dog."},
+        {"image_id": 9, "caption": "Asleep."},
+    ]
+    file.write_text(json.dumps({"images": images, "annotations": notes}))
+    assert [one.file for one in read_prompts(str(file))] == [None] * 3
+    read = read_prompts(str(file), "/data/val2017")
+    assert [(one.text, one.file) for one in read] == [
+        ("A cat.", "/data/val2017/9.jpg"),
+        ("A dog.", "/data/val2017/7.jpg"),
+        ("Asleep.", "/data/val2017/9.jpg"),
+    ]
+    for broken in ("{", '{"images": []}', '{"images": [], "annotations": [{"image_id": 1, "caption": "x"}]}'):
+        file.write_text(broken)
+        with pytest.raises(ClipgenError, match="is no COCO captions file"):
+            read_prompts(str(file))
 
 
 def test_captions_are_gathered_by_picture(tmp_path: Path) -> None:

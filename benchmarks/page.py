@@ -1,0 +1,129 @@
+"""The page under load. Run: python -m benchmarks.page [-m MODEL] [--users 16] [--json FILE]
+
+Starts `clipgen ui` as a process and asks it by many clients at once, each its own prompt and seed. Each one
+must get its own picture, the one that the generator makes alone, and be served in the order of asking.
+"""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import gradio_client
+import numpy as np
+import typer
+from PIL import Image
+from rich.console import Console
+
+from clipgen_core.cli.options import last_model
+from clipgen_core.generator import TextToImage
+from clipgen_core.recipes import DOZEN
+
+APART = 0.1  # seconds between two clients' requests, so that their order is known
+GUIDANCE, TEMPERATURE = 2.0, 0.9
+
+
+class Answer(NamedTuple):
+    number: int
+    seconds: float
+    at: float
+    pixels: bytes
+
+
+def main(
+    model: Annotated[str | None, typer.Option("-m", "--model", help="As for clipgen generate.")] = None,
+    users: Annotated[int, typer.Option(min=1)] = 16,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there too.")] = None,
+) -> None:
+    """Ask the page by one user after the other, then by all at once."""
+    source = model or last_model(None)
+    prompts = [DOZEN[number % len(DOZEN)] for number in range(users)]
+    with tempfile.TemporaryDirectory() as scratch, serving(source, Path(scratch)) as url:
+        clients = [
+            gradio_client.Client(url, verbose=False, download_files=f"{scratch}/{number}")
+            for number in range(users)
+        ]
+
+        def ask(number: int, wait: bool) -> Answer:
+            if wait:
+                time.sleep(number * APART)
+            start = time.perf_counter()
+            gallery = clients[number].predict(
+                prompts[number], source, 1, number, GUIDANCE, TEMPERATURE, api_name="/generate"
+            )[0]
+            end = time.perf_counter()
+            return Answer(number, end - start, end, Image.open(gallery[0]["image"]).convert("RGB").tobytes())
+
+        ask(0, wait=False)
+        alone = [ask(number, wait=False).seconds for number in range(min(users, 5))]
+        begin = time.perf_counter()
+        with ThreadPoolExecutor(users) as threads:
+            answers = list(threads.map(lambda number: ask(number, wait=True), range(users)))
+        took = time.perf_counter() - begin
+    generator = TextToImage.from_pretrained(source)
+    settings: dict[str, Any] = {"guidance_scale": GUIDANCE, "temperature": TEMPERATURE}
+    right = sum(
+        generator.generate([prompts[one.number]], seed=one.number, **settings)[0][0].tobytes() == one.pixels
+        for one in answers
+    )
+    order = [one.number for one in sorted(answers, key=lambda one: one.at)]
+    times = [one.seconds for one in answers]
+    figures = {
+        "users": users,
+        "own_pictures": right,
+        "in_order": order == sorted(order),
+        "alone_median_s": statistics.median(alone),
+        "median_s": statistics.median(times),
+        "95th_percentile_s": float(np.quantile(times, 0.95)),
+        "requests_a_second": users / took,
+        "throughput_over_one_user": users / took * statistics.median(alone),
+    }
+    Console().print_json(data=figures)
+    if json_file:
+        json_file.write_text(json.dumps(figures, indent=2))
+    if right < users or order != sorted(order):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def serving(model: str, scratch: Path) -> Iterator[str]:
+    """The page as a process of its own, at a free port."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    command = [sys.executable, "-m", "clipgen_core.cli", "ui", "-m", model, "--port", str(port)]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")}
+    with (scratch / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    try:
+        yield wait_for(f"http://127.0.0.1:{port}", server, scratch / "log")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
+    """The URL, once it answers."""
+    for _ in range(240):
+        if server.poll() is not None:
+            raise SystemExit(log.read_text())
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return url
+        except OSError:
+            time.sleep(0.5)
+    raise SystemExit(f"nothing answers at {url}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Secrets come as files: NAME_FILE=/run/secrets/x becomes NAME with that file's content. The instance config is
+# the profile that DAGSTER_PROFILE names.
+set -euo pipefail
+while IFS='=' read -r name path; do
+  if [[ ! -r "$path" ]]; then
+    echo "$name names $path, which cannot be read: mount the secret" >&2
+    exit 2
+  fi
+  export "${name%_FILE}=$(<"$path")"
+done < <(env | grep -E '^(DAGSTER_PG_PASSWORD|AWS_ACCESS_KEY_ID|AWS_SECRET_ACCESS_KEY|MLFLOW_PASSWORD|CLIPGEN_WEBHOOK|RAY_AUTH_TOKEN)_FILE=' || true)
+if [[ -n "${DAGSTER_PROFILE:-}" ]]; then
+  cp "${CLIPGEN_PROFILES:-/opt/clipgen/dagster}/$DAGSTER_PROFILE.yaml" "$DAGSTER_HOME/dagster.yaml"
+fi
+if [[ -n "${MLFLOW_PASSWORD:-}" ]]; then # of MLflow's own database
+  export MLFLOW_BACKEND_STORE_URI="postgresql://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
+fi
+exec "$@"

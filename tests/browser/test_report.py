@@ -1,0 +1,50 @@
+"""The evaluation report in a real browser."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipgen_core.stages import evaluation
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.browser.conftest import Watched
+
+
+@pytest.fixture(scope="module")
+def report(
+    tmp_path_factory: pytest.TempPathFactory, pictures: Path, checkpoint: str, pipeline: Storage
+) -> Path:
+    config = evaluation.Config(scored=10, candidates=1, pictures_shown=2, reconstructions=4)
+    result = evaluation.run(
+        config,
+        transformer=checkpoint,
+        images=pipeline.images,
+        prompts=str(pictures / "prompts.csv"),
+        out=Storage(str(tmp_path_factory.mktemp("report"))),
+        tracker=NullTracker(),
+        champion=checkpoint,
+    )
+    return Path(result.report)
+
+
+@pytest.mark.slow
+def test_the_report_opens_without_errors_in_both_schemes(
+    report: Path, themed: Watched, tmp_path: Path
+) -> None:
+    page = themed.page
+    page.goto(report.as_uri())
+    assert page.title() == "clip-gen: evaluation"
+    broken = "() => [...document.images].filter(image => !image.naturalWidth).length"
+    assert page.evaluate("document.images.length") > 60 and page.evaluate(broken) == 0
+    assert page.locator(".tile").count() == 4 and page.locator("tr.ours").count() == 2
+    assert page.locator("text=against the champion").count() == 1
+    wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    assert not wide
+    page.set_viewport_size({"width": 390, "height": 800})
+    assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    page.screenshot(path=tmp_path / "report.png")
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    corner = Image.open(tmp_path / "report.png").convert("L").getpixel((2, 2))
+    assert isinstance(corner, int) and (corner < 60 if dark else corner > 220)
+    assert themed.problems == []

@@ -1,0 +1,131 @@
+"""What runs the pipeline elsewhere, as far as it can be checked without a Docker engine or a cluster."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+INFRA = REPOSITORY / "infra"
+BIN = Path(sys.executable).parent
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_compose_file_is_valid_and_keeps_its_secrets_in_files() -> None:
+    file = INFRA / "compose" / "compose.yaml"
+    done = run(str(BIN / "check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(file))
+    assert done.returncode == 0, done.stdout
+    compose = yaml.safe_load(file.read_text())
+    for name, service in compose["services"].items():
+        assert re.search(r":\d", service["image"]), f"{name} is not pinned"
+        assert "healthcheck" in service or name == "bucket"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:")
+        for key, value in service["environment"].items() if "environment" in service else ():
+            secret = re.search(r"PASSWORD|SECRET|ACCESS_KEY", key)
+            assert not secret or (key.endswith("_FILE") and value.startswith("/run/secrets/")), key
+        assert set(service.get("secrets", ())) <= compose["secrets"].keys()
+    assert "clipgen" in compose["services"]["code"]["image"]
+
+
+def test_the_dockerfile_has_no_finding_and_runs_as_nobody_special() -> None:
+    done = run(str(BIN / "hadolint"), "--failure-threshold", "info", str(INFRA / "docker" / "Dockerfile"))
+    assert done.returncode == 0, done.stdout
+    text = (INFRA / "docker" / "Dockerfile").read_text()
+    assert re.search(r"^USER 10001$", text, flags=re.M)
+    for source in re.findall(r"^COPY (?!--from)(.+) \S+$", text, flags=re.M):
+        for path in source.split():
+            assert (REPOSITORY / path).exists(), path
+
+
+@pytest.mark.parametrize("script", ["compose/secrets.sh", "compose/mlflow.sh", "docker/entrypoint.sh"])
+def test_scripts_are_bash_and_executable(script: str) -> None:
+    assert os.access(INFRA / script, os.X_OK)
+    assert run("bash", "-n", str(INFRA / script)).returncode == 0
+
+
+def test_the_entrypoint_reads_secrets_from_files_and_takes_a_profile(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cr3t")
+    entrypoint = str(INFRA / "docker" / "entrypoint.sh")
+    settings = {
+        "AWS_SECRET_ACCESS_KEY_FILE": str(tmp_path / "secret"),
+        "DAGSTER_PROFILE": "compose",
+        "CLIPGEN_PROFILES": str(INFRA / "dagster"),
+        "DAGSTER_HOME": str(tmp_path),
+    }
+    done = run(entrypoint, "printenv", "AWS_SECRET_ACCESS_KEY", **settings)
+    assert done.stdout == "s3cr3t\n", done.stderr
+    assert (tmp_path / "dagster.yaml").read_text() == (INFRA / "dagster" / "compose.yaml").read_text()
+    settings["AWS_SECRET_ACCESS_KEY_FILE"] = str(tmp_path / "none")
+    done = run(entrypoint, "true", **settings)
+    assert done.returncode == 2 and "mount the secret" in done.stderr
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    script = tmp_path / "secrets.sh"
+    script.write_bytes((INFRA / "compose" / "secrets.sh").read_bytes())
+    script.chmod(0o755)
+    assert run(str(script)).returncode == 0
+    made = {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+    declared = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["secrets"]
+    assert {Path(one["file"]).name for one in declared.values()} == made.keys()
+    assert len(set(made.values())) == 5 and all(len(value) >= 48 for value in made.values())
+    (credentials,) = json.loads(made["s3_config"])["identities"]
+    assert credentials["credentials"][0]["secretKey"] == made["s3_secret"]
+    assert run(str(script)).returncode == 0
+    assert {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()} == made
+
+
+@pytest.mark.parametrize("profile", ["local", "compose", "kubernetes"])
+def test_dagster_accepts_each_profile(profile: str, tmp_path: Path) -> None:
+    (tmp_path / "dagster.yaml").write_bytes((INFRA / "dagster" / f"{profile}.yaml").read_bytes())
+    code = (
+        "from dagster._core.instance.config import dagster_instance_config\n"
+        "from dagster._core.instance.ref import InstanceRef\n"
+        f"config, _ = dagster_instance_config({str(tmp_path)!r})\n"
+        f"ref = InstanceRef.from_dir({str(tmp_path)!r})\n"
+        "print(config['telemetry'], ref.run_coordinator_data and ref.run_coordinator_data.class_name)\n"
+        "print(ref.run_launcher_data and ref.run_launcher_data.class_name)\n"
+    )
+    done = run(sys.executable, "-c", code, DAGSTER_PG_HOST="x", DAGSTER_PG_PASSWORD="x")
+    assert done.returncode == 0, done.stderr
+    assert "{'enabled': False}" in done.stdout
+    assert ("K8sRunLauncher" in done.stdout) == (profile == "kubernetes")
+
+
+def manifests() -> list[tuple[str, dict[str, Any]]]:
+    kustomization = yaml.safe_load((INFRA / "kubernetes" / "kustomization.yaml").read_text())
+    files = [INFRA / "kubernetes" / name for name in kustomization["resources"]]
+    return [(file.name, one) for file in files for one in yaml.safe_load_all(file.read_text())]
+
+
+@pytest.mark.parametrize(("file", "manifest"), manifests(), ids=lambda one: str(one)[:40])
+def test_every_manifest_fits_its_schema(file: str, manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, "1.37", strict=True)
+
+
+def test_pods_are_closed_and_no_secret_is_in_a_file() -> None:
+    pods = [one["spec"]["template"]["spec"] for _, one in manifests() if one["kind"] == "Deployment"]
+    assert len(pods) == 2
+    for pod in pods:
+        assert pod["securityContext"]["runAsNonRoot"] and not pod["automountServiceAccountToken"]
+        for container in pod["containers"]:
+            closed = container["securityContext"]
+            assert closed["readOnlyRootFilesystem"] and not closed["allowPrivilegeEscalation"]
+            assert closed["capabilities"] == {"drop": ["ALL"]}
+            assert container["resources"]["limits"]["memory"] and container["readinessProbe"]
+    assert not [one for _, one in manifests() if one["kind"] == "Secret"]
+    for file in (INFRA / "kubernetes").iterdir():
+        assert not re.search(r"(?i)(password|secret_access_key|auth_token): *\S", file.read_text()), file
