@@ -35,7 +35,7 @@ def frechet_distance(real: Tensor, other: Tensor) -> float:
     metric = FrechetInceptionDistance(Given(real.shape[1])).to(real.device)
     metric.update(real, real=True)
     metric.update(other, real=False)
-    return float(metric.compute())
+    return max(float(metric.compute()), 0.0)  # rounding may go below
 
 
 def cmmd(real: np.ndarray, other: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from clipgen_core.checks import Thresholds
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.quantizer import QuantizerConfig
 from clipgen_core.models.transformer import TransformerConfig
@@ -164,7 +165,12 @@ def quick() -> Recipe:
     return full.model_copy(
         update={
             "evaluation": evaluation.Config(
-                shown=DOZEN, pictures_shown=1, scored=16, candidates=1, reconstructions=6
+                shown=DOZEN,
+                pictures_shown=1,
+                scored=16,
+                candidates=1,
+                reconstructions=6,
+                thresholds=Thresholds(min_codebook_usage=0, max_copies=1),
             ),
         }
     )

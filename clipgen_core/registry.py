@@ -1,4 +1,4 @@
-"""The model registry: registering, judging, promoting, rolling back, and the way back to the pictures.
+"""The model registry: registering, promoting, rolling back.
 
 Versions live in MLflow; which of them is champion is decided by `{root}/champions.lance`, a table with one
 row a promotion, because MLflow's aliases know no compare-and-set: of two promotions that were judged against
@@ -10,17 +10,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
-from pydantic import Field
 
 from clipgen_core import storage
+from clipgen_core.checks import Verdict
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.lineage import lineage
 from clipgen_core.parts import copy_parts, read_parts
-from clipgen_core.schema import CHAMPIONS, Frozen
+from clipgen_core.schema import CHAMPIONS
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker, default_uri, mlflow_client, without_password
 
@@ -44,67 +44,6 @@ MODEL_NEEDS = (
     "numpy",
     "rich",
 )
-
-
-class Thresholds(Frozen):
-    """What a candidate must reach.
-
-    min_prompts: fewer say nothing; tolerance: the CLIP score may be worse than the champion's by this much,
-    with 97.5 % confidence; min_codebook_usage; max_copies: the share of generated pictures that repeat a
-    training picture.
-    """
-
-    min_prompts: int = Field(default=30, gt=0)
-    tolerance: float = Field(default=0.03, ge=0)
-    min_codebook_usage: float = Field(default=0.5, ge=0, le=1)
-    max_copies: float = Field(default=0.5, ge=0, le=1)
-
-
-class Verdict(NamedTuple):
-    """One check of a candidate: its figures, and one sentence where it fails."""
-
-    name: str
-    passed: bool
-    figures: dict[str, float]
-    reason: str
-
-
-def judge(metrics: Mapping[str, float], thresholds: Thresholds) -> list[Verdict]:
-    """The checks between a candidate and promotion, from an evaluation's metrics."""
-    prompts = sum(value for name, value in metrics.items() if name.endswith("/prompts"))
-    usage, copies = metrics.get("vqgan/codebook_usage", 0.0), metrics["memory/copies"]
-    against = {
-        name: metrics[f"against_champion/{name}"]
-        for name in ("mean", "low", "high")
-        if f"against_champion/{name}" in metrics
-    }
-    low = against.get("low", 0.0)
-    return [
-        Verdict(
-            "enough_prompts",
-            prompts >= thresholds.min_prompts,
-            {"prompts": prompts},
-            f"{prompts:.0f} prompts, {thresholds.min_prompts} needed",
-        ),
-        Verdict(
-            "not_worse_than_champion",
-            low >= -thresholds.tolerance,
-            against,
-            f"the CLIP score may be worse than the champion's by {-low:.3f}, {thresholds.tolerance} allowed",
-        ),
-        Verdict(
-            "codebook_in_use",
-            usage >= thresholds.min_codebook_usage,
-            {"usage": usage},
-            f"{usage:.2f} of the codebook in use, {thresholds.min_codebook_usage} needed",
-        ),
-        Verdict(
-            "not_memorised",
-            copies <= thresholds.max_copies,
-            {"copies": copies},
-            f"{copies:.2f} of the pictures copy a training picture, {thresholds.max_copies} allowed",
-        ),
-    ]
 
 
 def _description(metrics: Mapping[str, float]) -> str:

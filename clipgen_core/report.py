@@ -8,6 +8,7 @@ import jinja2
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from clipgen_core.checks import Verdict
 from clipgen_core.data.pictures import png_bytes
 from clipgen_core.memory import Nearest
 
@@ -66,6 +67,7 @@ class Report:
     metrics: dict[str, float]
     judge: str
     champion: str | None
+    verdicts: list[Verdict]
     copy_share: float
     samples: list[Sample]
     ranked: dict[str, list[Sample]]

@@ -22,6 +22,7 @@ from PIL import Image
 from pydantic import Field
 
 from clipgen_core import storage
+from clipgen_core.checks import Thresholds, Verdict, check
 from clipgen_core.data.pictures import Rejected, decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
@@ -47,7 +48,8 @@ class Config(Frozen):
     """shown: prompts of the grid, the first twelve if none; scored: how many prompts of each split are
     generated and scored; judge: a CLIP to score with, the conditioning one if None; inception: a file of
     Inception weights; pictures: the folder of the prompts' pictures; reference: a folder of pictures that no
-    model has seen, for the distances between sets (the prompts' own pictures if None); copy_share: a picture
+    model has seen, for the distances between sets (the prompts' own pictures if None); thresholds: what
+    promotion asks for; copy_share: a picture
     that shares this share of its codes with a training picture counts as its copy."""
 
     shown: tuple[str, ...] = ()
@@ -63,6 +65,7 @@ class Config(Frozen):
     reference: str | None = None
     reference_pictures: int = Field(default=1000, gt=1)
     copy_share: float = Field(default=0.9, gt=0, le=1)
+    thresholds: Thresholds = Thresholds()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,7 @@ class Result:
     metrics: dict[str, float]
     grid: Image.Image
     digest: str
+    verdicts: list[Verdict]
 
 
 def run(
@@ -100,6 +104,7 @@ def run(
     scored = {trial.split: trial.scored(judge) for trial in trials}
     metrics = _figures(config, judge, trials, scored)
     metrics |= _comparison(scored.values()) | _copies(config, trials) | _training_metrics(generator.parts)
+    verdicts = check(metrics, config.thresholds)
     samples = _samples(config, generator, images, known)
     report = Report(
         metrics=metrics,
@@ -107,6 +112,7 @@ def run(
         if config.judge
         else "the CLIP that conditions the model, which flatters it",
         champion=champion,
+        verdicts=verdicts,
         copy_share=config.copy_share,
         samples=samples,
         ranked=_ranked(trials, scored),
@@ -129,7 +135,9 @@ def run(
     tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
     tracker.image("grid", grid)
     out.publish_current("evaluation", folder, digest)
-    return Result(report=f"{folder}/report.html", metrics=metrics, grid=grid, digest=digest)
+    return Result(
+        report=f"{folder}/report.html", metrics=metrics, grid=grid, digest=digest, verdicts=verdicts
+    )
 
 
 def _publish(folder: str, files: Mapping[str, bytes]) -> None:

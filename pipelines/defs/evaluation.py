@@ -23,10 +23,6 @@ class EvaluationConfig(StageConfig):
         description="A CLIP that did not condition the model, to score with; trained:ROOT takes the one "
         "that clip_training left under a root; the conditioning CLIP if unset.",
     )
-    min_prompts: int = Field(default=30, description="Fewer prompts allow no promotion.")
-    tolerance: float = Field(default=0.03, description="How much worse than the champion's CLIP score.")
-    min_codebook_usage: float = Field(default=0.5, description="Less codebook usage allows no promotion.")
-    max_copies: float = Field(default=0.5, description="More copies of training pictures allow none.")
 
     def require_prompts(self) -> str:
         """The prompts, or how to name them.
@@ -60,7 +56,6 @@ def evaluation_report(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """A page of pictures and scores beside the champion's; the generator becomes clip-gen@candidate."""
-    from clipgen_core import registry
     from clipgen_core.stages import evaluation
     from clipgen_core.storage import Storage
 
@@ -70,8 +65,6 @@ def evaluation_report(
     if judge and judge.startswith(TRAINED):
         judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
     stage = recipe.stage("evaluation", {"judge": judge, **config.all_overrides()})
-    names = registry.Thresholds.model_fields
-    thresholds = registry.Thresholds(**{name: getattr(config, name) for name in names})
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
         versions = mlflow.registry(out)
         champion = versions.champion()
@@ -85,8 +78,7 @@ def evaluation_report(
             champion=versions.uri(champion) if champion else None,
         )
         version = versions.register(transformer.path, result, tracker)
-        verdicts = registry.judge(result.metrics, thresholds)
-        versions.mark(version, verdicts, champion)
+        versions.mark(version, result.verdicts, champion)
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(result.report),
@@ -105,7 +97,7 @@ def evaluation_report(
                 metadata=one.figures,
                 description=None if one.passed else one.reason,
             )
-            for one in verdicts
+            for one in result.verdicts
         ],
     )
 

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 
 from clipgen_core import recipes
+from clipgen_core.checks import Thresholds
 from clipgen_core.stages import duplicates, embeddings, evaluation, images, tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
@@ -24,7 +25,12 @@ TINY = recipes.Recipe(
     tokens=tokens.Config(views=2),
     transformer=tiny_transformer_config(4),
     evaluation=evaluation.Config(
-        shown=("a red disc",), pictures_shown=1, scored=4, candidates=1, reconstructions=2
+        shown=("a red disc",),
+        pictures_shown=1,
+        scored=4,
+        candidates=1,
+        reconstructions=2,
+        thresholds=Thresholds(min_prompts=4),
     ),
 )
 
@@ -39,7 +45,7 @@ def config(
     root: Path, pictures: Path, source: Path | None = None, clip: str = "trained", **ops: dict[str, Any]
 ) -> dict[str, Any]:
     given: dict[str, dict[str, Any]] = {
-        "evaluation_report": {"prompts": str(pictures / "prompts.csv"), "min_prompts": 4},
+        "evaluation_report": {"prompts": str(pictures / "prompts.csv")},
     }
     given |= ops
     return {
@@ -99,7 +105,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert made["champion"].metadata["version"].value == "1"
     assert str(client.get_model_version_by_alias("clip-gen", "champion").version) == "1"
 
-    judge = {"prompts": str(pictures / "prompts.csv"), "judge": f"trained:{tmp_path}/root", "min_prompts": 4}
+    judge = {"prompts": str(pictures / "prompts.csv"), "judge": f"trained:{tmp_path}/root"}
     again = config(tmp_path, pictures, evaluation_report=judge)
     again["ops"] = {"evaluation_report": again["ops"]["evaluation_report"]}
     with dg.DagsterInstance.ephemeral() as instance:
@@ -112,27 +118,28 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_failed_check_keeps_the_champion(
-    pictures: Path, pipeline: Storage, checkpoint: str, tmp_path: Path
+    pictures: Path, pipeline: Storage, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Storage(str(tmp_path / "root"))
     root.publish_current("transformer", checkpoint, "tests")
     shutil.copytree(pipeline.images, root.images)
     selection = [dg.AssetKey("evaluation_report"), dg.AssetKey("champion")]
 
-    def evaluate(**settings: Any) -> dg.ExecuteInProcessResult:
-        given = {"prompts": str(pictures / "prompts.csv"), **settings}
+    def evaluate(**overrides: Any) -> dg.ExecuteInProcessResult:
+        given = {"prompts": str(pictures / "prompts.csv"), "overrides": overrides}
         asked = config(tmp_path, pictures, evaluation_report=given)
         return execute("clip_gen", asked, asset_selection=selection, raise_on_error=False)
 
-    failed = evaluate(min_prompts=1000)
+    failed = evaluate(**{"thresholds.min_prompts": 1000})
     assert not failed.success
     (bad,) = [e for e in failed.get_asset_check_evaluations() if not e.passed]
     assert bad.check_name == "enough_prompts" and bad.description == "4 prompts, 1000 needed"
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
-    assert evaluate(min_prompts=4).success
+    assert evaluate().success
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")  # of this process; the asset has its own
-    assert evaluate(min_prompts=4).success  # the same again: no worse than the champion
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert evaluate().success  # the same again: no worse than the champion
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 3, "champion": 3, "previous": 2}
 
 

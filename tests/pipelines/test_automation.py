@@ -11,7 +11,7 @@ import pytest
 from clipgen_core import recipes
 from clipgen_core.data.tables import column
 from clipgen_core.storage import Storage
-from pipelines.conditions import TRAINED_ON, Grown
+from pipelines.conditions import TRAINED_ON, Grown, when_updated
 from pipelines.definitions import defs
 from pipelines.defs.automation import new_folders, nightly_embeddings
 from pipelines.partitions import ALL, NAME
@@ -175,6 +175,8 @@ def test_tokens_are_made_when_embeddings_or_the_vqgan_are_newer() -> None:
         "token_shards",
         "transformer_checkpoint",
         "vqgan_checkpoint",
+        "evaluation_report",
+        "champion",
     }
 
     @dg.asset
@@ -196,3 +198,50 @@ def test_tokens_are_made_when_embeddings_or_the_vqgan_are_newer() -> None:
         second = asked(first.cursor)
         assert second.total_requested == 1
         assert asked(second.cursor).total_requested == 0
+
+
+def test_a_report_waits_for_its_transformer_and_a_champion_for_passed_checks() -> None:
+    @dg.asset
+    def images() -> None: ...
+
+    @dg.asset
+    def transformer() -> None: ...
+
+    @dg.asset(
+        deps=[images, transformer],
+        automation_condition=when_updated("transformer"),
+        check_specs=[dg.AssetCheckSpec("good", asset="report", blocking=True)],
+    )
+    def report() -> dg.MaterializeResult:  # type: ignore[type-arg]
+        return dg.MaterializeResult()
+
+    @dg.asset(deps=[report], automation_condition=when_updated("report"))
+    def best() -> None: ...
+
+    with dg.DagsterInstance.ephemeral() as instance:
+        cursor: Any = None
+
+        def asked() -> set[str]:
+            nonlocal cursor
+            result = dg.evaluate_automation_conditions(
+                defs=[images, transformer, report, best], instance=instance, cursor=cursor
+            )
+            cursor = result.cursor
+            keys = (dg.AssetKey("report"), dg.AssetKey("best"))
+            return {key.to_user_string() for key in keys if result.get_num_requested(key)}
+
+        def made(name: str, passed: bool | None = None) -> None:
+            instance.report_runless_asset_event(dg.AssetMaterialization(name))
+            if passed is not None:
+                said = dg.AssetCheckEvaluation("good", passed, {}, None, None, dg.AssetKey(name), True)
+                instance.report_runless_asset_event(said)
+
+        assert asked() == set()
+        made("images")
+        assert asked() == set()
+        made("transformer")
+        assert asked() == {"report"}
+        made("report", passed=False)
+        assert asked() == set()
+        made("report", passed=True)
+        assert asked() == {"best"}
