@@ -233,7 +233,9 @@ def test_a_report_waits_for_its_transformer_and_a_champion_for_passed_checks() -
         def made(name: str, passed: bool | None = None) -> None:
             instance.report_runless_asset_event(dg.AssetMaterialization(name))
             if passed is not None:
-                said = dg.AssetCheckEvaluation("good", passed, {}, None, None, dg.AssetKey(name), True)
+                said = dg.AssetCheckEvaluation(
+                    asset_key=dg.AssetKey(name), check_name="good", passed=passed, metadata={}, blocking=True
+                )
                 instance.report_runless_asset_event(said)
 
         assert asked() == set()
