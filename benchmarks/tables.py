@@ -32,7 +32,7 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training.config import TrainConfig
 
 TRACKER = NullTracker()
-PHOTOS, PHOTO_SIZE, BATCH = 320, (320, 240), 32
+PHOTOS, PHOTO_SIZE, BATCH = 160, (320, 240), 32
 FILES = 100_000
 SIZES = (10_000, 100_000, 1_000_000)
 ROWS_A_FILE = 10_000
