@@ -108,8 +108,8 @@ def serving(model: str, scratch: Path) -> Iterator[str]:
     try:
         yield wait_for(f"http://127.0.0.1:{port}", server, scratch / "log")
     finally:
-        server.terminate()
-        server.wait(30)
+        server.kill()
+        server.wait()
 
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> str:

@@ -6,6 +6,7 @@ Requests wait in one queue, in order; the page watches its pictures appear row b
 import os
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,6 +117,7 @@ def build(models: Sequence[str]) -> gr.Blocks:
                 said = gr.Markdown(elem_id="said")
                 near = gr.Gallery(
                     label="Nearest training pictures to the first",
+                    format="png",
                     columns=NEAREST,
                     height=150,
                     elem_id="near",
@@ -151,7 +153,7 @@ def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
             row = sampling.made
         except ClipgenError as error:
             raise gr.Error(str(error)) from error
-        asked = {"picture": True} if of_picture else {"prompt": given}
+        asked: dict[str, Any] = {"picture": True} if of_picture else {"prompt": given}
         for one in row:
             score = round(one.clip_score, 4)
             with_parameters(one.image, {**asked, **parameters, "model": model, "clip_score": score})
@@ -191,7 +193,7 @@ class Sampling:
         while (codes := self._codes.get()) is not None:
             if codes.shape[1] % side == 0:
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])
-                yield shown, codes.shape[1] / side**2
+                yield [_own(image) for image in shown], codes.shape[1] / side**2
         if self._failed:
             raise self._failed
 
@@ -218,4 +220,10 @@ def _neighbours(generator: TextToImage, made: Generated) -> list[tuple[Image.Ima
     found = dict(generator.search(generator.embed_images([made.image])[0], NEAREST))
     rows = table.to_table(columns=["id", "image"], filter=one_of("id", list(found))).to_pylist()
     rows.sort(key=lambda row: -found[row["id"]])
-    return [(decode_stored(row["image"]), f"{found[row['id']]:.3f}") for row in rows]
+    return [(_own(decode_stored(row["image"])), f"{found[row['id']]:.3f}") for row in rows]
+
+
+def _own(image: Image.Image) -> Image.Image:
+    """The picture, as a file of its own: Gradio names files by their content and would write one that another
+    user is just reading."""
+    return with_parameters(image, {"shown": uuid.uuid4().hex})
