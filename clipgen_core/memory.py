@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipgen_core.data.pictures import decode_stored, fit_square, to_tensor
-from clipgen_core.data.tables import one_of, open_table
+from clipgen_core.data.images import pictures_by_id
+from clipgen_core.data.pictures import fit_square, to_tensor
+from clipgen_core.data.tables import open_table
 from clipgen_core.generator import Generated, TextToImage
 
 LOOKED_AT = 4
@@ -29,12 +30,10 @@ def nearest_training(generator: TextToImage, made: Sequence[Generated], images: 
     """The training picture most like each of the generated ones; None where those near it were pruned."""
     embedded = generator.embed_images([one.image for one in made])
     found = [generator.search(row, LOOKED_AT) for row in embedded]
-    wanted = sorted({id for row in found for id, _ in row})
-    table = open_table(images).to_table(columns=["id", "image"], filter=one_of("id", wanted))
     size = generator.vqgan.config.image_size
-    shown = [fit_square(decode_stored(data), size) for data in table["image"].to_pylist()]
-    pictures = dict(zip(table["id"].to_pylist(), shown, strict=True))
-    codes = dict(zip(pictures, _codes(generator, shown), strict=True))
+    stored = pictures_by_id(open_table(images), {id for row in found for id, _ in row})
+    pictures = {id: fit_square(picture, size) for id, picture in stored.items()}
+    codes = dict(zip(pictures, _codes(generator, list(pictures.values())), strict=True))
     return [
         max(
             (

@@ -19,8 +19,9 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from clipgen_core.data.pictures import decode_stored, with_parameters
-from clipgen_core.data.tables import find_table, one_of
+from clipgen_core.data.images import pictures_by_id
+from clipgen_core.data.pictures import with_parameters
+from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generator import MAX_PROMPT_LENGTH, Generated, TextToImage
 from clipgen_core.registry import CANDIDATE, CHAMPION_ALIAS, MODEL, describe
@@ -218,9 +219,8 @@ def _neighbours(generator: TextToImage, made: Generated) -> list[tuple[Image.Ima
     if table is None or generator.embeddings is None:
         return []
     found = dict(generator.search(generator.embed_images([made.image])[0], NEAREST))
-    rows = table.to_table(columns=["id", "image"], filter=one_of("id", list(found))).to_pylist()
-    rows.sort(key=lambda row: -found[row["id"]])
-    return [(_own(decode_stored(row["image"])), f"{found[row['id']]:.3f}") for row in rows]
+    pictures = pictures_by_id(table, found)
+    return [(_own(pictures[id]), f"{cosine:.3f}") for id, cosine in found.items() if id in pictures]
 
 
 def _own(image: Image.Image) -> Image.Image:

@@ -1,13 +1,15 @@
-"""Decoded pictures of an images table, by row. Knows the table's columns, not what they are for."""
+"""Decoded pictures of an images table, by row or id. Knows the table's columns, not what they are for."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
+import lance
 import numpy as np
 from PIL import Image
 
 from clipgen_core.data.keys import digest_of_keys, joined, numbers
 from clipgen_core.data.pictures import decode_stored
-from clipgen_core.data.tables import open_table, scan_keys
+from clipgen_core.data.tables import one_of, open_table, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE
 
@@ -44,3 +46,9 @@ def held_out(keys: np.ndarray) -> np.ndarray:
     if not held.any():
         held[np.argmin(keys)] = True
     return held
+
+
+def pictures_by_id(table: lance.LanceDataset, ids: Iterable[str]) -> dict[str, Image.Image]:
+    """Those of the pictures that the images table still has."""
+    rows = table.to_table(columns=["id", "image"], filter=one_of("id", sorted(ids))).to_pylist()
+    return {row["id"]: decode_stored(row["image"]) for row in rows}

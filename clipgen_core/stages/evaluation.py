@@ -48,9 +48,9 @@ class Config(Frozen):
     """shown: prompts of the grid, the first twelve if none; scored: how many prompts of each split are
     generated and scored; judge: a CLIP to score with, the conditioning one if None; inception: a file of
     Inception weights; pictures: the folder of the prompts' pictures; reference: a folder of pictures that no
-    model has seen, for the distances between sets (the prompts' own pictures if None); thresholds: what
-    promotion asks for; copy_share: a picture
-    that shares this share of its codes with a training picture counts as its copy."""
+    model has seen, for the distances between sets (the prompts' own pictures if None); copy_share: a picture
+    with this share of its codes in common with a training picture counts as its copy; thresholds: what
+    promotion asks for."""
 
     shown: tuple[str, ...] = ()
     pictures_shown: int = Field(default=4, gt=0)
