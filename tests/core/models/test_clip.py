@@ -40,6 +40,7 @@ def test_it_is_open_clips_own_model(clip: ClipEncoder, clip_reference: str) -> N
     with torch.no_grad():
         expected = torch.nn.functional.normalize(model.eval().encode_image(preprocess(image)[None]))
     assert np.allclose(clip.encode_images([image]), expected.numpy(), atol=0.02)
+    assert all(weight.dtype == torch.float32 for weight in clip.model.parameters())
 
 
 def test_features_match_the_preprocessed_tower_and_are_differentiable(clip: ClipEncoder) -> None:
