@@ -80,22 +80,22 @@ class Judge:
         own = cosine[np.arange(len(texts)), [self.names.index(text) for text in texts]]
         return Scored(texts, pictures, embedded, own, (cosine > own[:, None]).sum(axis=1))
 
-    def reference(self, pictures: list[Image.Image]) -> "Reference":
-        """Real pictures that sets are compared with."""
-        return Reference(self, pictures)
+    def reference(self, pictures: list[Image.Image], embedded: np.ndarray | None = None) -> "Reference":
+        """Real pictures that sets are compared with; `embedded` where this judge has seen them [n, d]."""
+        return Reference(self, pictures, embedded)
 
 
 class Reference:
     """Real pictures, in the judge's spaces, sharp and blurred."""
 
-    def __init__(self, judge: Judge, pictures: list[Image.Image]) -> None:
+    def __init__(self, judge: Judge, pictures: list[Image.Image], embedded: np.ndarray | None) -> None:
         self.judge = judge
-        self.seen = self._spaces(pictures)
+        self.seen = self._spaces(pictures, embedded)
 
-    def distances(self, pictures: list[Image.Image]) -> dict[str, float]:
+    def distances(self, pictures: list[Image.Image], embedded: np.ndarray | None = None) -> dict[str, float]:
         """FID (sharp, and blurred by 1, 2, 4, 8 pixels) and CMMD in CLIP space, precision, recall, density
         and coverage; with Inception also its FIDs and the Inception score."""
-        other = self._spaces(pictures)
+        other = self._spaces(pictures, embedded)
         made = {name: frechet_distance(self.seen[name], other[name]) for name in other if "fid" in name}
         real, seen = self.seen["fid_clip"].numpy(), other["fid_clip"].numpy()
         made |= {"cmmd": cmmd(real, seen), **manifold_scores(real, seen)}
@@ -103,11 +103,12 @@ class Reference:
             made["inception_score"] = inception_score(other["logits"])
         return made
 
-    def _spaces(self, pictures: list[Image.Image]) -> dict[str, Tensor]:
+    def _spaces(self, pictures: list[Image.Image], embedded: np.ndarray | None) -> dict[str, Tensor]:
         spaces: dict[str, Tensor] = {}
         for radius in (0, *BLURS):
             name, shown = f"_{radius}" if radius else "", blurred(pictures, radius) if radius else pictures
-            spaces[f"fid_clip{name}"] = torch.from_numpy(self.judge.clip.encode_images(shown))
+            known = embedded if embedded is not None and not radius else self.judge.clip.encode_images(shown)
+            spaces[f"fid_clip{name}"] = torch.from_numpy(known)
             if self.judge.inception:
                 features, logits = self.judge.inception.look(shown)
                 spaces[f"fid{name}"] = features

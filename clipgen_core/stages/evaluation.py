@@ -23,6 +23,7 @@ from pydantic import Field
 
 from clipgen_core import storage
 from clipgen_core.checks import Thresholds, Verdict, check
+from clipgen_core.data.images import pictures_by_id
 from clipgen_core.data.pictures import Rejected, decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
@@ -199,12 +200,11 @@ def _generate(generator: TextToImage, texts: list[str], config: Config, label: s
 def _real_picture(prompt: Prompt, generator: TextToImage, images: str) -> Image.Image:
     """The prompt's own picture, or the stored one nearest to it where none is known."""
     if prompt.file:
-        data = storage.read_bytes(prompt.file)
+        picture = decode(storage.read_bytes(prompt.file)).image
     else:
         found = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
-        rows = open_table(images).to_table(columns=["image"], filter=f"id = '{found}'")
-        data = rows["image"][0].as_py()
-    return fit_square(decode(data).image, generator.vqgan.config.image_size)
+        (picture,) = pictures_by_id(open_table(images), [found]).values()
+    return fit_square(picture, generator.vqgan.config.image_size)
 
 
 @torch.no_grad()
@@ -222,9 +222,10 @@ def _figures(
     held_out = judge.reference(_reference(config, trials)) if config.reference else None
     metrics: dict[str, float] = {}
     for trial in trials:
-        reference = held_out or judge.reference(trial.pictures[REAL])
-        for kind, pictures in trial.pictures.items():
-            figures = scored[trial.split][kind].figures() | reference.distances(pictures)
+        kinds = scored[trial.split]
+        reference = held_out or judge.reference(kinds[REAL].pictures, kinds[REAL].embedded)
+        for kind, seen in kinds.items():
+            figures = seen.figures() | reference.distances(seen.pictures, seen.embedded)
             metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in figures.items()}
         metrics[f"{trial.split}/prompts"] = len(trial.prompts)
     return metrics

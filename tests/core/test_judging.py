@@ -55,6 +55,8 @@ def test_distances_are_taken_in_the_judges_space_sharp_and_blurred(clip: ClipEnc
     assert made["fid_clip_4"] == pytest.approx(frechet_distance(*map(torch.from_numpy, soft)), rel=1e-3)
     assert {"fid_clip", "fid_clip_1", "fid_clip_2", "fid_clip_8", "precision", "coverage"} <= made.keys()
     assert "fid" not in made and "inception_score" not in made
+    assert reference.distances(PICTURES[12:], embedded=other) == made
+    assert reference.distances(PICTURES[12:], embedded=real)["cmmd"] != made["cmmd"]
     same = reference.distances(PICTURES[:12])
     assert same["fid_clip"] == pytest.approx(0, abs=1e-3) and same["coverage"] == 1
 
