@@ -1,12 +1,13 @@
 """Progress of long work: a bar on a terminal, a line every few seconds in a log."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from clipgen_core import logs
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -18,14 +19,14 @@ class Meter:
         self.label, self.total, self.unit = label, total, unit
         self.done = self.first = start
         self.began = self.last_line = time.monotonic()
-        self.figures = ""
+        self.figures = dict[str, float]()
         self.console = Console(stderr=True)
         self.shown = shown
         self.bar = self._bar() if shown and self.console.is_terminal else None
 
     def show(self, **figures: float) -> None:
         """Figures to show from now on."""
-        self.figures = "  ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        self.figures = figures
 
     def advance(self, count: int = 1) -> None:
         self.done += count
@@ -33,7 +34,8 @@ class Meter:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self._state())
         elif self.shown and self._due():
             self.last_line = time.monotonic()
-            print(self._line(), file=sys.stderr, flush=True)
+            counted = {"done": self.done, "total": self.total, f"{self.unit}_per_second": self.rate}
+            logs.line(self._line(), work=self.label, **counted, **self.figures)
 
     def _due(self) -> bool:
         return time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES or self.done == self.total
@@ -43,7 +45,8 @@ class Meter:
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def _state(self) -> str:
-        return f"{self.rate:.3g} {self.unit}/s  {self.figures}"
+        figures = "  ".join(f"{name} {value:.3g}" for name, value in self.figures.items())
+        return f"{self.rate:.3g} {self.unit}/s  {figures}"
 
     def _line(self) -> str:
         if self.total is None:

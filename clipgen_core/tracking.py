@@ -83,11 +83,16 @@ def mlflow_run(
 ) -> Iterator[MlflowTracker]:
     """An MLflow run that ends FINISHED, or FAILED when the body raises.
 
+    Meanwhile it is told the machine's load every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL), as
+    `system/...`; of NVIDIA GPUs too where nvidia-ml-py is installed.
+
     Args:
         tracking_uri: e.g. `sqlite:///mlflow.db` or a server's URL.
         artifacts: where a new experiment keeps its artifacts; the server's default if None.
     """
     client = mlflow_client(tracking_uri)
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = (
         experiment.experiment_id
@@ -95,12 +100,15 @@ def mlflow_run(
         else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     )
     run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
+    load: Any = SystemMetricsMonitor(run_id, tracking_uri=tracking_uri)
+    load.start()
+    ended = "FAILED"
     try:
         yield MlflowTracker(client, run_id)
-    except BaseException:
-        client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id, "FINISHED")
+        ended = "FINISHED"
+    finally:
+        load.finish()
+        client.set_terminated(run_id, ended)
 
 
 def default_uri(local_folder: str = LOCAL_FOLDER) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 
 Stage = Literal["clip", "vqgan", "transformer"]
@@ -36,6 +37,7 @@ def train(
     from clipgen_core.storage import Storage
     from clipgen_core.training import distributed
 
+    logs.take_over()
     distributed.start()
     out, tracker = Storage(root), tracker_for(mlflow_run if distributed.rank() == 0 else None)
     config = configure(recipe, stage, dict(setting(one) for one in given or []))

@@ -20,7 +20,13 @@ class TrainingConfig(StageConfig):
 
     steps: int | None = Field(default=None, description="Optimizer steps; the recipe's if unset.")
     seed: int | None = Field(default=None, description="Seed of the training; the recipe's if unset.")
-    processes: int = Field(default=1, ge=1, description="Processes on this machine, one a GPU (torchrun).")
+    processes: int = Field(default=1, ge=1, description="Processes, one a GPU.")
+    workers_on: str = Field(
+        default="here",
+        pattern="^(here|ray)$",
+        description="`here`: this machine (torchrun); `ray`: the cluster that RAY_ADDRESS names.",
+    )
+    restarts: int = Field(default=3, ge=0, description="How often lost workers of Ray are replaced.")
 
     def all_overrides(self) -> dict[str, Any]:
         given = {"train.steps": self.steps, "train.seed": self.seed}

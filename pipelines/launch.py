@@ -1,16 +1,26 @@
-"""How an asset's training is started: in its own process, or in several by torchrun."""
+"""How an asset's training is started: in its own process, in several by torchrun, or on Ray's workers.
+
+Whatever starts it calls `clipgen_core.train.train`; the asset's own `run()` then finds the training finished.
+"""
 
 import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import dagster as dg
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
+from clipgen_core import logs
+from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
+from clipgen_core.train import train
 from pipelines.config import TrainingConfig
 from pipelines.resources import RecipeResource
+
+RAY_FOLDER = "ray"  # under the root: what Ray's trainer notes of itself
 
 
 def train_in_processes(
@@ -21,18 +31,75 @@ def train_in_processes(
     tracker: MlflowTracker,
     **inputs: str | None,
 ) -> None:
-    """Run `clipgen train STAGE` under torchrun; the caller's own `run()` then finds it finished.
+    """Train `stage` as `config` says. With one process here the caller's `run()` trains: nothing to do.
 
-    With one process there is nothing to do: the caller's `run()` trains.
+    Raises:
+        dg.Failure: the training failed; on Ray, again and again.
     """
-    processes, overrides = config.processes, config.all_overrides()
-    if processes == 1:
-        return
+    given = [f"{name}={json.dumps(value)}" for name, value in config.all_overrides().items()]
+    arguments: dict[str, Any] = {"stage": stage, "root": out.root, "recipe": recipe.name, "given": given}
+    arguments |= {name: value for name, value in inputs.items() if value is not None}
+    arguments["mlflow_run"] = tracker.run_id
+    if config.workers_on == "ray":
+        _by_ray(arguments, config, tracker.client.tracking_uri)
+    elif config.processes > 1:
+        _by_torchrun(arguments, config.processes, tracker.client.tracking_uri)
+
+
+def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None:
+    options = dict(arguments)
+    stage, given = options.pop("stage"), options.pop("given")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "clipgen_core.cli", "train", stage, "--root", out.root, "--recipe", recipe.name]
-    command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
-    command += [f"--{name}={value}" for name, value in inputs.items() if value is not None]
-    command += [f"--mlflow-run={tracker.run_id}"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": tracker.client.tracking_uri}
+    command += ["-m", "clipgen_core.cli", "train", stage, *(f"--set={one}" for one in given)]
+    command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()
     if subprocess.run(command, env=environment, check=False).returncode:
         raise dg.Failure(f"training the {stage} in {processes} processes failed: its output says why")
+
+
+def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> None:
+    """Workers on the cluster that RAY_ADDRESS names. When one is lost, all start again from the newest
+    checkpoint; an error that would come again is not tried again."""
+    try:
+        import ray
+        from ray.train import RunConfig, ScalingConfig, WorkerGroupError
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise dg.Failure("training on Ray needs Ray: install clipgen with the extra [ray]") from error
+
+    environment = {"MLFLOW_TRACKING_URI": mlflow, **logs.for_children()}
+
+    def work() -> None:
+        os.environ.update(environment)
+        train(**arguments)
+
+    def lost(error: BaseException) -> bool:
+        return isinstance(error, WorkerGroupError) and _reason(error) is None
+
+    if not ray.is_initialized():
+        ray.init()
+    scaling = ScalingConfig(num_workers=config.processes, use_gpu=bool(ray.cluster_resources().get("GPU")))
+    notes = f"{Storage(arguments['root']).root}/{RAY_FOLDER}"
+    trying = Retrying(
+        retry=retry_if_exception(lost),
+        stop=stop_after_attempt(1 + config.restarts),
+        before_sleep=_tell,
+        reraise=True,
+    )
+    try:
+        for attempt in trying:
+            with attempt:
+                TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
+    except WorkerGroupError as error:
+        reason = _reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
+        raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from error
+
+
+def _reason(error: Any) -> str | None:
+    """What clipgen itself has to say, where that ended a worker."""
+    failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
+    return next((str(one) for one in failures if isinstance(one, ClipgenError)), None)
+
+
+def _tell(state: RetryCallState) -> None:
+    logs.line("a worker was lost: all start again", attempt=state.attempt_number)

@@ -1,5 +1,6 @@
 """What assets are given: where artefacts live, which recipe holds, and MLflow."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from pydantic import Field
 
+from clipgen_core import logs
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
 
@@ -94,4 +96,21 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
         with mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags) as tracker:
-            yield tracker
+            ids = {"dagster_run": context.run.run_id, "asset": asset, "mlflow_run": tracker.run_id}
+            with logs.bound(**ids):
+                yield tracker
+
+    def links(self, tracker: "MlflowTracker", **artifacts: str) -> dict[str, dg.MetadataValue[Any]]:
+        """Web addresses of the run and of some of its artifacts; none where MLflow is a local file.
+
+        CLIPGEN_MLFLOW_PAGE says where people open MLflow, if not at the tracking URI.
+        """
+        from clipgen_core.tracking import without_password
+
+        page = os.environ.get("CLIPGEN_MLFLOW_PAGE") or without_password(self.uri)
+        if not page.startswith("http"):
+            return {}
+        experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
+        run = f"{page.rstrip('/')}/#/experiments/{experiment}/runs/{tracker.run_id}"
+        addresses = {"mlflow": run} | {name: f"{run}/artifacts/{file}" for name, file in artifacts.items()}
+        return {name: dg.MetadataValue.url(address) for name, address in addresses.items()}

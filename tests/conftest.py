@@ -1,6 +1,10 @@
 """Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
 
-from collections.abc import Callable
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +23,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.loop import TrainConfig
 
+RAY = Path(sys.executable).with_name("ray")
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
 SHAPES = ("disc", "square", "cross")
@@ -156,3 +161,33 @@ def random_images() -> Callable[[int], list[Image.Image]]:
         return [Image.fromarray(value) for value in values]
 
     return make
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture
+def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a head and a second node, a CPU each."""
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    start = [str(RAY), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+    memory = "--object-store-memory=100000000"
+    try:
+        head = [*start, memory, "--head", f"--port={port}", "--include-dashboard=false"]
+        subprocess.run(head, check=True, capture_output=True)
+        subprocess.run([*start, memory, f"--address={address}"], check=True, capture_output=True)
+        yield address
+    finally:
+        subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True)

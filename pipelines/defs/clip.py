@@ -40,6 +40,7 @@ def clip_checkpoint(
             "pictures": result.pictures,
             "captions": result.captions,
             "mlflow_run": tracker.run_id,
+            **mlflow.links(tracker),
             **report.fitted(result.fitted),
         },
         data_version=dg.DataVersion(result.clip_key),

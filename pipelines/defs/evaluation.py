@@ -82,6 +82,7 @@ def evaluation_report(
     return dg.MaterializeResult(
         metadata={
             "report": dg.MetadataValue.path(result.report),
+            **mlflow.links(tracker, report_page="report.html"),
             "model": f"models:/{versions.name}/{version}",
             "model_version": version,
             "compared_with": f"version {champion}" if champion else "none",

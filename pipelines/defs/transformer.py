@@ -52,6 +52,7 @@ def transformer_checkpoint(
             "parameters": result.parameters,
             TRAINED_ON: manifest.rows,
             "mlflow_run": tracker.run_id,
+            **mlflow.links(tracker),
             "validation_curve": report.curve(result.fitted.history, "validation_loss"),
             **transformer.upstream_tags(manifest),
             **report.fitted(result.fitted),

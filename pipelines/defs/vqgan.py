@@ -47,6 +47,7 @@ def vqgan_checkpoint(
             "digest": result.digest,
             TRAINED_ON: open_table(out.images).count_rows(),
             "mlflow_run": tracker.run_id,
+            **mlflow.links(tracker),
             "psnr_curve": report.curve(result.fitted.history, "psnr"),
             **report.fitted(result.fitted),
         },

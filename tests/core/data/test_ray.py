@@ -2,13 +2,8 @@
 
 import multiprocessing
 import os
-import secrets
 import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import lance
@@ -23,38 +18,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.conftest import COLOURS, SHAPES, draw
 
-RAY = Path(sys.executable).with_name("ray")
 COUNT = 480
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a head and a second node, a CPU each."""
-    environment = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    start = [str(RAY), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    memory = "--object-store-memory=100000000"
-    try:
-        head = [*start, memory, "--head", f"--port={port}", "--include-dashboard=false"]
-        subprocess.run(head, check=True, capture_output=True)
-        subprocess.run([*start, memory, f"--address={address}"], check=True, capture_output=True)
-        yield address
-    finally:
-        subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True)
 
 
 def embed(root: str, clip: str, compute: ComputeConfig) -> None:
@@ -65,7 +29,7 @@ def embed(root: str, clip: str, compute: ComputeConfig) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_and_doubles_nothing(
-    cluster: str, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -73,7 +37,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(
         draw(COLOURS[i % 8], SHAPES[i // 8 % 3], 24 + i // 24).save(source / f"{i}.png")
     out = Storage(str(tmp_path / "root"))
     images.run(images.Config(), source=str(source), out=out, tracker=NullTracker())
-    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     compute = ComputeConfig(on="ray", workers=2, cpus=0.5)
     spawn = multiprocessing.get_context("spawn")
     driver = spawn.Process(target=embed, args=(out.root, clip_reference, compute))

@@ -1,0 +1,129 @@
+"""Training assets on a real Ray cluster of two nodes on loopback; a worker is killed in the middle."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+import pytest
+import torch
+
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import mlflow_client
+from clipgen_core.training.checkpoint import read_state, read_weights
+from pipelines.definitions import defs
+
+STEPS = 120
+SETTINGS = {
+    "model.width": 32,
+    "model.layers": 1,
+    "model.heads": 2,
+    "train.batch_size": 4,
+    "train.log_every": 10,
+    "train.checkpoint_every": 20,
+    "train.precision": "fp32",
+}
+
+
+def materialise(root: str, **training: Any) -> None:
+    """transformer_checkpoint by Dagster, in this process; its workers on Ray."""
+    torch.set_num_threads(1)
+    training = {"processes": 2, "workers_on": "ray", "steps": STEPS, **training}
+    asked = {
+        "resources": {
+            "storage": {"config": {"root": root}},
+            "mlflow": {"config": {"local_folder": f"{root}/mlflow"}},
+        },
+        "ops": {"transformer_checkpoint": {"config": training}},
+    }
+    job = defs().resolve_job_def("clip_gen")
+    job.execute_in_process(run_config=asked, asset_selection=[dg.AssetKey("transformer_checkpoint")])
+
+
+def started(root: Storage, **training: Any) -> Any:
+    spawn = multiprocessing.get_context("spawn")
+    driver = spawn.Process(target=materialise, args=(root.root,), kwargs=training)
+    driver.start()
+    return driver
+
+
+def root_at(path: Path, pipeline: Storage) -> Storage:
+    shards, out = pipeline.current("tokens", "tests"), Storage(str(path))
+    out.publish_current("tokens", shards.path, shards.digest)
+    return out
+
+
+def checkpoints(out: Storage) -> list[Path]:
+    return list(Path(out.root).glob("checkpoints/transformer/*/step-*/state.json"))
+
+
+def wait_for(found: Callable[[], Any], alive: Callable[[], bool]) -> Any:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and alive():
+        if result := found():
+            return result
+        time.sleep(0.02)
+    raise AssertionError("it did not come")
+
+
+def trainer_process() -> int | None:
+    """A process of the training's workers."""
+    for process in psutil.process_iter(["cmdline"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith("ray::") and "TrainWorker" in title:
+            return process.pid
+    return None
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
+    ray_cluster: str, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = {"overrides": SETTINGS}
+    calm, disturbed = root_at(tmp_path / "calm", pipeline), root_at(tmp_path / "disturbed", pipeline)
+    driver = started(calm, **settings)
+    driver.join(180)
+    assert driver.exitcode == 0
+
+    driver = started(disturbed, **settings)
+    wait_for(lambda: checkpoints(disturbed), driver.is_alive)
+    victim = trainer_process()
+    assert victim
+    os.kill(victim, signal.SIGKILL)
+    reached = max(int(file.parent.name.removeprefix("step-")) for file in checkpoints(disturbed))
+    assert reached < STEPS
+    driver.join(180)
+    assert driver.exitcode == 0
+
+    one, two = (out.current("transformer", "tests").path for out in (calm, disturbed))
+    assert read_state(one)["step"] == read_state(two)["step"] == STEPS
+    weights, others = read_weights(one), read_weights(two)
+    assert all(torch.allclose(weights[name], others[name], atol=1e-5) for name in weights)
+    client = mlflow_client(f"sqlite:///{disturbed.root}/mlflow/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("clip-gen").experiment_id])
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert {point.step for point in points} == set(range(10, STEPS + 1, 10))
+
+
+@pytest.mark.slow
+def test_an_error_that_would_come_again_is_not_tried_again(
+    ray_cluster: str,
+    pipeline: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    driver = started(root_at(tmp_path / "root", pipeline), overrides={**SETTINGS, "train.batch_size": 5})
+    driver.join(120)
+    said = capfd.readouterr().err
+    assert driver.exitcode == 1
+    assert "batch_size 5 is not divisible by 2 processes" in said and "a worker was lost" not in said
