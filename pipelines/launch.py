@@ -74,7 +74,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
         train(**arguments)
 
     def lost(error: BaseException) -> bool:
-        return isinstance(error, WorkerGroupError) and _reason(error) is None
+        return isinstance(error, WorkerGroupError) and own_reason(error) is None
 
     if not ray.is_initialized():
         ray.init()
@@ -91,11 +91,11 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
             with attempt:
                 TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
     except WorkerGroupError as error:
-        reason = _reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
+        reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
         raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from error
 
 
-def _reason(error: Any) -> str | None:
+def own_reason(error: Any) -> str | None:
     """What clipgen itself has to say, where that ended a worker."""
     failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
     return next((str(one) for one in failures if isinstance(one, ClipgenError)), None)

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
 
+import os
 import secrets
 import socket
 import subprocess
@@ -169,25 +170,31 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-@pytest.fixture
-def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of a head and a second node, a CPU each."""
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[str]:
+    """The address of a head and a second node, a CPU each; RAY_ADDRESS names it."""
+    port = free_port()
+    address = f"127.0.0.1:{port}"
     environment = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_ADDRESS": address,
     }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    port = free_port()
-    address = f"127.0.0.1:{port}"
     start = [str(RAY), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-    memory = "--object-store-memory=100000000"
-    try:
-        head = [*start, memory, "--head", f"--port={port}", "--include-dashboard=false"]
-        subprocess.run(head, check=True, capture_output=True)
-        subprocess.run([*start, memory, f"--address={address}"], check=True, capture_output=True)
-        yield address
-    finally:
-        subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True)
+    start.append("--object-store-memory=100000000")
+    head = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        try:
+            subprocess.run(head, check=True, capture_output=True, env=_without_address())
+            subprocess.run([*start, f"--address={address}"], check=True, capture_output=True)
+            yield address
+        finally:
+            subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True)
+
+
+def _without_address() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -13,10 +13,12 @@ import psutil
 import pytest
 import torch
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import read_state, read_weights
 from pipelines.definitions import defs
+from pipelines.launch import own_reason
 
 STEPS = 120
 SETTINGS = {
@@ -84,11 +86,10 @@ def trainer_process() -> int | None:
 def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     ray_cluster: str, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     settings = {"overrides": SETTINGS}
     calm, disturbed = root_at(tmp_path / "calm", pipeline), root_at(tmp_path / "disturbed", pipeline)
-    driver = started(calm, **settings)
+    driver = started(calm, workers_on="here", **settings)
     driver.join(180)
     assert driver.exitcode == 0
 
@@ -112,18 +113,12 @@ def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     assert {point.step for point in points} == set(range(10, STEPS + 1, 10))
 
 
-@pytest.mark.slow
-def test_an_error_that_would_come_again_is_not_tried_again(
-    ray_cluster: str,
-    pipeline: Storage,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    driver = started(root_at(tmp_path / "root", pipeline), overrides={**SETTINGS, "train.batch_size": 5})
-    driver.join(120)
-    said = capfd.readouterr().err
-    assert driver.exitcode == 1
-    assert "batch_size 5 is not divisible by 2 processes" in said and "a worker was lost" not in said
+def test_an_error_of_clipgens_own_would_come_again_and_a_dead_worker_would_not() -> None:
+    from ray.exceptions import ActorDiedError
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    own = UserExceptionWithTraceback(ClipgenError("the loss is nan at step 3"), "traceback")
+    cut_off = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "traceback")
+    assert own_reason(WorkerGroupError("", {0: cut_off, 1: own})) == "the loss is nan at step 3"
+    assert own_reason(WorkerGroupError("", {0: cut_off, 1: ActorDiedError()})) is None

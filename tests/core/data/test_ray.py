@@ -29,7 +29,7 @@ def embed(root: str, clip: str, compute: ComputeConfig) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_and_doubles_nothing(
-    ray_cluster: str, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: str, clip_reference: str, tmp_path: Path
 ) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -37,7 +37,6 @@ def test_a_killed_worker_loses_and_doubles_nothing(
         draw(COLOURS[i % 8], SHAPES[i // 8 % 3], 24 + i // 24).save(source / f"{i}.png")
     out = Storage(str(tmp_path / "root"))
     images.run(images.Config(), source=str(source), out=out, tracker=NullTracker())
-    monkeypatch.setenv("RAY_ADDRESS", ray_cluster)
     compute = ComputeConfig(on="ray", workers=2, cpus=0.5)
     spawn = multiprocessing.get_context("spawn")
     driver = spawn.Process(target=embed, args=(out.root, clip_reference, compute))
