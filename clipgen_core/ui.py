@@ -24,6 +24,7 @@ from clipgen_core.data.pictures import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generator import MAX_PROMPT_LENGTH, Generated, TextToImage
+from clipgen_core.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.registry import CANDIDATE, CHAMPION_ALIAS, MODEL, describe
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.training.checkpoint import read_config
@@ -79,6 +80,7 @@ def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
             run_history=False,
             ssr_mode=False,
             footer_links=["api"],
+            app_kwargs={"routes": [ROUTE]},
         )
     except OSError as error:
         raise ClipgenError(f"the page cannot listen at {host}:{port} ({error}): choose --port") from error
@@ -146,14 +148,17 @@ def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
             raise gr.Error("Choose a picture first." if of_picture else "Say what the picture should show.")
         parameters: dict[str, Any] = {"n": int(n), "seed": int(seed)}
         parameters |= {"guidance_scale": guidance, "temperature": temperature}
+        kind = "picture" if of_picture else "text"
         try:
-            generator = load(model)
-            with Sampling(generator, given, of_picture, parameters) as sampling:
-                for images, progress in sampling.previews():
-                    yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
-            row = sampling.made
+            with observed(kind):
+                generator = load(model)
+                with Sampling(generator, given, of_picture, parameters) as sampling:
+                    for images, progress in sampling.previews():
+                        yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
             raise gr.Error(str(error)) from error
+        row = sampling.made
+        PICTURES.labels(kind).inc(len(row))
         asked: dict[str, Any] = {"picture": True} if of_picture else {"prompt": given}
         for one in row:
             score = round(one.clip_score, 4)

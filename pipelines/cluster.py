@@ -1,7 +1,7 @@
 """Where steps run, and what each asks of a node: chosen by the environment of the code location.
 
 CLIPGEN_EXECUTOR: unset or `processes` (one process a step, or none with `execution: config: in_process`),
-`kubernetes` (one pod a step), `ray` (one Ray task a step).
+`in-process` (all steps in the run's process), `kubernetes` (one pod a step), `ray` (one Ray task a step).
 """
 
 import os
@@ -21,6 +21,8 @@ def executor() -> dg.ExecutorDefinition:
     name = os.environ.get("CLIPGEN_EXECUTOR") or "processes"
     if name == "processes":
         return dg.multi_or_in_process_executor
+    if name == "in-process":
+        return dg.in_process_executor
     if name == "kubernetes":
         from dagster_k8s import k8s_job_executor
 
@@ -30,7 +32,7 @@ def executor() -> dg.ExecutorDefinition:
 
         return ray_executor
     raise dg.DagsterInvalidDefinitionError(
-        f"CLIPGEN_EXECUTOR is {name!r}: choose processes, kubernetes or ray"
+        f"CLIPGEN_EXECUTOR is {name!r}: choose processes, in-process, kubernetes or ray"
     )
 
 

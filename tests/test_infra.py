@@ -99,7 +99,7 @@ def test_dagster_accepts_each_profile(profile: str, tmp_path: Path) -> None:
         "print(config['telemetry'], ref.run_coordinator_data and ref.run_coordinator_data.class_name)\n"
         "print(ref.run_launcher_data and ref.run_launcher_data.class_name)\n"
     )
-    done = run(sys.executable, "-c", code, DAGSTER_PG_HOST="x", DAGSTER_PG_PASSWORD="x")
+    done = run(sys.executable, "-c", code, DAGSTER_PG_HOST="x", DAGSTER_PG_PORT="1", DAGSTER_PG_PASSWORD="x")
     assert done.returncode == 0, done.stderr
     assert "{'enabled': False}" in done.stdout
     assert ("K8sRunLauncher" in done.stdout) == (profile == "kubernetes")

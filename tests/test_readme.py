@@ -79,6 +79,20 @@ def test_the_shipped_run_configs_are_valid(name: str) -> None:
         assert config["resources"]["recipe"]["config"]["name"] == name in RECIPES
 
 
+@pytest.mark.parametrize("name", ["paper", "l"])
+def test_the_run_configs_for_gpus_set_what_their_recipe_takes(name: str) -> None:
+    config = yaml.safe_load((REPOSITORY / "infra" / "run_configs" / f"{name}.yaml").read_text())
+    checked = dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+    assert checked["resources"]["recipe"]["config"]["name"] == name
+    stages = {
+        "clip_embeddings": "embeddings",
+        "token_shards": "tokens",
+        "transformer_checkpoint": "transformer",
+    }
+    for asset, stage in stages.items():
+        assert configure(name, stage, config["ops"][asset]["config"].get("overrides", {}))
+
+
 def test_every_picture_and_path_the_readme_names_exists() -> None:
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (REPOSITORY / picture).is_file()

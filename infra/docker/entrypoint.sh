@@ -13,6 +13,6 @@ if [[ -n "${DAGSTER_PROFILE:-}" ]]; then
   cp "${CLIPGEN_PROFILES:-/opt/clipgen/dagster}/$DAGSTER_PROFILE.yaml" "$DAGSTER_HOME/dagster.yaml"
 fi
 if [[ -n "${MLFLOW_PASSWORD:-}" ]]; then # of MLflow's own database
-  export MLFLOW_BACKEND_STORE_URI="postgresql://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
+  export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg2://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
 fi
 exec "$@"

@@ -4,6 +4,7 @@ Both start switched off; CLIPGEN_SOURCE names the pictures (or the resource `pic
 """
 
 import json
+import os
 from collections.abc import Iterator
 
 import dagster as dg
@@ -53,7 +54,7 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
     )
 
 
-@dg.schedule(job=new_pictures, cron_schedule="0 3 * * *")
+@dg.schedule(job=new_pictures, cron_schedule=os.environ.get("CLIPGEN_NIGHTLY") or "0 3 * * *")
 def nightly_embeddings(
     context: dg.ScheduleEvaluationContext, pictures: PicturesResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:

@@ -10,7 +10,9 @@ from pipelines.definitions import defs
     [
         ("", "multi_or_in_process_executor"),
         ("processes", "multi_or_in_process_executor"),
+        ("in-process", "in_process"),
         ("kubernetes", "k8s"),
+        ("ray", "ray"),
     ],
 )
 def test_the_environment_chooses_the_executor(
@@ -23,7 +25,9 @@ def test_the_environment_chooses_the_executor(
 
 def test_an_executor_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPGEN_EXECUTOR", "gpu")
-    with pytest.raises(dg.DagsterInvalidDefinitionError, match="choose processes, kubernetes or ray"):
+    with pytest.raises(
+        dg.DagsterInvalidDefinitionError, match="choose processes, in-process, kubernetes or ray"
+    ):
         executor()
 
 

@@ -1,0 +1,52 @@
+"""What the page tells Prometheus, at /metrics: requests, how they ended, how long they took."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from clipgen_core.errors import ClipgenError
+
+KIND = ["kind"]  # text or picture
+REQUESTS = Counter(
+    "clipgen_requests", "Requests, by how they ended: made, stopped, refused or failed.", [*KIND, "ended"]
+)
+SECONDS = Histogram(
+    "clipgen_request_seconds",
+    "Seconds from a request's turn to its pictures.",
+    KIND,
+    buckets=(0.5, 1, 2, 5, 10, 20, 60, 120),
+)
+PICTURES = Counter("clipgen_pictures", "Pictures shown.", KIND)
+WORKING = Gauge("clipgen_requests_working", "Requests that are being sampled.")
+
+
+@contextmanager
+def observed(kind: str) -> Iterator[None]:
+    """Count the request that is worked on within the `with`."""
+    began, ended = time.monotonic(), "failed"
+    WORKING.inc()
+    try:
+        yield
+        ended = "made"
+        SECONDS.labels(kind).observe(time.monotonic() - began)
+    except GeneratorExit:
+        ended = "stopped"
+        raise
+    except ClipgenError:
+        ended = "refused"
+        raise
+    finally:
+        WORKING.dec()
+        REQUESTS.labels(kind, ended).inc()
+
+
+def _metrics(_: Request) -> Response:
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+ROUTE = Route("/metrics", _metrics)

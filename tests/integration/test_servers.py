@@ -1,0 +1,214 @@
+"""The pipeline on real servers, driven as people drive it: by Dagster's GraphQL, its sensor and schedule.
+
+In the middle of a run the daemon is killed and the code location reloaded; nothing may be lost.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+from playwright.sync_api import Browser
+
+from clipgen_core.data.tables import column
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import mlflow_client
+from tests.browser.conftest import browser, watch
+from tests.integration.servers import (
+    LOCATION,
+    Platform,
+    new_password,
+    postgres,
+    postgres_binaries,
+    wait_for,
+)
+
+__all__ = ["browser"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(postgres_binaries() is None, reason="needs PostgreSQL: apt-get install postgresql"),
+]
+ASSETS = {
+    "raw_images",
+    "clip_embeddings",
+    "near_duplicates",
+    "vqgan_checkpoint",
+    "token_shards",
+    "transformer_checkpoint",
+    "evaluation_report",
+    "champion",
+}
+PASSWORD = new_password()
+S3_SECRET = new_password()
+STORE = {
+    "AWS_ACCESS_KEY_ID": "someone",
+    "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@pytest.fixture(scope="module")
+def platform(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    folder = tmp_path_factory.mktemp("platform")
+    store = ThreadedMotoServer(port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    settings = STORE | {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
+        "CLIPGEN_ROOT": "s3://clipgen/root",
+        "CLIPGEN_SOURCE": "s3://clipgen/pictures",
+        "CLIPGEN_RECIPE": "quick",
+        "CLIPGEN_EXECUTOR": "in-process",
+        "CLIPGEN_PROMPTS": str(pictures / "prompts.csv"),
+        "CLIPGEN_NIGHTLY": "* * * * *",
+    }
+    with pytest.MonkeyPatch.context() as patch, postgres(PASSWORD) as postgres_port:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        files = s3fs.S3FileSystem()
+        files.mkdir("clipgen")
+        for name in ("disc", "square"):
+            files.put(
+                str(pictures / "pictures" / name) + "/", f"clipgen/pictures/known/{name}/", recursive=True
+            )
+        made = Platform(folder, postgres_port, PASSWORD, settings)
+        try:
+            made.start_all()
+            yield made
+        finally:
+            made.stop()
+            store.stop()
+            s3fs.S3FileSystem.clear_instance_cache()
+
+
+LAUNCH = """mutation($job: String!, $config: RunConfigData!) {
+  launchRun(executionParams: {
+    selector: {repositoryLocationName: "clipgen", repositoryName: "__repository__", pipelineName: $job},
+    runConfigData: $config, mode: "default"})
+  { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } } } }"""
+STATUS = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
+RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
+RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name)
+  { __typename ... on WorkspaceLocationEntry { loadStatus } } }"""
+SELECTOR = '{repositoryLocationName: "clipgen", repositoryName: "__repository__", %s}'
+SENSOR = f"""mutation {{ startSensor(sensorSelector: {SELECTOR % 'sensorName: "new_folders"'})
+  {{ __typename ... on PythonError {{ message }} }} }}"""
+SCHEDULE = f"""mutation {{ startSchedule(scheduleSelector: {SELECTOR % 'scheduleName: "nightly_embeddings"'})
+  {{ __typename ... on PythonError {{ message }} }} }}"""
+TICKS = f"""query {{ instigationStateOrError(instigationSelector: {SELECTOR % 'name: "nightly_embeddings"'})
+  {{ ... on InstigationState {{ ticks {{ status skipReason }} }} }} }}"""
+ASSET = """query($asset: String!) { assetOrError(assetKey: {path: [$asset]}) { ... on Asset {
+  assetMaterializations { runId metadataEntries { label ... on UrlMetadataEntry { url } } } } } }"""
+
+
+def launch(platform: Platform, job: str, config: dict[str, Any]) -> str:
+    made = platform.ask(LAUNCH, job=job, config=config)["launchRun"]
+    assert made["__typename"] == "LaunchRunSuccess", made
+    return str(made["run"]["runId"])
+
+
+def status(platform: Platform, run: str) -> str:
+    return str(platform.ask(STATUS, run=run)["runOrError"]["status"])
+
+
+def finish(platform: Platform, run: str) -> None:
+    ended = wait_for(
+        lambda: (now := status(platform, run)) in ("SUCCESS", "FAILURE", "CANCELED") and now,
+        f"the end of run {run}",
+        300,
+    )
+    assert ended == "SUCCESS", platform.logs()[-5000:]
+
+
+def materialisations(platform: Platform, asset: str) -> list[Any]:
+    made: list[Any] = platform.ask(ASSET, asset=asset)["assetOrError"]["assetMaterializations"]
+    return made
+
+
+def test_a_run_survives_the_daemons_death_and_everything_arrives(
+    platform: Platform, pictures: Path, browser: Browser, tmp_path: Path
+) -> None:
+    captions = {"ops": {"clip_checkpoint": {"config": {"captions": str(pictures / "captions.csv")}}}}
+    finish(platform, launch(platform, "clip_training", captions))
+
+    run = launch(platform, "clip_gen", {})
+    wait_for(lambda: materialisations(platform, "clip_embeddings"), "the embeddings")
+    assert status(platform, run) == "STARTED"
+    platform.kill("daemon")
+    reloaded = platform.ask(RELOAD, name=LOCATION)["reloadRepositoryLocation"]
+    assert reloaded == {"__typename": "WorkspaceLocationEntry", "loadStatus": "LOADED"}
+    platform.start("daemon")
+    finish(platform, run)
+    for asset in ASSETS:
+        runs = [one["runId"] for one in materialisations(platform, asset)]
+        assert runs.count(run) == 1, asset
+
+    s3fs.S3FileSystem().put(
+        str(pictures / "pictures" / "cross") + "/", "clipgen/pictures/new/", recursive=True
+    )
+    assert platform.ask(SENSOR)["startSensor"]["__typename"] == "Sensor"
+    assert platform.ask(SCHEDULE)["startSchedule"]["__typename"] == "ScheduleStateResult"
+    assert_folder_arrived(platform, pictures)
+    assert_it_is_in_mlflow(platform, browser)
+    assert_the_graph_is_shown(platform, browser, tmp_path)
+    assert_logs_are_json_with_ids_and_without_secrets(platform, run)
+
+
+def assert_folder_arrived(platform: Platform, pictures: Path) -> None:
+    """The sensor asked for a run of the new folder, the schedule ticked, no picture is missing or double."""
+
+    def asked_by_sensor() -> list[Any]:
+        runs = platform.ask(RUNS)["runsOrError"]["results"]
+        wanted = {"key": "dagster/partition", "value": "new"}
+        return [one for one in runs if one["jobName"] == "new_pictures" and wanted in one["tags"]]
+
+    for one in wait_for(asked_by_sensor, "the sensor's run"):
+        finish(platform, one["runId"])
+    ticks = wait_for(lambda: platform.ask(TICKS)["instigationStateOrError"]["ticks"], "the schedule's tick")
+    assert {tick["status"] for tick in ticks} <= {"SUCCESS", "SKIPPED"}
+    out = Storage("s3://clipgen/root")
+    taken = column(out.images, "id")
+    assert len(taken) == len(set(taken)) == len(list((pictures / "pictures").rglob("*.png")))
+    embedded = column(out.current("embeddings", "tests").path, "id")
+    assert sorted(embedded) == sorted(taken)
+
+
+def assert_it_is_in_mlflow(platform: Platform, browser: Browser) -> None:
+    """Every run ended, the model is registered, and the link in Dagster leads to the report."""
+    client = mlflow_client(platform.mlflow)
+    runs = client.search_runs([client.get_experiment_by_name("clip-gen").experiment_id])
+    assert runs and {one.info.status for one in runs} == {"FINISHED"}
+    assert client.get_model_version_by_alias("clip-gen", "champion").version == "1"
+    (made,) = materialisations(platform, "evaluation_report")
+    (link,) = [one["url"] for one in made["metadataEntries"] if one["label"] == "report_page"]
+    assert link.startswith(platform.mlflow)
+    for tab in watch(browser, "light"):
+        tab.page.goto(link)
+        frame = tab.page.frame_locator("iframe").first
+        frame.get_by_text("Nearest training picture").first.wait_for(timeout=30_000)
+
+
+def assert_the_graph_is_shown(platform: Platform, browser: Browser, folder: Path) -> None:
+    for tab in watch(browser, "light"):
+        tab.page.goto(f"{platform.webserver}/asset-groups")
+        for asset in ASSETS:
+            tab.page.get_by_text(asset, exact=True).first.wait_for(timeout=30_000)
+        tab.page.screenshot(path=folder / "dagster.png")
+
+
+def assert_logs_are_json_with_ids_and_without_secrets(platform: Platform, run: str) -> None:
+    said = platform.logs()
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith('{"')]
+    steps = [one for one in lines if one.get("work") == "transformer" and one["dagster_run"] == run]
+    assert steps and {"mlflow_run", "asset", "done", "loss", "timestamp"} <= steps[-1].keys()
+    for secret in (PASSWORD, S3_SECRET):
+        assert secret not in said
