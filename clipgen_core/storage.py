@@ -8,16 +8,16 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import Frozen
+from clipgen_core.schema import Frozen, digest_of
 
 DEFAULT_ROOT = ".clipgen/default"
 DRAFT = ".draft-"
@@ -218,17 +218,28 @@ def inside(folder: str, relative: str) -> str:
 
 
 def local_copy(url: str) -> Path:
-    """A local path with the content of `url`: itself when local, else a download kept for the process."""
+    """A local path with the content of `url`, under its own name: itself when local, else a download, which
+    stays in the temporary folder and is used again while the store lists the same."""
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
         return Path(path)
-    target = Path(tempfile.gettempdir()) / "clipgen-cache" / re.sub(r"[^\w.-]+", "_", url)
+    filesystem.invalidate_cache()
+    listing = retried(filesystem.find, path, detail=True)
+    state = [(name, stamp(entry, entry["size"])) for name, entry in sorted(listing.items())]
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    target = Path(tempfile.gettempdir()) / "clipgen-cache" / digest_of([url, state]) / name
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         retried(filesystem.get, path, str(draft), recursive=True)
         draft.replace(target)
     return target
+
+
+def stamp(entry: Mapping[str, Any], size: int) -> str:
+    """What changes when a file's content does, by the store's entry: its ETag, else size and time."""
+    tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
+    return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
 
 
 def list_folder(url: str) -> list[str]:

@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.storage import retried
+from clipgen_core.storage import retried, stamp
 
 IN_TAR = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)  # others are labels
 IN_PARQUET = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
@@ -97,11 +97,11 @@ class Source:
         """The files of one folder; its subfolders are added to `below`."""
         listed = _scan_local(path) if self.is_local else self._scan(path)
         uri = self.base_uri + _text(path[len(self.root) :])
-        for name, is_folder, size, stamp in listed:
+        for name, is_folder, size, state in listed:
             if name.startswith("."):
                 continue
             if not is_folder:
-                yield File(f"{path}/{name}", f"{uri}/{_text(name)}", folder, size, stamp)
+                yield File(f"{path}/{name}", f"{uri}/{_text(name)}", folder, size, state)
             elif below is not None:
                 below.append(f"{path}/{name}")
 
@@ -109,7 +109,7 @@ class Source:
         for entry in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
             if entry["name"].rstrip("/") != path:
                 folder, size = entry["type"] == "directory", entry.get("size") or 0
-                yield _base(entry["name"]), folder, size, _stamp(entry, size)
+                yield _base(entry["name"]), folder, size, stamp(entry, size)
 
     def listing(self, folder: str) -> str:
         """A digest of all files of a top-level folder and their stamps: it changes when any of them does."""
@@ -220,11 +220,6 @@ def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:
                 yield entry.name, folder, size, f"{size}-{state.st_mtime_ns}"
             except OSError:
                 yield entry.name, False, 0, "unreadable"
-
-
-def _stamp(entry: dict[str, Any], size: int) -> str:
-    tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
-    return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
 
 
 def _tar_members(opened: Any) -> Iterator[tuple[str, bytes]]:

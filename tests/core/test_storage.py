@@ -69,8 +69,9 @@ def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> Non
             (draft / "sub" / "data").write_bytes(content)
             (draft / "done").write_bytes(b"yes")
             storage.publish_folder(draft, url, "done")
+        assert (storage.local_copy(url) / "sub" / "data").read_bytes() == content
     assert storage.read_bytes(f"{url}/sub/data") == b"2"
     assert storage.list_folder(f"{scheme}{tmp_path}/run") == ["step-1"]
-    assert (storage.local_copy(url) / "sub" / "data").read_bytes() == b"2"
+    assert storage.local_copy(f"{url}/sub/data").name == "data"
     storage.remove_folder(url)
     assert not storage.exists(f"{url}/done")
