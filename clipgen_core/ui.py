@@ -116,7 +116,14 @@ def build(models: Sequence[str]) -> gr.Blocks:
                         gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
                     ]
             with gr.Column(scale=2):
-                made = gr.Gallery(label="Pictures, the best first", format="png", columns=4, elem_id="made")
+                made = gr.Gallery(
+                    label="Pictures, the best first",
+                    format="png",
+                    columns=4,
+                    height="auto",
+                    object_fit="contain",
+                    elem_id="made",
+                )
                 said = gr.Markdown(elem_id="said")
                 near = gr.Gallery(
                     label="Nearest training pictures to the first",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any
 import gradio_client
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 
 from benchmarks.page import serving
 from clipgen_core.generator import TextToImage
-from tests.browser.conftest import Watched
-from tests.conftest import COLOURS, SHAPES
+from clipgen_core.stages import transformer
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.browser.conftest import Watched, watch
+from tests.conftest import COLOURS, SHAPES, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
 USERS = 16
@@ -73,6 +78,44 @@ def test_an_empty_prompt_is_said_on_the_page(url: str, tab: Watched) -> None:
     tab.page.locator("#generate").click()
     tab.page.wait_for_selector("text=Say what the picture should show.", timeout=30_000)
     assert tab.page.locator("#made img").count() == 0
+
+
+def test_stop_ends_what_is_being_sampled(pipeline: Storage, browser: Browser, tmp_path: Path) -> None:
+    """By a model that is slow enough to be stopped: untrained, and wide."""
+    config = tiny_transformer_config(1)
+    wide = config.model.model_copy(update={"width": 768, "layers": 12, "heads": 12})
+    slow = transformer.run(
+        config.model_copy(update={"model": wide}),
+        tokens=pipeline.current("tokens", "tests").path,
+        out=Storage(str(tmp_path / "root")),
+        tracker=NullTracker(),
+    ).checkpoint
+    with serving(slow, tmp_path) as url:
+        for tab in watch(browser, "light"):
+            page = tab.page
+            page.goto(url)
+            page.locator("#prompt textarea").fill("a red disc")
+            page.locator("#generate").click()
+            page.wait_for_function(
+                "document.querySelector('#said').innerText.includes('sampled')", timeout=60_000
+            )
+            page.locator("#stop").click()
+            metrics = f"{url}/metrics"
+            until = time.monotonic() + 30
+            stopped = 'clipgen_requests_total{ended="stopped",kind="text"} 1.0'
+            while stopped not in page.request.get(metrics).text() and time.monotonic() < until:
+                time.sleep(0.2)
+            assert stopped in page.request.get(metrics).text()
+            assert "sampled" in page.locator("#said").inner_text()
+            page.locator("#generate").click()
+            page.wait_for_function(
+                "document.querySelector('#said').innerText.includes('CLIP score')", timeout=60_000
+            )
+            said = page.request.get(metrics).text()
+            assert 'clipgen_requests_total{ended="made",kind="text"} 1.0' in said
+            assert 'clipgen_pictures_total{kind="text"} 4.0' in said
+            assert "clipgen_requests_working 0.0" in said
+            assert 'clipgen_request_seconds_count{kind="text"} 1.0' in said
 
 
 @pytest.mark.parametrize(
