@@ -15,7 +15,7 @@ from benchmarks.timing import Row
 
 TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
 DATA = ("embedding", "rerun", "growth", "search")
-NAMES = (*TRAINING, *DATA)
+NAMES = (*TRAINING, *DATA, "scaling")
 
 
 def main(
@@ -43,11 +43,13 @@ def main(
 
 
 def run(name: str, layers: int, batch: int) -> list[Row]:
-    from benchmarks import loader, tables, transformer, vqgan
+    from benchmarks import loader, scaling, tables, transformer, vqgan
 
     if name in DATA:
         made: list[Row] = getattr(tables, name)()
         return made
+    if name == "scaling":
+        return scaling.scaling()
     if name == "training":
         return transformer.training(layers, batch)
     if name == "against_encoding":

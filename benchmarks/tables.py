@@ -107,11 +107,11 @@ def plain_loop(encoder: ClipEncoder, files: list[Path], batch: int, workers: int
         torch.cat([model.encode_image(pictures) for pictures in loader])
 
 
-def write_photos(folder: Path) -> None:
+def write_photos(folder: Path, count: int = PHOTOS) -> None:
     """JPEGs with the smooth gradients and edges of photographs."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(PHOTOS):
+    for number in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
         coarse.resize(PHOTO_SIZE, Image.Resampling.BICUBIC).save(folder / f"{number:04d}.jpg", quality=90)
 

@@ -25,9 +25,18 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training.loop import TrainConfig
 
 RAY = Path(sys.executable).with_name("ray")
+RAY_FILES = ("test_ray.py", "test_launch.py", "test_distributed.py")
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
 SHAPES = ("disc", "square", "cross")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (-n) a file's tests stay together, and so do all that start Ray: `ray stop` ends
+    every cluster of the machine."""
+    for item in items:
+        file = item.path.name
+        item.add_marker(pytest.mark.xdist_group("ray" if file in RAY_FILES else str(item.path)))
 
 
 def draw(colour: str, shape: str, size: int = SIZE) -> Image.Image:

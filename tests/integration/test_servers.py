@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import s3fs
 from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser
@@ -62,6 +63,7 @@ def platform(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     store = ThreadedMotoServer(port=0, verbose=False)
     store.start()
     host, port = store.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30)  # moto's buckets outlive a server
     settings = STORE | {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
