@@ -76,11 +76,12 @@ def main() -> None:
     optimizer = adamw([model], 1e-4)
     codes = torch.randint(CODES, (EACH, GRID * GRID))
     embedding = torch.nn.functional.normalize(torch.randn(EACH, 1, DIM), dim=-1)
+    dropped = torch.arange(EACH) % 10 == 0
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = code_cross_entropy(model(codes[:, :-1], embedding), codes)
+            loss = code_cross_entropy(model(codes[:, :-1], embedding, dropped), codes)
         loss.backward()
         optimizer.step()
 

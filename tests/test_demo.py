@@ -1,6 +1,8 @@
 """The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
 EMOJI = REPOSITORY / ".clipgen" / "emoji"
 
 
@@ -42,8 +45,16 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
     assert report.is_file() and Image.open(report.parent / "grid.png").width > 64
 
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/.clipgen/quick/mlflow/mlflow.db"
-    model = ("-m", "models:/clip-gen@candidate", "--candidates", "1")
-    run("clipgen", "generate", "a red heart", "-n", "2", "--seed", "1", "-o", "out.png", *model)
-    assert Image.open(tmp_path / "out.png").size == (130, 64)
-    found = run("clipgen", "search", "a red heart", "--root", ".clipgen/quick", "-k", "3")
-    assert found.count("file://") == 3
+    Image.open(next(EMOJI.rglob("*.png"))).save(tmp_path / "photo.png")
+    said = {args[0]: run("clipgen", *args) for args in readme_commands()}
+    assert Image.open(tmp_path / "out.png").width == 4 * 64 + 3 * 2
+    assert said["search"].count("file://") == 10
+    assert "-" in said["champions"] and "images" in said["lineage"]
+
+
+def readme_commands() -> list[list[str]]:
+    """The README's commands about the demo's model, as they stand there."""
+    lines = re.findall(r"^    (?:\.venv/bin/)?clipgen (.+)$", README.read_text(), flags=re.M)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    wanted = ("generate", "search", "vary", "champions", "lineage")
+    return [one for one in commands if one[0] in wanted and "public/" not in one]

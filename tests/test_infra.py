@@ -129,3 +129,41 @@ def test_pods_are_closed_and_no_secret_is_in_a_file() -> None:
     assert not [one for _, one in manifests() if one["kind"] == "Secret"]
     for file in (INFRA / "kubernetes").iterdir():
         assert not re.search(r"(?i)(password|secret_access_key|auth_token): *\S", file.read_text()), file
+
+
+def test_the_ray_clusters_pods_are_pods() -> None:
+    cluster = yaml.safe_load((INFRA / "kubernetes" / "raycluster.yaml").read_text())
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "ray"},
+            "spec": group["template"]["spec"],
+        }
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+
+
+def test_the_helm_values_say_what_the_instance_profile_says() -> None:
+    values = yaml.safe_load((INFRA / "kubernetes" / "dagster-values.yaml").read_text())
+    profile = yaml.safe_load((INFRA / "dagster" / "kubernetes.yaml").read_text())
+    daemon, database = values["dagsterDaemon"], profile["storage"]["postgres"]["postgres_db"]
+    pools, ours = values["concurrency"]["pools"], profile["concurrency"]["pools"]
+    assert (pools["defaultLimit"], pools["granularity"]) == (ours["default_limit"], ours["granularity"])
+    assert (
+        values["concurrency"]["runs"]["maxConcurrentRuns"]
+        == profile["concurrency"]["runs"]["max_concurrent_runs"]
+    )
+    assert daemon["runRetries"]["maxRetries"] == profile["run_retries"]["max_retries"]
+    assert (
+        daemon["runMonitoring"]["startTimeoutSeconds"] == profile["run_monitoring"]["start_timeout_seconds"]
+    )
+    assert values["postgresql"]["postgresqlScheme"] == database["scheme"]
+    assert values["runLauncher"]["type"] == profile["run_launcher"]["class"] == "K8sRunLauncher"
+    assert not values["telemetry"]["enabled"] and not values["generatePostgresqlPasswordSecret"]
+    (code,) = values["dagster-user-deployments"]["deployments"]
+    assert code["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions"]
+    assert code["envSecrets"] == [{"name": "clipgen"}] and "env" not in code
+    for part in (code, values["runLauncher"]["config"]["k8sRunLauncher"]):
+        assert part["labels"] == {"clipgen": "true"}
