@@ -81,7 +81,7 @@ def main() -> None:
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = code_cross_entropy(model(codes[:, :-1], embedding, dropped), codes)
+            loss = code_cross_entropy(model(codes[:, :-1], embedding, dropped=dropped), codes)
         loss.backward()
         optimizer.step()
 

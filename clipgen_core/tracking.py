@@ -90,9 +90,9 @@ def mlflow_run(
         tracking_uri: e.g. `sqlite:///mlflow.db` or a server's URL.
         artifacts: where a new experiment keeps its artifacts; the server's default if None.
     """
-    client = mlflow_client(tracking_uri)
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    client = mlflow_client(tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = (
         experiment.experiment_id

@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,13 @@ def test_flatten_and_without_password() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
     assert without_password("postgresql://u:p@db/x") == "postgresql://db/x"
     assert without_password("sqlite:///x.db") == "sqlite:///x.db"
+
+
+def test_a_run_is_told_the_machines_load(
+    tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with run(tracking_uri, tmp_path) as tracker:
+        time.sleep(1.5)
+    names = mlflow_client(tracking_uri).get_run(tracker.run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names.keys()

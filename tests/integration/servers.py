@@ -109,12 +109,13 @@ class Platform:
             )
 
     def _commands(self) -> dict[str, list[str]]:
-        workspace, here = ["-w", str(self.folder / "workspace.yaml")], ["-h", "127.0.0.1", "-p"]
+        workspace = ["-w", str(self.folder / "workspace.yaml"), "--log-format", "json"]
+        here = ["-h", "127.0.0.1", "-p"]
         mlflow = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(self.ports["mlflow"])]
         code = ["dagster", "code-server", "start", *here, str(self.ports["code"])]
         return {
             "mlflow": [*mlflow, "--workers", "1", "--artifacts-destination", "s3://clipgen/mlflow"],
-            "code": [*code, "-m", "pipelines.definitions", "--location-name", LOCATION],
+            "code": [*code, "-m", "pipelines.definitions", "--location-name", LOCATION, *workspace[2:]],
             "webserver": ["dagster-webserver", *here, str(self.ports["webserver"]), *workspace],
             "daemon": ["dagster-daemon", "run", *workspace],
         }
