@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import read_state, read_weights
 from pipelines.definitions import defs
 from pipelines.launch import own_reason
+from tests.conftest import RAY
 
 STEPS = 120
 SETTINGS = {
@@ -111,6 +114,22 @@ def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     (run,) = client.search_runs([client.get_experiment_by_name("clip-gen").experiment_id])
     points = client.get_metric_history(run.info.run_id, "loss")
     assert {point.step for point in points} == set(range(10, STEPS + 1, 10))
+
+
+@pytest.mark.slow
+def test_the_container_of_a_step_joins_the_cluster(ray_cluster: str) -> None:
+    environment = os.environ | {"PATH": f"{RAY.parent}:{os.environ['PATH']}"}
+    entrypoint = str(Path(__file__).parents[2] / "infra" / "docker" / "entrypoint.sh")
+    count = "import ray; ray.init(); print(sum(node['Alive'] for node in ray.nodes()))"
+    alive = []
+    for command in ([entrypoint, "dagster", "api", "--help"], [entrypoint, "true"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        said = subprocess.run(
+            [sys.executable, "-c", count], env=environment, capture_output=True, text=True, check=True
+        )
+        alive.append(int(said.stdout.split()[-1]))
+    assert alive == [3, 3]  # the head, the second node, and the step's
 
 
 def test_an_error_of_clipgens_own_would_come_again_and_a_dead_worker_would_not() -> None:
