@@ -1,10 +1,12 @@
 """Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
 
+import fcntl
 import os
 import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,18 +27,9 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training.loop import TrainConfig
 
 RAY = Path(sys.executable).with_name("ray")
-RAY_FILES = ("test_ray.py", "test_launch.py", "test_distributed.py")
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
 SHAPES = ("disc", "square", "cross")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (-n) a file's tests stay together, and so do all that start Ray: `ray stop` ends
-    every cluster of the machine."""
-    for item in items:
-        file = item.path.name
-        item.add_marker(pytest.mark.xdist_group("ray" if file in RAY_FILES else str(item.path)))
 
 
 def draw(colour: str, shape: str, size: int = SIZE) -> Image.Image:
@@ -180,7 +173,15 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
+def only_ray() -> Iterator[None]:
+    """No other test of this machine has a Ray cluster meanwhile: `ray stop` would end it."""
+    with (Path(tempfile.gettempdir()) / "clipgen-tests-ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(only_ray: None) -> Iterator[str]:
     """The address of a head and a second node, a CPU each; RAY_ADDRESS names it."""
     port = free_port()
     address = f"127.0.0.1:{port}"

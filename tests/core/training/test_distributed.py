@@ -101,7 +101,7 @@ def test_two_processes_train_as_one(
 
 @pytest.mark.slow
 def test_ray_starts_them_as_torchrun_does(
-    alone: Storage, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    only_ray: None, alone: Storage, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_niceness", "0")
