@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.tables import BATCH, TRACKER, small_clip, write_photos
+from benchmarks.tables import BATCH, TRACKER, VIT_B_32, small_clip, write_photos
 from benchmarks.timing import Row, in_turn, seconds
 from clipgen_core.data.fill import ComputeConfig
 from clipgen_core.losses import code_cross_entropy
@@ -51,8 +51,7 @@ def _training_speed(processes: int) -> float:
 def _embedding_speed(workers: int) -> float:
     os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryDirectory() as scratch:
-        shape = {"vision_width": 768, "vision_layers": 12, "patch_size": 32, "image_size": 224}
-        clip = small_clip(Path(scratch) / "clip", **shape)
+        clip = small_clip(Path(scratch) / "clip", **VIT_B_32)
         compute = ComputeConfig(on="ray", workers=workers, cpus=1)
         config = embeddings.Config(batch_size=BATCH, block_size=60, compute=compute)
         times = []

@@ -33,6 +33,7 @@ from clipgen_core.training.config import TrainConfig
 
 TRACKER = NullTracker()
 PHOTOS, PLAIN, PHOTO_SIZE, BATCH = 960, 160, (320, 240), 32  # PLAIN: as many do for a loop
+VIT_B_32 = {"vision_width": 768, "vision_layers": 12, "patch_size": 32, "image_size": 224}
 FILES = 100_000
 SIZES = (10_000, 100_000, 1_000_000)
 ROWS_A_FILE = 10_000
@@ -52,9 +53,7 @@ def embedding() -> list[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "photos"
         write_photos(source)
-        # the shape of ViT-B/32: 224 px, 12 blocks of 768
-        shape = {"vision_width": 768, "vision_layers": 12, "patch_size": 32, "image_size": 224}
-        clip = small_clip(Path(scratch) / "clip", **shape)
+        clip = small_clip(Path(scratch) / "clip", **VIT_B_32)
         encoder = ClipEncoder(clip)
         ready = torch.randn(PHOTOS, 3, 224, 224)
         roots = iter(range(10**6))

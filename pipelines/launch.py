@@ -79,7 +79,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     if not ray.is_initialized():
         ray.init()
     scaling = ScalingConfig(num_workers=config.processes, use_gpu=bool(ray.cluster_resources().get("GPU")))
-    notes = f"{Storage(arguments['root']).root}/{RAY_FOLDER}"
+    notes = f"{arguments['root']}/{RAY_FOLDER}"
     trying = Retrying(
         retry=retry_if_exception(lost),
         stop=stop_after_attempt(1 + config.restarts),

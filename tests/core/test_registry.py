@@ -3,7 +3,6 @@ import io
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ from clipgen_core.registry import Registry, describe
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client, mlflow_run
+from tests.conftest import free_port
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
 
@@ -183,9 +183,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
 @pytest.fixture
 def served(registered: Registry, tmp_path: Path) -> Iterator[str]:
     """`mlflow models serve` on the candidate, as a process of its own."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/clip-gen@candidate"]
     command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls uvicorn

@@ -5,7 +5,6 @@ is what infra/compose starts, with the same instance profile.
 """
 
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -166,7 +165,3 @@ def wait_for(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
             return result
         time.sleep(0.5)
     raise AssertionError(f"{what} did not come within {seconds:.0f} s")
-
-
-def new_password() -> str:
-    return secrets.token_hex(16)

@@ -5,6 +5,7 @@ In the middle of a run the daemon is killed and the code location reloaded; noth
 
 import json
 import logging
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from tests.browser.conftest import browser, watch
 from tests.integration.servers import (
     LOCATION,
     Platform,
-    new_password,
     postgres,
     postgres_binaries,
     wait_for,
@@ -43,8 +43,8 @@ ASSETS = {
     "evaluation_report",
     "champion",
 }
-PASSWORD = new_password()
-S3_SECRET = new_password()
+PASSWORD = secrets.token_hex(16)
+S3_SECRET = secrets.token_hex(16)
 STORE = {
     "AWS_ACCESS_KEY_ID": "someone",
     "AWS_SECRET_ACCESS_KEY": S3_SECRET,

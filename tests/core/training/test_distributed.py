@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import read_state, read_weights
-from tests.conftest import tiny_transformer_config, tiny_vqgan_config
+from tests.conftest import free_port, tiny_transformer_config, tiny_vqgan_config
 
 
 def config(**train: Any) -> transformer.Config:
@@ -43,9 +42,7 @@ def worker(rank: int, port: int, *args: Any) -> None:
 
 
 def in_two_processes(*args: Any) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     spawn = multiprocessing.get_context("spawn")
     workers = [spawn.Process(target=worker, args=(rank, port, *args)) for rank in range(2)]
     for one in workers:
