@@ -1,7 +1,7 @@
 """Where steps run, and what each asks of a node: chosen by the environment of the code location.
 
 CLIPGEN_EXECUTOR: unset or `processes` (one process a step, or none with `execution: config: in_process`),
-`in-process` (all steps in the run's process), `kubernetes` (one pod a step), `ray` (one Ray task a step).
+`in-process` (all steps in the run's process), `kubernetes` (one pod a step), `ray` (one Ray job a step).
 """
 
 import os
@@ -37,9 +37,9 @@ def executor() -> dg.ExecutorDefinition:
 
 
 def node(*, memory: str, gpu: bool = False, cpus: str = "4") -> dict[str, Any]:
-    """Op tags that ask Kubernetes for a node; elsewhere they say nothing.
+    """Op tags that ask Kubernetes for a node, or Ray for a GPU; elsewhere they say nothing.
 
-    CLIPGEN_GPU_NODES names GPU nodes by a label, as `key=value`.
+    CLIPGEN_GPU_NODES names Kubernetes' GPU nodes by a label, as `key=value`.
     """
     limits = {"memory": memory, **({GPU: "1"} if gpu else {})}
     config: dict[str, Any] = {
@@ -51,4 +51,4 @@ def node(*, memory: str, gpu: bool = False, cpus: str = "4") -> dict[str, Any]:
             "node_selector": {label: value},
             "tolerations": [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}],
         }
-    return {"dagster-k8s/config": config}
+    return {"dagster-k8s/config": config, **({"dagster-ray/config": {"num_gpus": 1}} if gpu else {})}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -183,9 +184,16 @@ def only_ray() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def ray_cluster(only_ray: None) -> Iterator[str]:
     """The address of a head and a second node, a CPU each; RAY_ADDRESS names it."""
+    with two_ray_nodes(head=["--include-dashboard=false"], second=[]) as address:
+        yield address
+
+
+@contextmanager
+def two_ray_nodes(*, head: list[str], second: list[str], **environment: str) -> Iterator[str]:
+    """A Ray cluster on loopback; each node is started with its options and the `environment`."""
     port = free_port()
     address = f"127.0.0.1:{port}"
-    environment = {
+    environment |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         "RAY_AUTH_MODE": "token",
@@ -194,13 +202,13 @@ def ray_cluster(only_ray: None) -> Iterator[str]:
     }
     start = [str(RAY), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     start.append("--object-store-memory=100000000")
-    head = [*start, "--head", f"--port={port}", "--include-dashboard=false"]
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         try:
-            subprocess.run(head, check=True, capture_output=True, env=_without_address())
-            subprocess.run([*start, f"--address={address}"], check=True, capture_output=True)
+            first = [*start, "--head", f"--port={port}", *head]
+            subprocess.run(first, check=True, capture_output=True, env=_without_address())
+            subprocess.run([*start, f"--address={address}", *second], check=True, capture_output=True)
             yield address
         finally:
             subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True)
