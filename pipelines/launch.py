@@ -1,6 +1,7 @@
 """How an asset's training is started: in its own process, in several by torchrun, or on Ray's workers.
 
 Whatever starts it calls `clipgen_core.train.train`; the asset's own `run()` then finds the training finished.
+SIGTERM is handed on to the workers, which save and stop.
 """
 
 import json
@@ -17,6 +18,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
 from clipgen_core.train import train
+from clipgen_core.training.interrupt import heard, sigterm
 from pipelines.config import TrainingConfig
 from pipelines.resources import RecipeResource
 
@@ -53,7 +55,11 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
     command += ["-m", "clipgen_core.cli", "train", stage, *(f"--set={one}" for one in given)]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()
-    if subprocess.run(command, env=environment, check=False).returncode:
+    with subprocess.Popen(command, env=environment) as process, sigterm(process.terminate) as request:
+        process.wait()
+    if request.signalled:
+        raise dg.Failure(f"training the {stage} was asked to stop: run it again to go on where it saved")
+    if process.returncode:
         raise dg.Failure(f"training the {stage} in {processes} processes failed: its output says why")
 
 
@@ -71,13 +77,15 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
 
     def work() -> None:
         os.environ.update(environment)
-        train(**arguments)
+        with heard(lambda: ray.get(stop.is_asked.remote())):
+            train(**arguments)
 
     def lost(error: BaseException) -> bool:
         return isinstance(error, WorkerGroupError) and own_reason(error) is None
 
     if not ray.is_initialized():
         ray.init()
+    stop: Any = ray.remote(num_cpus=0)(Stop).remote()
     scaling = ScalingConfig(num_workers=config.processes, use_gpu=bool(ray.cluster_resources().get("GPU")))
     notes = f"{arguments['root']}/{RAY_FOLDER}"
     trying = Retrying(
@@ -88,11 +96,24 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     )
     try:
         for attempt in trying:
-            with attempt:
+            with attempt, sigterm(stop.ask.remote):
                 TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
     except WorkerGroupError as error:
         reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
         raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from error
+
+
+class Stop:
+    """An actor that workers ask whether to stop."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self) -> None:
+        self.asked = True
+
+    def is_asked(self) -> bool:
+        return self.asked
 
 
 def own_reason(error: Any) -> str | None:

@@ -5,7 +5,7 @@ else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrai
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -56,11 +56,11 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
         model.set_requires_gradient_sync(wanted)  # type: ignore[operator]
 
 
-def agreed(flag: bool, at: bool) -> bool:
+def agreed(flag: Callable[[], bool], at: bool) -> bool:
     """Whether any process has raised its flag; several processes ask each other `at` some steps only."""
     if world_size() == 1:
-        return flag
-    return at and mean({"flag": flag})["flag"] > 0
+        return flag()
+    return at and mean({"flag": flag()})["flag"] > 0
 
 
 def mean(values: Mapping[str, Any]) -> dict[str, float]:

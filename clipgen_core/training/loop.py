@@ -50,7 +50,7 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
 
     Raises:
         ClipgenError: a loss is not finite; earlier checkpoints are left as they were.
-        Interrupted: SIGTERM came; a checkpoint was saved.
+        Interrupted: somebody asked to stop, by SIGTERM for one; a checkpoint was saved.
     """
     _spread(task, config)
     run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
