@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -165,6 +166,18 @@ def random_images() -> Callable[[int], list[Image.Image]]:
         return [Image.fromarray(value) for value in values]
 
     return make
+
+
+PROGRAMS = {"make", "clipgen", ".venv/bin/clipgen", "dagster", "mlflow", "export", "curl"}
+PROGRAMS |= {"docker", "kubectl", "helm", "infra/compose/secrets.sh"}
+
+
+def commands(file: Path) -> list[str]:
+    """The commands in a Markdown file's blocks of code, without their comments."""
+    lines = [line[4:] for line in file.read_text().splitlines() if line.startswith("    ")]
+    return [
+        re.split(r"  +#", one)[0].rstrip() for one in lines if one.split()[:1] and one.split()[0] in PROGRAMS
+    ]
 
 
 def free_port() -> int:

@@ -1,14 +1,22 @@
 """The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
 
+import itertools
+import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from tests.conftest import free_port
+from tests.integration.servers import wait_for
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
@@ -50,6 +58,49 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
     assert Image.open(tmp_path / "out.png").width == 4 * 64 + 3 * 2
     assert said["search"].count("file://") == 10
     assert "-" in said["champions"] and "images" in said["lineage"]
+    (tmp_path / "use.py").write_text(readme_python())
+    run("python", "use.py")
+    assert Image.open(tmp_path / "heart.png").size == (64, 64)
+    assert_dagsters_page_shows_the_run(tmp_path, environment)
+
+
+def readme_python() -> str:
+    """The README's block of Python."""
+    lines = README.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("    from clipgen_core"))
+    block = itertools.takewhile(lambda line: not line or line.startswith("    "), lines[start:])
+    return "\n".join(line[4:] for line in block)
+
+
+def assert_dagsters_page_shows_the_run(folder: Path, environment: dict[str, str]) -> None:
+    """`make ui`, at a port of its own."""
+    makefile = (REPOSITORY / "Makefile").read_text()
+    (command,) = re.findall(r"^\t\$\(BIN\)/(dagster dev .+)$", makefile, flags=re.M)
+    port, (program, *options) = free_port(), command.split()
+    words = [str(Path(sys.executable).parent / program), *options, "-p", str(port)]
+    query = """{ assetOrError(assetKey: {path: ["transformer_checkpoint"]}) {
+        ... on Asset { assetMaterializations { runId } } } }"""
+    asked = urllib.request.Request(
+        f"http://127.0.0.1:{port}/graphql",
+        json.dumps({"query": query}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    environment = environment | {"PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen(
+        words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as page:
+        try:
+            answer = wait_for(lambda: answer_of(asked), "Dagster's page")
+        finally:
+            page.send_signal(signal.SIGINT)
+    assert len(answer["data"]["assetOrError"]["assetMaterializations"]) == 1
+
+
+def answer_of(request: urllib.request.Request) -> Any:
+    try:
+        return json.load(urllib.request.urlopen(request, timeout=5))
+    except OSError:
+        return None
 
 
 def readme_commands() -> list[list[str]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import kubernetes_validate
 import pytest
 import yaml
+
+from tests.conftest import commands
 
 REPOSITORY = Path(__file__).parents[1]
 INFRA = REPOSITORY / "infra"
@@ -167,3 +170,22 @@ def test_the_helm_values_say_what_the_instance_profile_says() -> None:
     assert code["envSecrets"] == [{"name": "clipgen"}] and "env" not in code
     for part in (code, values["runLauncher"]["config"]["k8sRunLauncher"]):
         assert part["labels"] == {"clipgen": "true"}
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
+def test_kubectl_renders_what_is_ours_and_reads_the_secret(tmp_path: Path) -> None:
+    rendered = [
+        one for one in yaml.safe_load_all(run("kubectl", "kustomize", "infra/kubernetes").stdout) if one
+    ]
+    assert len(rendered) == len(manifests())
+    for one in rendered:
+        kubernetes_validate.validate(one, "1.37", strict=True)
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "clipgen"
+        for pod in [one["spec"]["template"]["spec"]] if one["kind"] == "Deployment" else []:
+            assert {c["image"] for c in pod["containers"]} == {"registry.example/clipgen:0.1.0"}
+    (tmp_path / "FILE").write_text("AWS_ACCESS_KEY_ID=someone\nAWS_SECRET_ACCESS_KEY=s3cr3t\n")
+    (line,) = [text for text in commands(INFRA / "README.md") if text.startswith("kubectl -n clipgen create")]
+    command = line.replace("=FILE", f"={tmp_path}/FILE").split()
+    made = yaml.safe_load(run(*command, "--dry-run=client", "-o", "yaml").stdout)
+    assert made["metadata"] == {"name": "clipgen", "namespace": "clipgen", "creationTimestamp": None}
+    assert made["data"].keys() == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}

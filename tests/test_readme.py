@@ -12,10 +12,35 @@ from dagster_shared.yaml_utils import merge_yamls
 from clipgen_core.cli import app
 from clipgen_core.recipes import RECIPES, configure
 from pipelines.definitions import defs
+from tests.conftest import commands
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-DOCS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCS = [
+    *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md", "infra/README.md")),
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+RUN_BY = {
+    r"make (demo|ui)$": "test_demo.py::test_the_quick_demo_from_pictures_to_a_registered_model",
+    r"clipgen (generate|search|vary|champions|lineage)": "test_demo.py::readme_commands",
+    r"clipgen generate .* -m public/$": "core/test_published.py::test_the_public_generator_makes_pictures",
+    r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
+    r"clipgen (promote|rollback)$": "core/test_registry.py::test_promotion_roll_back_and_their_history",
+    r"clipgen import-vqgan": "core/test_published.py::"
+    "test_a_published_vqgan_gives_the_published_codes_and_pictures",
+    r"clipgen import-generator": "core/test_published.py::test_the_public_generator_makes_pictures",
+    r"mlflow models serve|curl|export": "core/test_registry.py::test_mlflow_serves_the_model_over_http",
+    r"infra/compose/secrets.sh$": "test_infra.py::test_secrets_are_made_once",
+    r"kubectl .*create secret": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",
+    r"kubectl apply -k": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",
+}
+NOT_RUN = {
+    r"make (test|check)$": "what runs this",
+    r"dagster job execute .* -c (my|infra/run_configs/l).yaml$": "GPUs: the config is checked",
+    r"docker compose": "an engine: the file is checked against its schema",
+    r"kubectl .*raycluster.yaml$": "a cluster with KubeRay: its pods are checked against their schema",
+    r"helm .*install dagster": "a cluster and Dagster's chart: values are compared with the profile",
+}
 
 
 def test_the_first_lines_are_the_front_door() -> None:
@@ -101,3 +126,15 @@ def test_every_picture_and_path_the_readme_names_exists() -> None:
             assert (REPOSITORY / path).exists(), (file, path)
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
             assert (file.parent / path).exists(), (file, path)
+
+
+def test_every_command_of_the_docs_is_run_by_a_test_or_said_not_to_be() -> None:
+    written = [line for file in DOCS for line in commands(file)]
+    assert len(written) > 25
+    for line in written:
+        assert any(re.search(pattern, line) for pattern in (*RUN_BY, *NOT_RUN)), line
+    for pattern in (*RUN_BY, *NOT_RUN):
+        assert any(re.search(pattern, line) for line in written), pattern
+    for test in RUN_BY.values():
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(), test

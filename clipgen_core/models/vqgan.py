@@ -154,8 +154,15 @@ def middle(config: VqganConfig) -> list[nn.Module]:
 
 
 class Norm(nn.GroupNorm):
+    """On CPUs channels first, where torch's kernel is up to thirty times as fast as channels last."""
+
     def __init__(self, width: int, config: VqganConfig) -> None:
         super().__init__(GROUPS, width, eps=config.norm_epsilon)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 class Downsample(nn.Conv2d):
