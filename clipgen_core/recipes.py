@@ -140,7 +140,7 @@ def demo(*, clip_steps: int = 430, vqgan_steps: int = 1200, transformer_steps: i
         duplicates=duplicates.Config(),
         vqgan=vqgan.Config(
             model=VQGANS["demo"],
-            train=TrainConfig(steps=vqgan_steps, batch_size=8, learning_rate=3e-4),
+            train=TrainConfig(steps=vqgan_steps, batch_size=8, learning_rate=3e-4, checkpoint_every=400),
             perceptual_blocks=3,
             adversarial_from=0.75,
         ),
