@@ -160,7 +160,7 @@ class Norm(nn.GroupNorm):
         super().__init__(GROUPS, width, eps=config.norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or x.is_contiguous():
             return super().forward(x)
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
