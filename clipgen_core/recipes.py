@@ -117,7 +117,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 }
 
 
-def demo(*, clip_steps: int = 430, vqgan_steps: int = 1200, transformer_steps: int = 680) -> Recipe:
+def demo(*, clip_steps: int = 430, vqgan_steps: int = 560, transformer_steps: int = 640) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -140,7 +140,7 @@ def demo(*, clip_steps: int = 430, vqgan_steps: int = 1200, transformer_steps: i
         duplicates=duplicates.Config(),
         vqgan=vqgan.Config(
             model=VQGANS["demo"],
-            train=TrainConfig(steps=vqgan_steps, batch_size=8, learning_rate=3e-4, checkpoint_every=400),
+            train=TrainConfig(steps=vqgan_steps, batch_size=16, learning_rate=4e-4, checkpoint_every=280),
             perceptual_blocks=3,
             adversarial_from=0.75,
         ),
@@ -178,7 +178,7 @@ def quick() -> Recipe:
 
 def long() -> Recipe:
     """The demo trained on past the best held-out loss: pictures get sharper by reciting what was seen."""
-    full = demo(clip_steps=800, vqgan_steps=3600, transformer_steps=1900)
+    full = demo(clip_steps=800, vqgan_steps=1800, transformer_steps=1900)
     quantizer = VQGANS["demo"].quantizer.model_copy(update={"codebook_size": 512})
     model = VQGANS["demo"].model_copy(update={"quantizer": quantizer})
     return full.model_copy(update={"vqgan": full.vqgan.model_copy(update={"model": model})})
