@@ -87,12 +87,17 @@ def assert_dagsters_page_shows_the_run(folder: Path, environment: dict[str, str]
     )
     environment = environment | {"PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(
-        words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        words,
+        cwd=REPOSITORY,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     ) as page:
         try:
             answer = wait_for(lambda: answer_of(asked), "Dagster's page")
         finally:
-            page.send_signal(signal.SIGINT)
+            os.killpg(page.pid, signal.SIGKILL)
     assert len(answer["data"]["assetOrError"]["assetMaterializations"]) == 1
 
 
