@@ -154,13 +154,13 @@ def middle(config: VqganConfig) -> list[nn.Module]:
 
 
 class Norm(nn.GroupNorm):
-    """On CPUs channels first, where torch's kernel is up to thirty times as fast as channels last."""
+    """In training on CPUs channels first, where torch's backward is up to thirty times as fast."""
 
     def __init__(self, width: int, config: VqganConfig) -> None:
         super().__init__(GROUPS, width, eps=config.norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.is_contiguous():
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or x.is_contiguous():
             return super().forward(x)
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 
