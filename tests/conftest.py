@@ -29,6 +29,8 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training.loop import TrainConfig
 
 RAY = Path(sys.executable).with_name("ray")
+EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"
+needs_emoji = pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")
 SIZE = 32
 COLOURS = ("red", "green", "blue", "orange", "purple", "black", "gold", "teal")
 SHAPES = ("disc", "square", "cross")

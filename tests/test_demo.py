@@ -15,16 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.conftest import free_port
+from tests.conftest import EMOJI, free_port, needs_emoji
 from tests.integration.servers import wait_for
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
-EMOJI = REPOSITORY / ".clipgen" / "emoji"
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")
+@needs_emoji
 def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> None:
     (tmp_path / ".clipgen").mkdir()
     (tmp_path / ".clipgen" / "emoji").symlink_to(EMOJI)

@@ -31,8 +31,7 @@ class Request:
 
 @contextmanager
 def sigterm(then: Callable[[], object] | None = None) -> Iterator[Request]:
-    """Within the `with`, SIGTERM is noted, and `then` called. Outside the main thread signals stay as they
-    are."""
+    """Within the `with`, SIGTERM is noted and calls `then`. Only the main thread can take signals."""
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -22,6 +22,7 @@ from clipgen_core.data.tables import column
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from tests.browser.conftest import browser, watch
+from tests.conftest import EMOJI, needs_emoji
 from tests.integration.servers import (
     LOCATION,
     Platform,
@@ -31,13 +32,12 @@ from tests.integration.servers import (
 )
 
 __all__ = ["browser"]
-EMOJI = Path(__file__).parents[2] / ".clipgen" / "emoji"
 KNOWN = [*EMOJI.glob("pictures/google/*-1f4[0-5]?.png"), *EMOJI.glob("pictures/twitter/*-1f4[0-5]?.png")]
 NEW = list(EMOJI.glob("pictures/google/*-1f98*.png"))  # the folder that comes later
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(postgres_binaries() is None, reason="needs PostgreSQL: apt-get install postgresql"),
-    pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`"),
+    needs_emoji,
 ]
 ASSETS = {
     "raw_images",
