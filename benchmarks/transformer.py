@@ -117,13 +117,14 @@ def _interpolated(plain: PlainGpt, embedding: Tensor) -> float:
 
 
 def _shape(layers: int) -> TransformerConfig:
-    return TRANSFORMERS["paper"].model_copy(update={"layers": layers})
+    """The `paper` shape without dropout, for both sides."""
+    return TRANSFORMERS["paper"].model_copy(update={"layers": layers, "dropout": 0.0})
 
 
 def _our_step(layers: int, batch: int) -> tuple[Transformer, Callable[[], None]]:
     """A training step as the loop makes it: bf16, clipped, fused AdamW, from codes and embeddings."""
     device = torch.device(default_device())
-    model = Transformer(_shape(layers).model_copy(update={"dropout": 0.0}), CODES, GRID, DIM).to(device)
+    model = Transformer(_shape(layers), CODES, GRID, DIM).to(device)
     optimizer = adamw([model], 1e-4)
     codes = torch.randint(CODES, (batch, T), device=device)
     embedding = torch.nn.functional.normalize(torch.randn(batch, 1, DIM, device=device), dim=-1)

@@ -35,6 +35,13 @@ MODELS_AT_ONCE = 2  # in memory
 NEAREST = 8
 HOUR = 3600
 TITLE = "clip-gen"
+STYLE = """
+.grid-wrap { min-height: 0 !important; padding-top: 40px !important; }
+.grid-container { grid-template: none / repeat(auto-fill, minmax(64px, 1fr)) !important; }
+#made .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+.grid-container { grid-auto-rows: auto !important; }
+.caption-label { font-size: 11px !important; padding: 0 4px !important; }
+"""  # a gallery is as high as its pictures, which stand below its label
 EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
 
 Handler = Callable[..., Iterator[tuple[Any, ...]]]
@@ -75,6 +82,7 @@ def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
             server_port=port,
             share=False,
             theme=theme,
+            css=STYLE,
             show_error=True,
             max_file_size="20mb",
             run_history=False,
@@ -119,20 +127,23 @@ def build(models: Sequence[str]) -> gr.Blocks:
                 made = gr.Gallery(
                     label="Pictures, the best first",
                     format="png",
-                    columns=4,
                     height="auto",
                     object_fit="contain",
                     elem_id="made",
                 )
                 said = gr.Markdown(elem_id="said")
                 near = gr.Gallery(
-                    label="Nearest training pictures to the first",
+                    label="Nearest training pictures",
                     format="png",
-                    columns=NEAREST,
-                    height=150,
+                    height="auto",
                     elem_id="near",
                 )
-                history = gr.Gallery(label="History", format="png", columns=8, height=220, elem_id="history")
+                history = gr.Gallery(
+                    label="History",
+                    format="png",
+                    height="auto",
+                    elem_id="history",
+                )
         kept = gr.State([])
         shown = [made, said, near, history, kept]
         from_text, from_picture = _handler(load, of_picture=False), _handler(load, of_picture=True)
@@ -173,7 +184,7 @@ def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
         captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
         label = "variation" if of_picture else given[:40]
         kept = ([(one.image, f"{label}, seed {int(seed)}") for one in row[:1]] + kept)[:KEPT]
-        yield captioned, "CLIP score below each picture.", _neighbours(generator, row[0]), kept, kept
+        yield captioned, "CLIP score on each picture.", _neighbours(generator, row[0]), kept, kept
 
     return handle
 
