@@ -37,9 +37,8 @@ HOUR = 3600
 TITLE = "clip-gen"
 STYLE = """
 .grid-wrap { min-height: 0 !important; padding-top: 40px !important; }
-.grid-container { grid-template: none / repeat(auto-fill, minmax(64px, 1fr)) !important; }
+.grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(64px, 1fr)) !important; }
 #made .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-.grid-container { grid-auto-rows: auto !important; }
 .caption-label { font-size: 11px !important; padding: 0 4px !important; }
 """  # a gallery is as high as its pictures, which stand below its label
 EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
@@ -133,17 +132,9 @@ def build(models: Sequence[str]) -> gr.Blocks:
                 )
                 said = gr.Markdown(elem_id="said")
                 near = gr.Gallery(
-                    label="Nearest training pictures",
-                    format="png",
-                    height="auto",
-                    elem_id="near",
+                    label="Nearest training pictures", format="png", height="auto", elem_id="near"
                 )
-                history = gr.Gallery(
-                    label="History",
-                    format="png",
-                    height="auto",
-                    elem_id="history",
-                )
+                history = gr.Gallery(label="History", format="png", height="auto", elem_id="history")
         kept = gr.State([])
         shown = [made, said, near, history, kept]
         from_text, from_picture = _handler(load, of_picture=False), _handler(load, of_picture=True)
