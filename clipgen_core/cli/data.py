@@ -35,10 +35,10 @@ def embed(
     )
     console.print(f"{taken.found} pictures found, {taken.added} new, {taken.total} in all")
     for gone in taken.vanished:
-        console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`", highlight=False)
+        console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
     for reason, count in sorted(taken.rejects.items()):
-        console.print(f"{count} rejected: {reason} (see {storage.rejects})", highlight=False)
-    console.print(f"{made.embedded} embedded in {made.table}", highlight=False)
+        console.print(f"{count} rejected: {reason} (see {storage.rejects})")
+    console.print(f"{made.embedded} embedded in {made.table}")
 
 
 @app.command(cls=Command)
@@ -58,8 +58,7 @@ def plan(
     made = plan(folder, named(recipe), clip)
     console.print(
         f"{made.files} files, about {made.pictures} pictures, {made.usable:.0%} usable, "
-        f"{made.mean_side:.0f} px a side; {made.device}",
-        highlight=False,
+        f"{made.mean_side:.0f} px a side; {made.device}"
     )
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
     for line in made.lines:
@@ -100,6 +99,6 @@ def prune(
 
     gone = prune(Storage(root), folder, dry_run=not yes)
     verb = "are gone" if yes else "would go; repeat with --yes"
-    console.print(f"{gone.pictures} pictures of {folder} {verb}", highlight=False)
+    console.print(f"{gone.pictures} pictures of {folder} {verb}")
     if gone.filed_elsewhere:
-        console.print(f"{gone.filed_elsewhere} also lie in other folders and stay", highlight=False)
+        console.print(f"{gone.filed_elsewhere} also lie in other folders and stay")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
+from rich.text import Text
 
 from clipgen_core.cli.options import Command, Name, Root, app, console
 from clipgen_core.storage import Storage, last_root
@@ -27,7 +28,7 @@ def import_vqgan(
     """Make a published VQGAN the current one of a root; fine-tune it with vqgan.start_from."""
     from clipgen_core import published
 
-    console.print(f"the VQGAN is at {published.import_vqgan(kind, file, Storage(root))}", highlight=False)
+    console.print(f"the VQGAN is at {published.import_vqgan(kind, file, Storage(root))}")
 
 
 @app.command(cls=Command, name="import-generator")
@@ -43,7 +44,7 @@ def import_generator(
     from clipgen_core import published
 
     published.import_generator(vqgan, transformer, clip, output)
-    console.print(f"try: clipgen generate 'a city bus' -m {output}", highlight=False)
+    console.print(f"try: clipgen generate 'a city bus' -m {output}")
 
 
 @app.command(cls=Command)
@@ -83,14 +84,14 @@ def lineage(
     from clipgen_core.registry import describe
 
     tags = describe(model)
-    console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}", highlight=False)
+    console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
     sheet = Table("made from", Column("where", overflow="fold"), Column("digest", no_wrap=True), "", box=None)
     for step in way_back(tags):
-        sheet.add_row(step.name, step.where, step.digest, "" if step.there else "[red]gone[/]")
+        sheet.add_row(step.name, step.where, step.digest, "" if step.there else Text("gone", style="red"))
     console.print(sheet)
     for key, said in sorted(tags.items()):
         if key.startswith("check."):
-            console.print(f"{key.removeprefix('check.')}: {said}", highlight=False)
+            console.print(f"{key.removeprefix('check.')}: {said}")
 
 
 def _registry(root: str | None, name: str) -> "Registry":

@@ -5,12 +5,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.training.interrupt import Interrupted
 
-console = Console()
+# without markup: names may hold [brackets]
+console = Console(markup=False, highlight=False, soft_wrap=True)
+errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 BAD_INPUT = 2
 STOPPED = 128 + 15  # as a shell reports SIGTERM
 
@@ -50,7 +53,7 @@ class Command(typer.core.TyperCommand):
         try:
             return super().invoke(ctx)
         except ClipgenError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+            errors.print(Text("error:", style="bold red"), str(error))
             raise typer.Exit(STOPPED if isinstance(error, Interrupted) else BAD_INPUT) from None
 
 

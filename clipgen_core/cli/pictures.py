@@ -67,7 +67,7 @@ def generate(
         rows = generator.generate_scored(prompt, n, seed, lambda _: meter.advance(), **given)
     for text, row in zip(prompt, rows, strict=True):
         scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
-        console.print(f"{text}: CLIP score {scores}", highlight=False)
+        console.print(f"{text}: CLIP score {scores}")
     _write_sheet(rows, output, {"prompts": prompt, "seed": seed, **given})
 
 
@@ -157,4 +157,4 @@ def _write_sheet(rows: list[list[Any]], output: Path, parameters: dict[str, Any]
 
     sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
     write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))
-    console.print(f"wrote {output} ({sheet.width}x{sheet.height})", highlight=False)
+    console.print(f"wrote {output} ({sheet.width}x{sheet.height})")

@@ -81,6 +81,18 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
     assert "25 pictures found, 0 new" in second.output and "0 embedded" in second.output
 
 
+def test_names_with_brackets_are_printed_as_they_are(
+    pictures: Path, clip_reference: str, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures / "pictures" / "disc", tmp_path / "in" / "[old] scans")
+    root = ["--root", str(tmp_path / "[red]root")]
+    made = runner.invoke(app, ["embed", str(tmp_path / "in"), *root, "--clip", clip_reference])
+    assert f"embedded in {tmp_path}/[red]root/embeddings/" in made.output
+    assert "[old] scans" in runner.invoke(app, ["folders", *root]).output
+    refused = runner.invoke(app, ["embed", f"{tmp_path}/no[/such]", *root, "--clip", clip_reference])
+    assert refused.exit_code == 2 and f"error: the source folder {tmp_path}/no[/such]" in refused.output
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
