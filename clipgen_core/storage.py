@@ -7,13 +7,16 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
+from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.errors import ClipgenError
@@ -23,6 +26,7 @@ DEFAULT_ROOT = ".clipgen/default"
 DRAFT = ".draft-"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
 ATTEMPTS = 8  # of a remote call: about half a minute in all
+UNUSED = 24 * 3600  # seconds after which a download removes another's copy
 NO_FAULT = (
     ClipgenError,
     ValueError,
@@ -219,7 +223,8 @@ def inside(folder: str, relative: str) -> str:
 
 def local_copy(url: str) -> Path:
     """A local path with the content of `url`, under its own name: itself when local, else a download, which
-    stays in the temporary folder and is used again while the store lists the same."""
+    stays in the user's cache and is used again while the store lists the same. A download removes the copies
+    that nobody has used for a day."""
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
         return Path(path)
@@ -227,13 +232,23 @@ def local_copy(url: str) -> Path:
     listing = retried(filesystem.find, path, detail=True)
     state = [(name, stamp(entry, entry["size"])) for name, entry in sorted(listing.items())]
     name = url.rstrip("/").rsplit("/", 1)[-1]
-    target = Path(tempfile.gettempdir()) / "clipgen-cache" / digest_of([url, state]) / name
+    copies = user_cache_path("clipgen") / "copies"
+    target = copies / digest_of([url, state]) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.utime(target.parent)
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_unused(copies)
         draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         retried(filesystem.get, path, str(draft), recursive=True)
         draft.replace(target)
     return target
+
+
+def _remove_unused(copies: Path) -> None:
+    for copy in copies.iterdir():
+        with suppress(FileNotFoundError):  # another download was first
+            if time.time() - copy.stat().st_mtime > UNUSED:
+                shutil.rmtree(copy, ignore_errors=True)
 
 
 def stamp(entry: Mapping[str, Any], size: int) -> str:

@@ -8,9 +8,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -48,6 +51,13 @@ def draw(colour: str, shape: str, size: int = SIZE) -> Image.Image:
     else:
         pen.line(box, fill=colour, width=size // 6)
     return image
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -194,6 +204,30 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def answers(url: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
+    except OSError:
+        return False
+
+
+def wait_for(
+    found: Callable[[], Any],
+    what: str,
+    *,
+    alive: Callable[[], bool] = lambda: True,
+    seconds: float = 120,
+    pause: float = 0.2,
+) -> Any:
+    """What `found` returns once that is something, while the process that makes it is `alive`."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and alive():
+        if result := found():
+            return result
+        time.sleep(pause)
+    raise AssertionError(f"{what} did not come" + (f" within {seconds:.0f} s" if alive() else ""))
+
+
 @pytest.fixture(scope="module")
 def only_ray() -> Iterator[None]:
     """No other test of this machine has a Ray cluster meanwhile: `ray stop` would end it."""
@@ -212,6 +246,8 @@ def ray_cluster(only_ray: None) -> Iterator[str]:
 @contextmanager
 def two_ray_nodes(*, head: list[str], second: list[str], **environment: str) -> Iterator[str]:
     """A Ray cluster on loopback; each node is started with its options and the `environment`."""
+    from ray._raylet import Config
+
     port = free_port()
     address = f"127.0.0.1:{port}"
     environment |= {
@@ -226,6 +262,7 @@ def two_ray_nodes(*, head: list[str], second: list[str], **environment: str) -> 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
+        Config.initialize("")  # Ray reads its authentication once in a process, maybe in an earlier test
         try:
             first = [*start, "--head", f"--port={port}", *head]
             subprocess.run(first, check=True, capture_output=True, env=_without_address())

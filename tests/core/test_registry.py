@@ -27,7 +27,7 @@ from clipgen_core.registry import Registry, describe
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client, mlflow_run
-from tests.conftest import free_port
+from tests.conftest import answers, free_port, wait_for
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
 
@@ -192,22 +192,14 @@ def served(registered: Registry, tmp_path: Path) -> Iterator[str]:
             command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PATH": path}
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/ping", server)
-        yield f"http://127.0.0.1:{port}"
+        url = f"http://127.0.0.1:{port}"
+        wait_for(
+            lambda: answers(f"{url}/ping"), "the server", alive=lambda: server.poll() is None, seconds=180
+        )
+        yield url
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 180) -> None:
-    end = time.monotonic() + seconds
-    while server.poll() is None and time.monotonic() < end:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"nothing answers at {url}")
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,18 @@ def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> Non
     assert storage.local_copy(f"{url}/sub/data").name == "data"
     storage.remove_folder(url)
     assert not storage.exists(f"{url}/done")
+
+
+def test_local_copies_unused_for_a_day_are_removed_by_the_next_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("a", "b", "c"):
+        storage.write_bytes(f"memory:/{tmp_path}/{name}", name.encode())
+    unused, used = storage.local_copy(f"memory:/{tmp_path}/a"), storage.local_copy(f"memory:/{tmp_path}/b")
+    for copy in (unused, used):
+        os.utime(copy.parent, (0, 0))
+    assert storage.local_copy(f"memory:/{tmp_path}/b") == used
+    assert storage.local_copy(f"memory:/{tmp_path}/c").read_bytes() == b"c"
+    assert used.read_bytes() == b"b"
+    assert not unused.exists()

@@ -10,17 +10,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg2
 import requests
+from moto.server import ThreadedMotoServer
 
-from tests.conftest import free_port
+from tests.conftest import answers, free_port, wait_for
 
 BIN = Path(sys.executable).parent
 PROFILE = Path(__file__).parents[2] / "infra" / "dagster" / "compose.yaml"
@@ -30,6 +29,20 @@ LOCATION = "clipgen"
 def postgres_binaries() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return found[-1] if found else None
+
+
+@contextmanager
+def s3() -> Iterator[tuple[str, int]]:
+    """An empty store without buckets: its host and port."""
+    store = ThreadedMotoServer(port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    try:
+        # moto's buckets belong to the process and outlive a server
+        requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30).raise_for_status()
+        yield host, port
+    finally:
+        store.stop()
 
 
 @contextmanager
@@ -148,20 +161,3 @@ class Platform:
 
     def logs(self) -> str:
         return "\n".join(file.read_text() for file in self.folder.glob("*.log"))
-
-
-def answers(url: str) -> bool:
-    try:
-        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
-    except OSError:
-        return False
-
-
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    """What `found` returns once that is something."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if result := found():
-            return result
-        time.sleep(0.5)
-    raise AssertionError(f"{what} did not come within {seconds:.0f} s")

@@ -8,7 +8,6 @@ from pathlib import Path
 import boto3
 import pytest
 import s3fs
-from moto.server import ThreadedMotoServer
 
 from clipgen_core.data.tables import column, open_table, vectors
 from clipgen_core.generator import TextToImage
@@ -17,26 +16,19 @@ from clipgen_core.storage import Storage, exists
 from clipgen_core.tracking import NullTracker
 from tests.conftest import tiny_transformer_config, tiny_vqgan_config
 from tests.integration.faults import FaultyProxy
+from tests.integration.servers import s3
 
 SECRET = "verysecretkeythatmustnotshow"
 TRACKER = NullTracker()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    one = ThreadedMotoServer(port=0, verbose=False)
-    one.start()
-    yield one
-    one.stop()
-
-
 @pytest.fixture
-def store(server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
     """A store that the environment names, as it would in production: (host, port)."""
-    host, port = server.get_host_and_port()
-    use(monkeypatch, f"http://{host}:{port}")
-    boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="clipgen")
-    yield host, port
+    with s3() as (host, port):
+        use(monkeypatch, f"http://{host}:{port}")
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="clipgen")
+        yield host, port
     s3fs.S3FileSystem.clear_instance_cache()
 
 

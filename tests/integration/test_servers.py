@@ -13,22 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import s3fs
-from moto.server import ThreadedMotoServer
 from playwright.sync_api import Browser
 
 from clipgen_core.data.tables import column
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from tests.browser.conftest import browser, watch
-from tests.conftest import EMOJI, needs_emoji
+from tests.conftest import EMOJI, needs_emoji, wait_for
 from tests.integration.servers import (
     LOCATION,
     Platform,
     postgres,
     postgres_binaries,
-    wait_for,
+    s3,
 )
 
 __all__ = ["browser"]
@@ -63,21 +61,17 @@ STORE = {
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     folder = tmp_path_factory.mktemp("platform")
-    store = ThreadedMotoServer(port=0, verbose=False)
-    store.start()
-    host, port = store.get_host_and_port()
-    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=30)  # moto's buckets outlive a server
-    settings = STORE | {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
-        "CLIPGEN_ROOT": "s3://clipgen/root",
-        "CLIPGEN_SOURCE": "s3://clipgen/pictures",
-        "CLIPGEN_RECIPE": "quick",
-        "CLIPGEN_EXECUTOR": "in-process",
-        "CLIPGEN_PROMPTS": str(EMOJI / "prompts.csv"),
-        "CLIPGEN_NIGHTLY": "* * * * *",
-    }
-    with pytest.MonkeyPatch.context() as patch, postgres(PASSWORD) as postgres_port:
+    with pytest.MonkeyPatch.context() as patch, s3() as (host, port), postgres(PASSWORD) as postgres_port:
+        settings = STORE | {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{port}",
+            "CLIPGEN_ROOT": "s3://clipgen/root",
+            "CLIPGEN_SOURCE": "s3://clipgen/pictures",
+            "CLIPGEN_RECIPE": "quick",
+            "CLIPGEN_EXECUTOR": "in-process",
+            "CLIPGEN_PROMPTS": str(EMOJI / "prompts.csv"),
+            "CLIPGEN_NIGHTLY": "* * * * *",
+        }
         for name, value in settings.items():
             patch.setenv(name, value)
         s3fs.S3FileSystem.clear_instance_cache()
@@ -90,7 +84,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             yield made
         finally:
             made.stop()
-            store.stop()
             s3fs.S3FileSystem.clear_instance_cache()
 
 
@@ -134,7 +127,7 @@ def finish(platform: Platform, run: str) -> None:
     ended = wait_for(
         lambda: (now := status(platform, run)) in ("SUCCESS", "FAILURE", "CANCELED") and now,
         f"the end of run {run}",
-        300,
+        seconds=300,
     )
     assert ended == "SUCCESS", (platform.folder / "code.log").read_text()[-5000:]
 

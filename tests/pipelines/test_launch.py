@@ -6,8 +6,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import read_state, read_weights
 from pipelines.definitions import defs
 from pipelines.launch import own_reason
-from tests.conftest import RAY
+from tests.conftest import RAY, wait_for
 
 STEPS = 120
 SETTINGS = {
@@ -83,15 +81,6 @@ def steps_in_mlflow(out: Storage) -> set[int]:
         return set()
 
 
-def wait_for(found: Callable[[], Any], alive: Callable[[], bool]) -> Any:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and alive():
-        if result := found():
-            return result
-        time.sleep(0.02)
-    raise AssertionError("it did not come")
-
-
 def trainer_process() -> int | None:
     """A process of the training's workers."""
     for process in psutil.process_iter(["cmdline"]):
@@ -126,7 +115,7 @@ def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = root_at(tmp_path, pipeline)
     driver = started(out)
-    wait_for(lambda: checkpoints(out), driver.is_alive)
+    wait_for(lambda: checkpoints(out), "a checkpoint", alive=driver.is_alive, pause=0.02)
     victim = trainer_process()
     assert victim
     os.kill(victim, signal.SIGKILL)
@@ -154,7 +143,7 @@ def test_sigterm_reaches_the_workers_which_save_and_another_run_goes_on(
     out = root_at(tmp_path, pipeline)
     rarely = {"workers_on": workers_on, "overrides": {**SETTINGS, "train.checkpoint_every": STEPS}}
     driver = started(out, **rarely)
-    wait_for(lambda: steps_in_mlflow(out), driver.is_alive)
+    wait_for(lambda: steps_in_mlflow(out), "a step in MLflow", alive=driver.is_alive, pause=0.02)
     driver.terminate()
     driver.join(120)
     assert driver.exitcode == 1

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import time
 from pathlib import Path
 
 import lance
@@ -16,7 +15,7 @@ from clipgen_core.data.tables import column, find_table, vectors
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.conftest import COLOURS, SHAPES, draw
+from tests.conftest import COLOURS, SHAPES, draw, wait_for
 
 COUNT = 480
 
@@ -41,7 +40,9 @@ def test_a_killed_worker_loses_and_doubles_nothing(
     spawn = multiprocessing.get_context("spawn")
     driver = spawn.Process(target=embed, args=(out.root, clip_reference, compute))
     driver.start()
-    victim = wait_for_a_worker_in_the_middle(out, driver.is_alive)
+    victim = wait_for(
+        lambda: worker_in_the_middle(out), "a worker's commit", alive=driver.is_alive, seconds=180, pause=0.02
+    )
     os.kill(victim, signal.SIGKILL)
     done_by_then = rows(out)
     driver.join(timeout=240)
@@ -69,14 +70,10 @@ def rows(out: Storage) -> int:
     return sum(table.count_rows() for table in found if table is not None)
 
 
-def wait_for_a_worker_in_the_middle(out: Storage, alive: object) -> int:
+def worker_in_the_middle(out: Storage) -> int | None:
     """The process id of a Ray worker that has committed some blocks and has others to do."""
-    until = time.monotonic() + 180
-    while time.monotonic() < until and alive():  # type: ignore[operator]
-        if rows(out):
-            for process in psutil.process_iter(["cmdline"]):
-                title = " ".join(process.info["cmdline"] or [])
-                if title.startswith("ray::") and "Map" in title and "IDLE" not in title:
-                    return process.pid
-        time.sleep(0.02)
-    raise AssertionError("no Ray worker was seen at work")
+    for process in psutil.process_iter(["cmdline"]) if rows(out) else ():
+        title = " ".join(process.info["cmdline"] or [])
+        if title.startswith("ray::") and "Map" in title and "IDLE" not in title:
+            return process.pid
+    return None
