@@ -1,5 +1,6 @@
 """The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
 
+import csv
 import itertools
 import json
 import os
@@ -15,11 +16,26 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.conftest import EMOJI, free_port, needs_emoji
-from tests.integration.servers import wait_for
+from tests.conftest import EMOJI, free_port, needs_emoji, wait_for
 
 REPOSITORY = Path(__file__).parents[1]
 README = REPOSITORY / "README.md"
+
+
+@needs_emoji
+def test_held_out_names_reach_the_clip_by_another_vendor_and_the_pipeline_not_at_all() -> None:
+    def rows(name: str) -> list[dict[str, str]]:
+        with (EMOJI / name).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    held_out = {row["prompt"] for row in rows("prompts.csv") if row["split"] == "held-out"}
+    named = {row["file"] for row in rows("captions.csv") if row["caption"] in held_out}
+    assert len(held_out) == 90
+    assert {file.split("/")[1] for file in named if file.startswith("clip/")} == {"fluent"}
+    assert not any(row["file"].startswith("held_out/") for row in rows("captions.csv"))
+    seen = {row["file"] for row in rows("prompts.csv") if row["split"] == "train"}
+    assert {path.relative_to(EMOJI).as_posix() for path in EMOJI.glob("pictures/*/*")} == seen
+    assert held_out.isdisjoint((EMOJI / "texts.txt").read_text(encoding="utf-8").splitlines())
 
 
 @pytest.mark.slow

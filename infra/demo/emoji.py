@@ -1,20 +1,24 @@
 """Lay out the demo's pictures: emoji of two vendors, with captions for the small CLIP alone.
 
-In:  three npm packages, fetched by `npm pack` and checked against their SHA-256
+In:  four npm packages, fetched by `npm pack` and checked against their SHA-256
 Out: OUT/pictures/{google,twitter}/NAME.png   what the pipeline trains on
-     OUT/held_out/{google,twitter}/NAME.png   90 names that no model ever sees
-     OUT/captions.csv  (file, caption)        read by the asset `clip_checkpoint` only
-     OUT/judge.csv     (file, caption)        the same with the held-out names, for a CLIP that only judges
+     OUT/held_out/{google,twitter}/NAME.png   of 90 names; only a judge sees these
+     OUT/clip/fluent/NAME.png                 a third vendor's, of all names, for the small CLIP alone: the
+                                              method's CLIP knows words that the pictures do not show
+     OUT/captions.csv  (file, caption)        of pictures/ and clip/, read by the asset `clip_checkpoint` only
+     OUT/judge.csv     (file, caption)        of pictures/ and held_out/, for a CLIP that only judges
      OUT/texts.txt     names, one a line      what prompts are like; no picture is named
      OUT/prompts.csv   (prompt, split, file)  read by the evaluation only
 Run: python infra/demo/emoji.py OUT
 
-Pictures: Noto emoji (Apache-2.0) and Twemoji (CC-BY-4.0) at 64x64 as packaged by emoji-datasource;
-names and keywords: emojibase-data (MIT). Flags and skin-tone variations are left out.
+Pictures: Noto emoji (Apache-2.0) and Twemoji (CC-BY-4.0) at 64x64 as packaged by emoji-datasource, Fluent
+emoji (MIT) as packaged by fluent-emoji-3d; names and keywords: emojibase-data (MIT). Flags and skin-tone
+variations are left out.
 """
 
 import csv
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -24,6 +28,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 PACKAGES = {
     "emoji-datasource-google": (
         "16.0.0",
@@ -32,6 +38,10 @@ PACKAGES = {
     "emoji-datasource-twitter": (
         "16.0.0",
         "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+    ),
+    "@lobehub/fluent-emoji-3d": (
+        "1.1.0",
+        "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
     ),
     "emojibase-data": (
         "17.0.0",
@@ -46,7 +56,7 @@ MADE_BY = "made-by"  # this script's digest: pictures laid out by another versio
 def fetch(package: str, folder: Path) -> Path:
     """The package's tarball, by npm, refused if it is not the one this demo was written for."""
     version, sha256 = PACKAGES[package]
-    tarball = folder / f"{package}-{version}.tgz"
+    tarball = folder / f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
     npm = shutil.which("npm") or str(Path(sys.executable).parent / "npm")
     command = [npm, "pack", "--silent", f"{package}@{version}", "--pack-destination", str(folder)]
     try:
@@ -99,7 +109,12 @@ def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
         csv.writer(file).writerows([header, *rows])
 
 
-def lay_out(emoji: list[dict[str, Any]], pictures: dict[str, dict[str, bytes]], out: Path) -> None:
+def lay_out(
+    emoji: list[dict[str, Any]],
+    pictures: dict[str, dict[str, bytes]],
+    fluent: dict[str, bytes],
+    out: Path,
+) -> None:
     labels = sorted({e["label"] for e in emoji}, key=lambda s: hashlib.sha256(s.encode()).digest())
     held_out = set(labels[:HELD_OUT_NAMES])
     captions, judged, prompts = [], [], []
@@ -114,6 +129,12 @@ def lay_out(emoji: list[dict[str, Any]], pictures: dict[str, dict[str, bytes]], 
             judged += [[file, caption] for caption in entry["captions"]]
             if split == "train":
                 captions += [[file, caption] for caption in entry["captions"]]
+        drawing = fluent.get(Path(entry["image"]).with_suffix(".webp").name)
+        if drawing:
+            file = f"clip/fluent/{file_name(entry['label'], entry['image'])}"
+            (out / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.open(io.BytesIO(drawing)).resize((64, 64), Image.Resampling.LANCZOS).save(out / file)
+            captions += [[file, caption] for caption in entry["captions"]]
     names = dict.fromkeys(prompt for prompt, split, _ in prompts if split == "train")
     (out / "texts.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     write_csv(out / "judge.csv", ["file", "caption"], judged)
@@ -127,7 +148,7 @@ def main(out: Path) -> None:
         return print(f"demo pictures are at {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
-        print("fetching the demo's pictures (about 140 MB) ...")
+        print("fetching the demo's pictures (about 160 MB) ...")
         tarballs = {package: fetch(package, Path(work)) for package in PACKAGES}
         pictures = {
             vendor: read_members(tarballs[f"emoji-datasource-{vendor}"], f"package/img/{vendor}/64")
@@ -137,7 +158,8 @@ def main(out: Path) -> None:
         catalogue = json.loads(read_members(google, "package/emoji.json")["emoji.json"])
         names = json.loads(read_members(base, "package/en/data.json")["data.json"])
         emoji = select_emoji(catalogue, names)
-        lay_out(emoji, pictures, Path(work) / "emoji")
+        fluent = read_members(tarballs["@lobehub/fluent-emoji-3d"], "package/assets")
+        lay_out(emoji, pictures, fluent, Path(work) / "emoji")
         (Path(work) / "emoji" / MADE_BY).write_text(made_by)
         shutil.rmtree(out, ignore_errors=True)
         (Path(work) / "emoji").rename(out)
