@@ -17,6 +17,7 @@ import torch
 from benchmarks.tables import BATCH, TRACKER, VIT_B_32, small_clip, write_photos
 from benchmarks.timing import Row, in_turn, seconds
 from clipgen_core.data.fill import ComputeConfig
+from clipgen_core.device import autocast
 from clipgen_core.losses import code_cross_entropy
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.recipes import TRANSFORMERS
@@ -79,7 +80,7 @@ def main() -> None:
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu"):
             loss = code_cross_entropy(model(codes[:, :-1], embedding, dropped=dropped), codes)
         loss.backward()
         optimizer.step()

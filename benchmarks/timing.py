@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from clipgen_core.device import default_device, fast_dtype
+
 
 @dataclass(frozen=True)
 class Row:
@@ -46,7 +48,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 
 
 def matmul_peak(size: int = 2048) -> Callable[[], object]:
-    """A bf16 matrix product of 2 * size^3 operations: what the machine can do at best."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    a, b = torch.randn(2, size, size, device=device).bfloat16()
+    """A matrix product of the fast type, of 2 * size^3 operations: what the machine can do at best."""
+    device = default_device()
+    a, b = torch.randn(2, size, size, device=device, dtype=fast_dtype(device))
     return lambda: a @ b

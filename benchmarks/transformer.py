@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.baseline import PlainGpt, train_step
 from benchmarks.timing import Row, in_turn, matmul_peak, ratio, seconds
+from clipgen_core.device import autocast, default_device, fast_dtype
 from clipgen_core.losses import code_cross_entropy
-from clipgen_core.models.clip import default_device
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.recipes import TRANSFORMERS, VQGANS
@@ -23,7 +23,7 @@ T = GRID * GRID
 
 
 def training(layers: int, batch: int) -> list[Row]:
-    """Operations a second of a whole training step as a share of the bf16 matrix product's."""
+    """Operations a second of a whole training step as a share of a matrix product's of the same type."""
     model, step = _our_step(layers, batch)
     peak = matmul_peak()
     ours, best = in_turn(step, peak, rounds=5, warm_up=2)
@@ -36,7 +36,7 @@ def training(layers: int, batch: int) -> list[Row]:
         f"{layers} layers, batch {batch}, {batch / statistics.median(ours):.2f} pictures/s, "
         f"{speed / 1e9:.0f} of {2 * 2048**3 / statistics.median(best) / 1e9:.0f} GFLOP/s"
     )
-    return [Row("training", "share of the bf16 matmul peak", reached, "", ">= 0.65", detail)]
+    return [Row("training", "share of the matmul peak", reached, "", ">= 0.65", detail)]
 
 
 def pictures_per_second(layers: int, batch: int) -> float:
@@ -67,12 +67,12 @@ def against_encoding(layers: int, batch: int) -> list[Row]:
 
 
 def sampling(layers: int, batch: int = 8) -> list[Row]:
-    """256 codes with cache and bf16 against the whole prefix again in fp32; guidance; batch 1.
+    """256 codes with cache and the fast type against the whole prefix again in fp32; guidance; batch 1.
 
     The baseline is timed at every 32nd prefix length and summed by interpolation.
     """
     device = default_device()
-    model = Transformer(_shape(layers), CODES, GRID, DIM).eval().to(device, torch.bfloat16)
+    model = Transformer(_shape(layers), CODES, GRID, DIM).eval().to(device, fast_dtype(device))
     plain = PlainGpt(_shape(layers), CODES, T, DIM).eval().to(device)
     embedding = torch.nn.functional.normalize(torch.randn(batch, 1, DIM, device=device), dim=-1)
 
@@ -88,7 +88,7 @@ def sampling(layers: int, batch: int = 8) -> list[Row]:
     return [
         Row(
             "sampling",
-            "no cache fp32 / cache bf16",
+            "no cache fp32 / ours",
             baseline / fast,
             "x",
             ">= 10",
@@ -122,7 +122,7 @@ def _shape(layers: int) -> TransformerConfig:
 
 
 def _our_step(layers: int, batch: int) -> tuple[Transformer, Callable[[], None]]:
-    """A training step as the loop makes it: bf16, clipped, fused AdamW, from codes and embeddings."""
+    """A training step as the loop makes it: clipped, fused AdamW, from codes and embeddings."""
     device = torch.device(default_device())
     model = Transformer(_shape(layers), CODES, GRID, DIM).to(device)
     optimizer = adamw([model], 1e-4)
@@ -131,7 +131,7 @@ def _our_step(layers: int, batch: int) -> tuple[Transformer, Callable[[], None]]
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16), attention_for(device):
+        with autocast(device.type), attention_for(device):
             loss = code_cross_entropy(model(codes[:, :-1], embedding), codes)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

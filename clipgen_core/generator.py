@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from clipgen_core.data.pictures import to_images
 from clipgen_core.data.tables import nearest, open_table, vectors
+from clipgen_core.device import fast_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_transformer, load_vqgan
 from clipgen_core.models.clip import ClipEncoder
@@ -59,7 +60,7 @@ class TextToImage:
         self.vqgan = load_vqgan(parts.vqgan)
         self.transformer = load_transformer(parts.transformer)
         self.gap = copy.deepcopy(self.transformer.gap)  # statistics stay in fp32
-        self.transformer.to(torch.bfloat16)
+        self.transformer.to(fast_dtype(self.device.type))
         self.embeddings: lance.LanceDataset | None = None
         if parts.embeddings:
             self.embeddings = open_table(parts.embeddings, parts.embeddings_version)

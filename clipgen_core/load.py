@@ -4,9 +4,9 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError
 from clipgen_core.gap import GapConfig
-from clipgen_core.models.clip import default_device
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.models.vqgan import Vqgan, VqganConfig
 from clipgen_core.schema import Frozen

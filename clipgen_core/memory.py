@@ -10,6 +10,7 @@ from PIL import Image
 from clipgen_core.data.images import pictures_by_id
 from clipgen_core.data.pictures import fit_square, to_tensor
 from clipgen_core.data.tables import open_table
+from clipgen_core.device import autocast
 from clipgen_core.generator import Generated, TextToImage
 
 LOOKED_AT = 4
@@ -51,6 +52,6 @@ def nearest_training(generator: TextToImage, made: Sequence[Generated], images: 
 @torch.no_grad()
 def _codes(generator: TextToImage, pictures: list[Image.Image]) -> np.ndarray:
     """Codes [n, grid, grid], as the token shards have them."""
-    with torch.autocast(generator.device.type, torch.bfloat16):
+    with autocast(generator.device.type):
         parts = to_tensor(pictures).split(128)
         return torch.cat([generator.vqgan.encode(part.to(generator.device)).cpu() for part in parts]).numpy()

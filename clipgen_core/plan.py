@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from clipgen_core.data.pictures import Rejected, decode
 from clipgen_core.data.sources import File, Source
+from clipgen_core.device import autocast, default_device
 from clipgen_core.errors import ClipgenError
 from clipgen_core.losses import code_cross_entropy
-from clipgen_core.models.clip import ClipEncoder, default_device
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
@@ -159,7 +160,7 @@ class ImageTower(nn.Module):
         self.side: int = size if isinstance(size, int) else size[0]
 
     def forward(self, pictures: Tensor) -> Tensor:
-        with torch.autocast(pictures.device.type, torch.bfloat16):
+        with autocast(pictures.device.type):
             return self.visual(pictures)  # type: ignore[no-any-return]
 
 
@@ -174,7 +175,7 @@ def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: T
         return tensor
 
     def step() -> None:
-        with torch.autocast(default_device(), torch.bfloat16, enabled=train.precision == "bf16"):
+        with autocast(default_device(), train.precision):
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]
 

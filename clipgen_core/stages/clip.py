@@ -26,8 +26,9 @@ from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pictures import Rejected, decode, random_crop, to_tensor
 from clipgen_core.data.prompts import read_captions
+from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.models.clip import LOCAL, ClipEncoder, default_device
+from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import Frozen, digest_of
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed

@@ -31,6 +31,7 @@ from clipgen_core.data.keys import Lookup, digest_of_keys, joined
 from clipgen_core.data.pictures import decode_stored, fit_square, random_crop, to_tensor
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.upkeep import tag
+from clipgen_core.device import autocast
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
@@ -123,7 +124,7 @@ class Coder:
     def rows(self, prepared: tuple[pa.Table, Tensor]) -> pa.Table:
         batch, pictures = prepared
         device = next(self.vqgan.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device.type):
             codes = torch.cat([self.vqgan.encode(some.to(device)).cpu() for some in pictures.split(128)])
         kind = self.schema.field("codes").type
         flat = pa.array(codes.numpy().reshape(-1)).cast(kind.value_type)

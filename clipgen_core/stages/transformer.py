@@ -26,10 +26,11 @@ from clipgen_core.data.pictures import grid, to_images
 from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import Rows, TokenShards
 from clipgen_core.data.upkeep import tag
+from clipgen_core.device import default_device
 from clipgen_core.gap import GapConfig
 from clipgen_core.load import load_vqgan
 from clipgen_core.losses import code_cross_entropy, embedding_reconstruction
-from clipgen_core.models.clip import ClipEncoder, default_device
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer, TransformerConfig
 from clipgen_core.sampling import SamplingConfig, sample_codes
 from clipgen_core.schema import Frozen, TokenManifest, digest_of

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
 from clipgen_core.data.pictures import fit_square, grid, random_crop, to_images, to_tensor
+from clipgen_core.device import autocast, default_device
 from clipgen_core.load import load_vqgan
 from clipgen_core.losses import (
     ClipFeatureDistance,
@@ -32,7 +33,7 @@ from clipgen_core.losses import (
     lecam,
 )
 from clipgen_core.metrics import Reconstruction
-from clipgen_core.models.clip import ClipEncoder, default_device
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
 from clipgen_core.models.vqgan import Vqgan, VqganConfig
 from clipgen_core.schema import Frozen, digest_of
@@ -191,6 +192,6 @@ class VqganTask:
         return to_tensor(squares).to(self.device, memory_format=torch.channels_last)
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(batch.device.type, torch.bfloat16):
+        with autocast(batch.device.type):
             made, codes, _ = self.vqgan(batch)
         return made.float(), codes

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from clipgen_core.device import Precision
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 from clipgen_core.training.optim import OptimizerName, adamw, muon
@@ -17,6 +18,7 @@ class TrainConfig(Frozen):
 
     accumulate: backward passes a step, for batches that do not fit in memory.
     patience: stop after so many checkpoints without a better validation loss, and use the best; 0 never.
+    precision: auto is bf16 where the machine is fast in it, else fp32.
     parallel: what several processes do: ddp copies the model to each, fsdp shards it (FSDP2).
     """
 
@@ -30,7 +32,7 @@ class TrainConfig(Frozen):
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     clip_norm: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "auto"
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     seed: int = 0

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipgen_core.data.order import Share
+from clipgen_core.device import autocast
 from clipgen_core.training import distributed
 from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.optim import set_learning_rate, warmup_cosine
@@ -59,7 +60,7 @@ def train_step(
         for i, losses in enumerate(running):
             distributed.synchronise(task.model, wanted=i == len(running) - 1)
             with (
-                torch.autocast(device.type, torch.bfloat16, config.precision == "bf16"),
+                autocast(device.type, config.precision),
                 attention_for(device),
             ):
                 found = next(losses, None)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from clipgen_core.data.pictures import decode_stored, fit_square, to_tensor
 from clipgen_core.data.tables import open_table
+from clipgen_core.device import autocast
 from clipgen_core.generator import Generated, TextToImage
 from clipgen_core.memory import nearest_training
 from clipgen_core.stages import evaluation
@@ -96,7 +96,7 @@ def test_a_training_picture_is_its_own_copy(checkpoint: str, pipeline: Storage) 
     generator = TextToImage.from_pretrained(checkpoint)
     table = open_table(pipeline.images).to_table(columns=["id", "image"]).slice(0, 3)
     shown = [fit_square(decode_stored(data), 32) for data in table["image"].to_pylist()]
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         codes = generator.vqgan.encode(to_tensor(shown)).numpy()
     copies = [Generated(image, 0.0, grid) for image, grid in zip(shown, codes, strict=True)]
     for near in nearest_training(generator, copies, pipeline.images):

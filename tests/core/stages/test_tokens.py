@@ -6,12 +6,12 @@ import lance
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.pictures import decode, fit_square, to_tensor
 from clipgen_core.data.tables import vectors
 from clipgen_core.data.tokens import TokenShards, read_manifest
+from clipgen_core.device import autocast
 from clipgen_core.errors import ClipgenError
 from clipgen_core.load import load_vqgan
 from clipgen_core.stages import tokens
@@ -38,7 +38,7 @@ def test_every_view_has_the_vqgans_codes_and_the_pictures_embedding(shards: str,
     model = load_vqgan(manifest.vqgan)
     first = [row for row in rows if row["view"] == 0]
     batch = to_tensor([fit_square(decode(images[row["id"]]).image, 32) for row in first])
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         codes = model.encode(batch).flatten(1).numpy()
     agreement = np.mean(codes == np.array([row["codes"] for row in first]))
     assert agreement > 0.97
