@@ -11,8 +11,8 @@ DAGSTER_HOME := $(CURDIR)/.clipgen/dagster
 export TQDM_DISABLE := 1
 export PYTHONWARNINGS := ignore
 
-.PHONY: demo judge test check ui clean
-demo judge ui: export DAGSTER_HOME := $(DAGSTER_HOME)
+.PHONY: killed demo judge test check ui clean
+killed demo judge ui: export DAGSTER_HOME := $(DAGSTER_HOME)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clipgen needs Python 3.11 or newer: make PYTHON=python3.11")'
@@ -29,17 +29,20 @@ $(DAGSTER_HOME)/dagster.yaml: infra/dagster/local.yaml
 	mkdir -p $(@D)
 	cp $< $@
 
-demo: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml
+killed: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+	$(BIN)/python -m pipelines.killed
+
+demo: killed .clipgen/emoji
 	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training -c infra/run_configs/demo-clip.yaml $(OVERRIDE)
 	$(BIN)/dagster job execute -m pipelines.definitions -j clip_gen -c infra/run_configs/demo.yaml $(OVERRIDE)
 	$(BIN)/python infra/demo/show.py .clipgen/$(RECIPE)
 
-judge: .venv/installed .clipgen/emoji $(DAGSTER_HOME)/dagster.yaml
+judge: killed .clipgen/emoji
 	$(BIN)/dagster job execute -m pipelines.definitions -j clip_training -c infra/run_configs/judge-clip.yaml
 	$(BIN)/dagster job execute -m pipelines.definitions -j evaluation -c infra/run_configs/judge.yaml
 	$(BIN)/python infra/demo/show.py .clipgen/demo
 
-ui: .venv/installed $(DAGSTER_HOME)/dagster.yaml
+ui: killed
 	$(BIN)/dagster dev -h 127.0.0.1
 
 test: .venv/installed .clipgen/emoji
