@@ -126,6 +126,7 @@ def demo(*, clip_steps: int = 560, vqgan_steps: int = 560, transformer_steps: in
             text_layers=1,
             context_length=16,
             patch_dropout=0.5,
+            soften=0.3,
             train=TrainConfig(
                 steps=clip_steps,
                 batch_size=160,

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from open_clip.loss import ClipLoss
+import torch.nn.functional as F
+from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
+from pydantic import Field
 from safetensors.torch import save_file
+from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from clipgen_core import storage
@@ -39,10 +42,15 @@ from clipgen_core.training.task import GOAL, Optimizers, Validation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # pictures kept decoded: small sets are read once
+Batch = tuple[Tensor, Tensor, Tensor]  # pictures, tokens, the words of their captions
+WORDS = 4096  # the most frequent ones tell which captions are alike
 
 
 class Config(Frozen):
-    """A dual encoder after open_clip's own classes, and its training."""
+    """A dual encoder after open_clip's own classes, and its training.
+
+    soften: the share of what a picture is matched with that goes to the batch's other texts, by the words
+    that their captions have in common: so the second best are alike too, which retrieval lives on."""
 
     train: TrainConfig
     image_size: int = 64
@@ -55,6 +63,7 @@ class Config(Frozen):
     context_length: int = 24
     smallest_crop: float = 0.8
     patch_dropout: float = 0.0
+    soften: float = Field(default=0.0, ge=0, lt=1)
 
     def open_clip_config(self, patch_dropout: float = 0.0) -> dict[str, Any]:
         """open_clip's model config; patches are dropped in training only (FLIP, arXiv:2212.00794)."""
@@ -140,18 +149,34 @@ def distinct_batches(
     return full or batches[:1]
 
 
+def word_vectors(captions: list[list[str]]) -> Any:
+    """The words of each picture's captions, the rare ones weighing more: sparse [pictures, WORDS], rows of
+    length 1."""
+    words = TfidfVectorizer(analyzer=str.split, binary=True, max_features=WORDS, dtype=np.float32)
+    return words.fit_transform(" ".join(own).lower() for own in captions)
+
+
+def soft_targets(words: Tensor, soften: float) -> Tensor:
+    """The share of each text in what a picture is matched with [n, n], rows of sum 1: 1 - `soften` for its
+    own, the rest by the cosine of the word vectors [n, WORDS] (after SoftCLIP, arXiv:2303.17561)."""
+    alike = (words @ words.T).fill_diagonal_(0)
+    alike = soften * alike / alike.sum(dim=1, keepdim=True).clamp(min=1e-6)
+    return alike + torch.diag(1 - alike.sum(dim=1))
+
+
 class ClipTask:
-    """Contrastive training with open_clip's model classes and loss."""
+    """Contrastive training with open_clip's model classes and logits."""
 
     def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.folder = config, captions.rpartition("/")[0] or "."
         self.files, self.captions = list(pairs), list(pairs.values())
+        self.words = word_vectors(self.captions)
         self.device = default_device()
         self.model: nn.Module = open_clip.CLIP(**config.open_clip_config(config.patch_dropout))
         self.model.to(self.device)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
-        self.loss = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
+        self.contrast = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
         self.extras: dict[str, nn.Module] = {}
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
@@ -168,11 +193,11 @@ class ClipTask:
         train = self.config.train
         return distinct_batches(self.captions, train.batch_size, train.seed, epoch)
 
-    def batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int, share: Share = WHOLE) -> Batch:
         batches = self.epoch(step // self.per_epoch)
         return self._load(share.take(batches[step % self.per_epoch % len(batches)]), step)
 
-    def _load(self, batch: list[tuple[int, str]], step: int) -> tuple[Tensor, Tensor]:
+    def _load(self, batch: list[tuple[int, str]], step: int) -> Batch:
         config = self.config
         crops = self.readers.map(
             lambda i: random_crop(
@@ -183,7 +208,8 @@ class ClipTask:
         pictures = (to_tensor(list(crops)) + 1) / 2
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         tokens = self.tokenizer([caption for _, caption in batch])
-        return ((pictures - mean) / std).to(self.device), tokens.to(self.device)
+        words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
+        return ((pictures - mean) / std).to(self.device), tokens.to(self.device), words.to(self.device)
 
     def _picture(self, i: int) -> Image.Image:
         file = self.files[i]
@@ -197,15 +223,23 @@ class ClipTask:
         image.thumbnail((4 * self.config.image_size, 4 * self.config.image_size))
         return image
 
-    def losses(
-        self, batch: tuple[Tensor, Tensor], progress: float
-    ) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        images, texts, scale = self.model(*batch)
-        loss = self.loss(images.float(), texts.float(), scale.float().clamp(max=100))
+    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        pictures, tokens, words = batch
+        images, texts, scale = self.model(pictures, tokens)
+        by_image, by_text = self.contrast.get_logits(
+            images.float(), texts.float(), scale.float().clamp(max=100)
+        )
+        if self.contrast.world_size > 1:
+            words, _ = gather_features(
+                words, words, rank=self.contrast.rank, world_size=self.contrast.world_size
+            )
+        wanted = soft_targets(words, self.config.soften)
+        loss = (F.cross_entropy(by_image, wanted) + F.cross_entropy(by_text, wanted)) / 2
         yield "clip", loss, {"logit_scale": scale.detach()}
 
     def validate(self) -> Validation:
-        images, texts, scale = self.model(*self.held)
+        pictures, tokens, _ = self.held
+        images, texts, scale = self.model(pictures, tokens)
         rank = (texts @ images.T).argsort(dim=1, descending=True)
         hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}

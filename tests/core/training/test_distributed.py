@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.stages import transformer, vqgan
-from clipgen_core.storage import Storage
+from clipgen_core.stages import clip, transformer, vqgan
+from clipgen_core.storage import Storage, list_folder
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import read_state, read_weights
-from tests.conftest import free_port, tiny_transformer_config, tiny_vqgan_config
+from clipgen_core.training.checkpoint import Checkpoints, read_state, read_weights
+from tests.conftest import free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 
 def config(**train: Any) -> transformer.Config:
@@ -28,9 +28,11 @@ def train(stage: str, made: Any, pipeline: Storage, out: Storage) -> None:
     if stage == "transformer":
         shards = pipeline.current("tokens", "tests").path
         transformer.run(made, tokens=shards, out=out, tracker=NullTracker())
+    elif stage == "clip":
+        clip.run(made, captions=f"{pipeline.root}/captions.csv", out=out, tracker=NullTracker())
     else:
-        clip = pipeline.current("clip", "tests").path
-        vqgan.run(made, images=pipeline.images, clip=clip, out=out, tracker=NullTracker())
+        seen = pipeline.current("clip", "tests").path
+        vqgan.run(made, images=pipeline.images, clip=seen, out=out, tracker=NullTracker())
 
 
 def worker(rank: int, port: int, *args: Any) -> None:
@@ -73,6 +75,13 @@ def in_ray(made: transformer.Config, pipeline: Storage, out: Storage, scratch: s
 def curve(out: Storage, stage: str) -> list[float]:
     history = read_state(out.current(stage, "tests").path)["history"]
     return [row[name] for row in history for name in ("loss", "validation_loss") if name in row]
+
+
+def clip_losses(out: Storage) -> list[float]:
+    (run,) = list_folder(out.path("checkpoints", "clip"))
+    newest = Checkpoints(url=out.checkpoints("clip", run), config={}).latest()
+    assert newest
+    return [row["loss"] for row in read_state(newest)["history"] if "loss" in row]
 
 
 @pytest.fixture
@@ -130,6 +139,17 @@ def test_the_vqgan_and_its_discriminator_train_in_two_processes(pipeline: Storag
     in_two_processes("vqgan", tiny_vqgan_config(6, log_every=1), pipeline, out)
     history = read_state(out.current("vqgan", "tests").path)["history"]
     assert [row["step"] for row in history if "discriminator" in row] == [4, 5, 6]
+
+
+def test_two_processes_contrast_the_pictures_of_both(pictures: Path, tmp_path: Path) -> None:
+    tiny = tiny_clip_config(6)
+    given = tiny.train.model_copy(update={"precision": "fp32", "log_every": 1, "clip_norm": 1e9})
+    made = tiny.model_copy(update={"train": given, "soften": 0.3})
+    alone, together = Storage(str(tmp_path / "alone")), Storage(str(tmp_path / "together"))
+    train("clip", made, Storage(str(pictures)), alone)
+    in_two_processes("clip", made, Storage(str(pictures)), together)
+    one, two = (clip_losses(root) for root in (alone, together))
+    assert len(one) == 6 and one == pytest.approx(two, rel=1e-3)
 
 
 def test_accumulating_gives_the_gradients_of_the_whole_batch(
