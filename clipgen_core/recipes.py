@@ -117,7 +117,7 @@ TRANSFORMERS: dict[str, TransformerConfig] = {
 }
 
 
-def demo(*, clip_steps: int = 560, vqgan_steps: int = 560, transformer_steps: int = 740) -> Recipe:
+def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: int = 660) -> Recipe:
     return Recipe(
         clip=clip.Config(
             image_size=64,

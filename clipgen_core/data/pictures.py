@@ -112,9 +112,13 @@ def random_crop(image: Image.Image, size: int, smallest: float, seed: int) -> Im
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
-    """RGB pictures of one size as float32 [n, 3, h, w] in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
-    return stacked.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
+    """RGB pictures of one size as float32 [n, 3, h, w] in [-1, 1], channels last in memory.
+
+    By numpy, as batches are made in a thread of their own: torch would start a second team of OpenMP threads
+    there, and with two teams a training step on two cores takes a quarter longer.
+    """
+    stacked = np.stack([np.asarray(image) for image in images]).astype(np.float32)
+    return torch.from_numpy(stacked / np.float32(127.5) - np.float32(1)).permute(0, 3, 1, 2)
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:

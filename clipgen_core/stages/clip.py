@@ -42,7 +42,7 @@ from clipgen_core.training.task import GOAL, Optimizers, Validation
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # pictures kept decoded: small sets are read once
-Batch = tuple[Tensor, Tensor, Tensor]  # pictures, tokens, the words of their captions
+Batch = tuple[Tensor, Tensor, Tensor]  # pictures in [-1, 1], tokens, the words of their captions
 WORDS = 4096  # the most frequent ones tell which captions are alike
 
 
@@ -175,6 +175,7 @@ class ClipTask:
         self.device = default_device()
         self.model: nn.Module = open_clip.CLIP(**config.open_clip_config(config.patch_dropout))
         self.model.to(self.device)
+        self.mean_std = [torch.tensor(v, device=self.device).view(3, 1, 1) for v in (MEAN, STD)]
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self.contrast = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
         self.extras: dict[str, nn.Module] = {}
@@ -205,11 +206,9 @@ class ClipTask:
             ),
             [i for i, _ in batch],
         )
-        pictures = (to_tensor(list(crops)) + 1) / 2
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
         tokens = self.tokenizer([caption for _, caption in batch])
         words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
-        return ((pictures - mean) / std).to(self.device), tokens.to(self.device), words.to(self.device)
+        return to_tensor(list(crops)).to(self.device), tokens.to(self.device), words.to(self.device)
 
     def _picture(self, i: int) -> Image.Image:
         file = self.files[i]
@@ -225,7 +224,7 @@ class ClipTask:
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         pictures, tokens, words = batch
-        images, texts, scale = self.model(pictures, tokens)
+        images, texts, scale = self._embed(pictures, tokens)
         by_image, by_text = self.contrast.get_logits(
             images.float(), texts.float(), scale.float().clamp(max=100)
         )
@@ -237,9 +236,15 @@ class ClipTask:
         loss = (F.cross_entropy(by_image, wanted) + F.cross_entropy(by_text, wanted)) / 2
         yield "clip", loss, {"logit_scale": scale.detach()}
 
+    def _embed(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [n, d] of pictures and of texts, and the scale of their products."""
+        mean, std = self.mean_std
+        images, texts, scale = self.model(((pictures + 1) / 2 - mean) / std, tokens)
+        return images, texts, scale
+
     def validate(self) -> Validation:
         pictures, tokens, _ = self.held
-        images, texts, scale = self.model(pictures, tokens)
+        images, texts, scale = self._embed(pictures, tokens)
         rank = (texts @ images.T).argsort(dim=1, descending=True)
         hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}

@@ -129,7 +129,7 @@ class VqganTask:
             random_crop(image, size, smallest, seed=step * 100_003 + i)
             for i, image in zip(share.take(range(count)), self.table.pictures(rows), strict=True)
         ]
-        return to_tensor(crops).to(self.device, memory_format=torch.channels_last)
+        return to_tensor(crops).to(self.device)
 
     def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
         config = self.config
@@ -189,7 +189,7 @@ class VqganTask:
     def _centre(self, rows: Any) -> Tensor:
         size = self.config.model.image_size
         squares = [fit_square(image, size) for image in self.table.pictures(rows)]
-        return to_tensor(squares).to(self.device, memory_format=torch.channels_last)
+        return to_tensor(squares).to(self.device)
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(batch.device.type):
