@@ -1,6 +1,6 @@
 """Named full configurations. A number that two stages share stands here once.
 
-demo   64 px emoji, 25 minutes on two CPU cores
+demo   64 px emoji, 20 minutes on two CPU cores
 long   the demo with more codes, a deeper CLIP and up to three times the steps
 quick  the demo's shape in under 3 minutes: every stage runs, the pictures mean nothing
 paper  256 px as CLIP-GEN: VQGAN f16 with 16,384 codes of 256 dimensions, GPT-2 of 24 layers (0.3 B)
