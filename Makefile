@@ -1,4 +1,4 @@
-# make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes; LONG=1: 75 minutes)
+# make demo   install, train on two CPU cores, show the report      (QUICK=1: under 3 minutes; LONG=1: 40 minutes)
 # make judge  score the demo by a second CLIP, trained apart (trains it the first time)
 # make test   install, run every test
 # make check  lint, format, types
