@@ -117,8 +117,10 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
     By numpy, as batches are made in a thread of their own: torch would start a second team of OpenMP threads
     there, and with two teams a training step on two cores takes a quarter longer.
     """
-    stacked = np.stack([np.asarray(image) for image in images]).astype(np.float32)
-    return torch.from_numpy(stacked / np.float32(127.5) - np.float32(1)).permute(0, 3, 1, 2)
+    values = np.stack([np.asarray(image) for image in images]).astype(np.float32)
+    values /= 127.5
+    values -= 1
+    return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
 def to_images(pictures: Tensor) -> list[Image.Image]:
