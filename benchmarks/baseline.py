@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipgen_core.models.transformer import TransformerConfig
+from clipgen_core.settings.models import TransformerConfig
 
 
 class PlainGpt(nn.Module):

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 from clipgen_core.data.prompts import read_prompts
-from clipgen_core.generator import TextToImage
-from clipgen_core.metrics import bootstrap
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.parts import read_parts
+from clipgen_core.judging.metrics import bootstrap
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.parts import read_parts
 from clipgen_core.recipes import configure
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage

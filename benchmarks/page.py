@@ -26,7 +26,7 @@ from PIL import Image
 from rich.console import Console
 
 from clipgen_core.cli.options import last_model
-from clipgen_core.generator import TextToImage
+from clipgen_core.generation.generator import TextToImage
 from clipgen_core.recipes import DOZEN
 
 APART = 0.1  # seconds between two clients' requests, so that their order is known

@@ -16,14 +16,14 @@ import torch
 
 from benchmarks.tables import BATCH, TRACKER, VIT_B_32, small_clip, write_photos
 from benchmarks.timing import Row, in_turn, seconds
-from clipgen_core.data.fill import ComputeConfig
 from clipgen_core.device import autocast
-from clipgen_core.losses import code_cross_entropy
+from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
-from clipgen_core.recipes import TRANSFORMERS
+from clipgen_core.settings.compute import ComputeConfig
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.training import distributed
+from clipgen_core.training.losses import code_cross_entropy
 from clipgen_core.training.optim import adamw
 
 CODES, GRID, DIM, EACH = 256, 8, 256, 64  # the demo's shape; pictures a process and step

@@ -25,11 +25,11 @@ from clipgen_core.data.tables import nearest, open_table, upsert, vector_array, 
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import embeddings_schema
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.stages import clip as clip_stage
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.config import TrainConfig
 
 TRACKER = NullTracker()
 PHOTOS, PLAIN, PHOTO_SIZE, BATCH = 960, 160, (320, 240), 32  # PLAIN: as many do for a loop

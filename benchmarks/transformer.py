@@ -10,11 +10,13 @@ from torch import Tensor
 from benchmarks.baseline import PlainGpt, train_step
 from benchmarks.timing import Row, in_turn, matmul_peak, ratio, seconds
 from clipgen_core.device import autocast, default_device, fast_dtype
-from clipgen_core.losses import code_cross_entropy
-from clipgen_core.models.transformer import Transformer, TransformerConfig
+from clipgen_core.generation.sampling import sample_codes
+from clipgen_core.models.shapes import TRANSFORMERS, VQGANS
+from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
-from clipgen_core.recipes import TRANSFORMERS, VQGANS
-from clipgen_core.sampling import SamplingConfig, sample_codes
+from clipgen_core.settings.models import TransformerConfig
+from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.training.losses import code_cross_entropy
 from clipgen_core.training.optim import adamw
 from clipgen_core.training.task import attention_for
 

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.timing import Row, in_turn, ratio
 from clipgen_core.device import autocast, default_device
+from clipgen_core.models.shapes import VQGANS
 from clipgen_core.models.vqgan import Vqgan
-from clipgen_core.recipes import VQGANS
 
 
 @torch.no_grad()

@@ -1,10 +1,8 @@
 """Where the work runs, and in which floating point."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["auto", "bf16", "fp32"]
+from clipgen_core.settings.training import Precision
 
 
 def default_device() -> str:

@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipgen_core.data.pictures import Rejected, decode
+from clipgen_core.data.pixels import Rejected, decode
 from clipgen_core.data.sources import File, Source
 from clipgen_core.device import autocast, default_device
 from clipgen_core.errors import ClipgenError
-from clipgen_core.losses import code_cross_entropy
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
 from clipgen_core.recipes import Recipe
 from clipgen_core.schema import code_type
-from clipgen_core.training.config import TrainConfig
+from clipgen_core.settings.training import TrainConfig
+from clipgen_core.training.losses import code_cross_entropy
 
 SAMPLE = 64  # pictures that are decoded
 TIMED_SECONDS = 3.0

@@ -15,15 +15,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from clipgen_core.checks import Thresholds
 from clipgen_core.errors import ClipgenError
-from clipgen_core.models.quantizer import QuantizerConfig
-from clipgen_core.models.transformer import TransformerConfig
-from clipgen_core.models.vqgan import VqganConfig
-from clipgen_core.sampling import SamplingConfig
+from clipgen_core.models.shapes import TRANSFORMERS, VQGANS
 from clipgen_core.schema import Frozen
-from clipgen_core.stages import clip, duplicates, embeddings, evaluation, images, tokens, transformer, vqgan
-from clipgen_core.training.config import TrainConfig
+from clipgen_core.settings import clip, duplicates, embeddings, evaluation, images, tokens, transformer, vqgan
+from clipgen_core.settings.evaluation import Thresholds
+from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.settings.training import TrainConfig
 
 
 class Recipe(Frozen):
@@ -74,47 +72,6 @@ def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
         raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
-
-
-VQGANS: dict[str, VqganConfig] = {
-    "demo": VqganConfig(
-        image_size=64,
-        channels=(64, 128, 192),
-        decoder_blocks=2,
-        patch=2,
-        attention="middle",
-        z_channels=192,
-        quantizer=QuantizerConfig(codebook_size=256, code_dim=16),
-    ),
-    "paper": VqganConfig(
-        image_size=256,
-        channels=(128, 128, 256, 256, 512),
-        quantizer=QuantizerConfig(codebook_size=16384, code_dim=256, decay=0.99),
-    ),
-    "modern": VqganConfig(
-        image_size=256,
-        channels=(128, 128, 256, 256, 512),
-        quantizer=QuantizerConfig(kind="cosine", codebook_size=16384, code_dim=8, decay=0.99),
-    ),
-}
-
-TRANSFORMERS: dict[str, TransformerConfig] = {
-    "nano": TransformerConfig(width=320, layers=6, heads=5, norm="layer", condition="everywhere"),
-    "paper": TransformerConfig(
-        width=1024,
-        layers=24,
-        heads=16,
-        dropout=0.1,
-        norm="layer",
-        feed_forward="gelu",
-        positions="learned",
-        qk_norm=False,
-        bias=True,
-    ),
-    "b": TransformerConfig(width=768, layers=12, heads=12, dropout=0.1),
-    "l": TransformerConfig(width=1024, layers=24, heads=16, dropout=0.1),
-    "xl": TransformerConfig(width=1280, layers=36, heads=20, dropout=0.1),
-}
 
 
 def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: int = 660) -> Recipe:

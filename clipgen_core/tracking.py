@@ -133,6 +133,62 @@ def mlflow_client(tracking_uri: str) -> Any:
     return client
 
 
+def download_registered(model_uri: str) -> Path:
+    """The generator folder inside a registered model (`models:/NAME@ALIAS` or `models:/NAME/VERSION`)."""
+    import mlflow
+
+    if not mlflow.is_tracking_uri_set():
+        mlflow.set_tracking_uri(registry_uri())
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
+    except Exception as error:
+        where = without_password(mlflow.get_tracking_uri())
+        raise ClipgenError(
+            f"{model_uri} is not to be had from MLflow at {where} "
+            f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
+        ) from None
+    return folder / "artifacts" / "generator"
+
+
+def registry_uri() -> str:
+    """Where the registry is.
+
+    Raises:
+        ClipgenError: it would be a local file that does not exist.
+    """
+    uri = default_uri()
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise ClipgenError(f"there is no MLflow at {uri}: set MLFLOW_TRACKING_URI")
+    return uri
+
+
+def find_version(client: Any, model_uri: str) -> Any:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for, as MLflow describes it.
+
+    Raises:
+        ClipgenError: there is none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    name, by_alias, wanted = model_uri.removeprefix("models:/").partition("@")
+    if not by_alias:
+        name, _, wanted = name.partition("/")
+    try:
+        find = client.get_model_version_by_alias if by_alias else client.get_model_version
+        return find(name, wanted)
+    except MlflowException as error:
+        raise ClipgenError(
+            f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name, or "
+            "materialise evaluation_report first"
+        ) from None
+
+
+def describe(model_uri: str) -> dict[str, str]:
+    """The tags of a registered version: what it was made from, its scores and checks."""
+    found = find_version(mlflow_client(registry_uri()), model_uri)
+    return {"version": str(found.version), **found.tags}
+
+
 def without_password(text: str) -> str:
     """The text without the user and password that any URL in it may carry."""
     return re.sub(r"://[^/@\s]+@", "://", text)

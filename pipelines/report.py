@@ -16,7 +16,7 @@ PREVIEW_WIDTH = 1024
 
 def picture(image: "Image") -> dg.MarkdownMetadataValue:
     """An inline preview."""
-    from clipgen_core.data.pictures import png_bytes
+    from clipgen_core.data.pixels import png_bytes
 
     if image.width > PREVIEW_WIDTH:
         image = image.resize((PREVIEW_WIDTH, PREVIEW_WIDTH * image.height // image.width))

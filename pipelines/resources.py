@@ -14,7 +14,7 @@ from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
 
 if TYPE_CHECKING:
-    from clipgen_core.registry import Registry
+    from clipgen_core.registry.champions import Registry
     from clipgen_core.storage import Storage
     from clipgen_core.tracking import MlflowTracker
 
@@ -81,7 +81,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def registry(self, out: "Storage") -> "Registry":
         """The registered model's versions, and the champions of a root."""
-        from clipgen_core.registry import Registry
+        from clipgen_core.registry.champions import Registry
 
         return Registry.at(self.uri, out, self.model)
 

@@ -22,14 +22,12 @@ import torch
 from PIL import Image, ImageDraw
 
 from clipgen_core.models.clip import LOCAL
-from clipgen_core.models.quantizer import QuantizerConfig
-from clipgen_core.models.transformer import TransformerConfig
-from clipgen_core.models.vqgan import VqganConfig
+from clipgen_core.settings.models import QuantizerConfig, TransformerConfig, VqganConfig
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.stages import clip as clip_stage
 from clipgen_core.stages import embeddings, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.loop import TrainConfig
 
 RAY = Path(sys.executable).with_name("ray")
 EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"

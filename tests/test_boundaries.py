@@ -13,7 +13,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_the_core_loads_no_dagster() -> None:
-    modules = loaded_by("import clipgen_core.recipes, clipgen_core.generator, clipgen_core.cli")
+    modules = loaded_by("import clipgen_core.recipes, clipgen_core.generation.generator, clipgen_core.cli")
     assert "torch" in modules
     assert not modules & {"dagster", "pipelines", "mlflow"}
 

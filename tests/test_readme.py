@@ -23,13 +23,16 @@ DOCS = [
 RUN_BY = {
     r"make (demo|ui)$": "test_demo.py::test_the_quick_demo_from_pictures_to_a_registered_model",
     r"clipgen (generate|search|vary|champions|lineage)": "test_demo.py::readme_commands",
-    r"clipgen generate .* -m public/$": "core/test_published.py::test_the_public_generator_makes_pictures",
+    r"clipgen generate .* -m public/$": "core/published/test_published.py::"
+    "test_the_public_generator_makes_pictures",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
-    r"clipgen (promote|rollback)$": "core/test_registry.py::test_promotion_roll_back_and_their_history",
-    r"clipgen import-vqgan": "core/test_published.py::"
+    r"clipgen (promote|rollback)$": "core/registry/test_champions.py::"
+    "test_promotion_roll_back_and_their_history",
+    r"clipgen import-vqgan": "core/published/test_published.py::"
     "test_a_published_vqgan_gives_the_published_codes_and_pictures",
-    r"clipgen import-generator": "core/test_published.py::test_the_public_generator_makes_pictures",
-    r"mlflow models serve|curl|export": "core/test_registry.py::test_mlflow_serves_the_model_over_http",
+    r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
+    r"mlflow models serve|curl|export": "core/registry/test_champions.py::"
+    "test_mlflow_serves_the_model_over_http",
     r"infra/compose/secrets.sh$": "test_infra.py::test_secrets_are_made_once",
     r"kubectl .*create secret": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",
     r"kubectl apply -k": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",

@@ -3,10 +3,10 @@
 import os
 import sys
 
-from clipgen_core.cli import data, models, pictures
+from clipgen_core.cli import data, generate, models
 from clipgen_core.cli.options import app
 
-__all__ = ["app", "data", "main", "models", "pictures"]
+__all__ = ["app", "data", "generate", "main", "models"]
 
 
 def main() -> None:

@@ -95,7 +95,7 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would go.")] = False,
 ) -> None:
     """Forget the pictures of a folder. Models that were trained on them keep working."""
-    from clipgen_core.prune import prune
+    from clipgen_core.data.prune import prune
 
     gone = prune(Storage(root), folder, dry_run=not yes)
     verb = "are gone" if yes else "would go; repeat with --yes"

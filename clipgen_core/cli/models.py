@@ -12,7 +12,7 @@ from clipgen_core.storage import Storage, last_root
 from clipgen_core.train import train
 
 if TYPE_CHECKING:
-    from clipgen_core.registry import Registry
+    from clipgen_core.registry.champions import Registry
 
 Kind = Literal["taming", "llamagen", "clip-gen"]
 
@@ -26,9 +26,9 @@ def import_vqgan(
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
 ) -> None:
     """Make a published VQGAN the current one of a root; fine-tune it with vqgan.start_from."""
-    from clipgen_core import published
+    from clipgen_core.published import generator
 
-    console.print(f"the VQGAN is at {published.import_vqgan(kind, file, Storage(root))}")
+    console.print(f"the VQGAN is at {generator.import_vqgan(kind, file, Storage(root))}")
 
 
 @app.command(cls=Command, name="import-generator")
@@ -41,9 +41,9 @@ def import_generator(
     ] = "hub:ViT-B-32-quickgelu/openai",
 ) -> None:
     """Bring the public CLIP-GEN weights into a generator folder: 256 px, trained on MS-COCO."""
-    from clipgen_core import published
+    from clipgen_core.published import generator
 
-    published.import_generator(vqgan, transformer, clip, output)
+    generator.import_generator(vqgan, transformer, clip, output)
     console.print(f"try: clipgen generate 'a city bus' -m {output}")
 
 
@@ -80,8 +80,8 @@ def lineage(
     model: Annotated[str, typer.Argument(help="models:/clip-gen@champion, or models:/clip-gen/VERSION.")],
 ) -> None:
     """Print the way from a registered model back to the pictures it was trained on."""
-    from clipgen_core.lineage import way_back
-    from clipgen_core.registry import describe
+    from clipgen_core.registry.lineage import way_back
+    from clipgen_core.tracking import describe
 
     tags = describe(model)
     console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
@@ -95,6 +95,7 @@ def lineage(
 
 
 def _registry(root: str | None, name: str) -> "Registry":
-    from clipgen_core.registry import Registry, registry_uri
+    from clipgen_core.registry.champions import Registry
+    from clipgen_core.tracking import registry_uri
 
     return Registry.at(registry_uri(), Storage(root or last_root("evaluation")), name)

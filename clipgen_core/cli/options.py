@@ -62,7 +62,7 @@ def last_model(root: str | None) -> str:
 
 
 def read_picture(file: Path) -> Any:
-    from clipgen_core.data.pictures import Rejected, decode
+    from clipgen_core.data.pixels import Rejected, decode
 
     try:
         return decode(file.read_bytes()).image

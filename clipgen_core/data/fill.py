@@ -7,28 +7,17 @@ itself: a run that was killed goes on with the blocks that are not there.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.data.tables import create_table, find_table, open_table, scan, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
-from clipgen_core.schema import Frozen
-
-
-class ComputeConfig(Frozen):
-    """on: `local`, or `ray` (the cluster that RAY_ADDRESS names, else one on this machine);
-    workers, cpus, gpus: how many actors, and what each takes."""
-
-    on: Literal["local", "ray"] = "local"
-    workers: int = Field(default=1, gt=0)
-    cpus: float = Field(default=1.0, gt=0)
-    gpus: float = Field(default=0.0, ge=0)
+from clipgen_core.settings.compute import ComputeConfig
 
 
 class Worker(Protocol):

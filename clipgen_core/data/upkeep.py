@@ -10,11 +10,11 @@ import lance
 
 from clipgen_core.data.tables import find_table, open_table, partitions, persistently
 from clipgen_core.errors import ClipgenError
+from clipgen_core.settings.embeddings import INDEX_FROM
 from clipgen_core.storage import Storage, list_folder
 
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # statistics in a few bytes
 
-INDEX_FROM = 50_000  # rows
 UNINDEXED_SHARE = 0.05  # more rows than this outside the index are put into it
 DIMENSIONS_A_CODE = 8  # of a product quantizer's code of one byte
 VECTOR, FOLDER = "vector_idx", "folder_idx"

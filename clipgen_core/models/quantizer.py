@@ -3,52 +3,13 @@
 Knows codebooks; knows nothing of images.
 """
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, SimVQ, VectorQuantize
 
-from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import Frozen
-
-
-class QuantizerConfig(Frozen):
-    """kind: how features become codes.
-
-    ema     codes are running means of the features they stand for (van den Oord et al. 2017, appendix A.1);
-            k-means start, dead codes revived
-    cosine  the same on features of length 1 (ViT-VQGAN, arXiv:2110.04627; LlamaGen)
-    simvq   a frozen random codebook behind one learned linear layer (arXiv:2411.02038)
-    fsq     each feature rounded to one of `levels` values: no codebook to learn (arXiv:2309.15505)
-
-    commitment: weight of the pull of features towards their codes; rotation_trick: pass the gradient
-    through the rotation from feature to code instead of straight (arXiv:2410.06424), where there is one;
-    revive_below: replace codes whose running count falls below.
-    """
-
-    kind: Literal["ema", "cosine", "simvq", "fsq"] = "ema"
-    codebook_size: int = Field(gt=1)
-    code_dim: int = Field(gt=0)
-    levels: tuple[int, ...] = ()
-    decay: float = Field(default=0.95, gt=0, lt=1)
-    commitment: float = Field(default=0.25, ge=0)
-    rotation_trick: bool = True
-    revive_below: float = Field(default=0.5, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> "QuantizerConfig":
-        fits = math.prod(self.levels) == self.codebook_size and len(self.levels) == self.code_dim
-        if self.kind == "fsq" and not fits:
-            raise ClipgenError(
-                f"fsq levels {self.levels} do not make codebook_size {self.codebook_size} of code_dim "
-                f"{self.code_dim}: their product must be the size, their number the dimension"
-            )
-        if self.kind != "fsq" and self.levels:
-            raise ClipgenError(f"levels belong to fsq, not to {self.kind}: take them out")
-        return self
+from clipgen_core.settings.models import QuantizerConfig
 
 
 class Quantizer(nn.Module):

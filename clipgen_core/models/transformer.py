@@ -8,48 +8,18 @@ reads (DiT, arXiv:2212.09748, section 3.2), lest one wrong code derail the rest.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipgen_core.errors import ClipgenError
-from clipgen_core.gap import Gap, GapConfig
 from clipgen_core.models.attention import attend
+from clipgen_core.models.gap import Gap
 from clipgen_core.models.rope import rope_turns, rotate
-from clipgen_core.schema import Frozen
+from clipgen_core.settings.models import GapConfig, TransformerConfig
 
 DIRECT = GapConfig()
-
-
-class TransformerConfig(Frozen):
-    """norm: "layer" is fused on CPUs, "rms" on GPUs; condition: "everywhere" adds the embedding at every
-    position and modulates each block by it; neighbours: prefix tokens beside the embedding's own."""
-
-    width: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    norm: Literal["rms", "layer"] = "rms"
-    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
-    positions: Literal["rope", "learned"] = "rope"
-    qk_norm: bool = True
-    bias: bool = False
-    condition: Literal["token", "everywhere"] = "token"
-    neighbours: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _check(self) -> "TransformerConfig":
-        if self.width % self.heads:
-            raise ClipgenError(f"width {self.width} is not divisible by {self.heads} heads")
-        if self.positions == "rope" and self.width // self.heads % 4:
-            raise ClipgenError(
-                f"2-D RoPE needs a head width divisible by 4, not {self.width // self.heads}: change heads"
-            )
-        return self
 
 
 @dataclass

@@ -1,62 +1,17 @@
 """VQGAN: pictures to a grid of codes and back (Esser et al. 2021, arXiv:2012.09841).
 
 Architecture only, single device. The layers are those of taming-transformers' VQGAN, whose published
-weights fit (see clipgen_core.published); a patch stem (space to depth) ahead of the first level saves
-work at full resolution.
+weights fit (see clipgen_core.published.vqgan); a patch stem (space to depth) ahead of the first level
+saves work at full resolution.
 """
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from clipgen_core.errors import ClipgenError
 from clipgen_core.models.attention import attend
-from clipgen_core.models.quantizer import Quantizer, QuantizerConfig
-from clipgen_core.schema import Frozen
-
-
-class VqganConfig(Frozen):
-    """channels: one entry a level, finest first; downsampling is patch * 2 ** (levels - 1).
-
-    blocks: residual blocks a level of the encoder; the decoder has `decoder_blocks`.
-    attention: in the middle alone, or after every block of the coarsest level too.
-    z_channels: width of the encoder's output before it is projected to `code_dim`.
-    """
-
-    image_size: int = Field(gt=0)
-    channels: tuple[int, ...] = Field(min_length=1)
-    blocks: int = Field(default=2, gt=0)
-    decoder_blocks: int = Field(default=3, gt=0)
-    patch: int = Field(default=1, gt=0)
-    attention: Literal["middle", "coarsest"] = "coarsest"
-    z_channels: int = Field(default=256, gt=0)
-    norm_epsilon: float = 1e-6
-    quantizer: QuantizerConfig
-
-    @property
-    def downsampling(self) -> int:
-        return int(self.patch * 2 ** (len(self.channels) - 1))
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.downsampling
-
-    @model_validator(mode="after")
-    def _check(self) -> "VqganConfig":
-        if self.image_size % self.downsampling:
-            raise ClipgenError(
-                f"image_size {self.image_size} is not divisible by the downsampling factor "
-                f"{self.downsampling}: choose a multiple of it"
-            )
-        if any(c % GROUPS for c in self.channels):
-            raise ClipgenError(f"channels {self.channels} must be multiples of {GROUPS}")
-        return self
-
-
-GROUPS = 32
+from clipgen_core.models.quantizer import Quantizer
+from clipgen_core.settings.models import GROUPS, VqganConfig
 
 
 class Vqgan(nn.Module):

@@ -20,71 +20,32 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
-from pydantic import Field
 from safetensors.torch import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
-from clipgen_core.data.pictures import Rejected, decode, random_crop, to_tensor
+from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
 from clipgen_core.data.prompts import read_captions
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL, ClipEncoder
-from clipgen_core.schema import Frozen, digest_of
+from clipgen_core.schema import digest_of
+from clipgen_core.settings.clip import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_weights
-from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.optim import optimizers
 from clipgen_core.training.task import GOAL, Optimizers, Validation
+
+__all__ = ["Config", "Result", "run"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # pictures kept decoded: small sets are read once
 Batch = tuple[Tensor, Tensor, Tensor]  # pictures in [-1, 1], tokens, the words of their captions
 WORDS = 4096  # the most frequent ones tell which captions are alike
-
-
-class Config(Frozen):
-    """A dual encoder after open_clip's own classes, and its training.
-
-    soften: the share of what a picture is matched with that goes to the batch's other texts, by the words
-    that their captions have in common: so the second best are alike too, which retrieval lives on."""
-
-    train: TrainConfig
-    image_size: int = 64
-    patch_size: int = 8
-    embed_dim: int = 256
-    vision_width: int = 256
-    vision_layers: int = 6
-    text_width: int = 256
-    text_layers: int = 3
-    context_length: int = 24
-    smallest_crop: float = 0.8
-    patch_dropout: float = 0.0
-    soften: float = Field(default=0.0, ge=0, lt=1)
-
-    def open_clip_config(self, patch_dropout: float = 0.0) -> dict[str, Any]:
-        """open_clip's model config; patches are dropped in training only (FLIP, arXiv:2212.00794)."""
-        return {
-            "embed_dim": self.embed_dim,
-            "vision_cfg": {
-                "image_size": self.image_size,
-                "patch_size": self.patch_size,
-                "width": self.vision_width,
-                "layers": self.vision_layers,
-                "head_width": 64,
-                "patch_dropout": patch_dropout,
-            },
-            "text_cfg": {
-                "context_length": self.context_length,
-                "vocab_size": 49408,
-                "width": self.text_width,
-                "heads": self.text_width // 64,
-                "layers": self.text_layers,
-            },
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +149,7 @@ class ClipTask:
     def optimizers(self) -> Optimizers:
         clip: Any = self.model
         matrices = [clip.visual.transformer, clip.transformer]
-        return {"clip": self.config.train.optimizers([clip], matrices)}
+        return {"clip": optimizers(self.config.train, [clip], matrices)}
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
         train = self.config.train

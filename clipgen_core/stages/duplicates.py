@@ -10,24 +10,17 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
 
 from clipgen_core.data.duplicates import redundant_keys
-from clipgen_core.data.fill import ComputeConfig, Filling, fill
-from clipgen_core.data.pictures import decode_stored, fit_square, grid
+from clipgen_core.data.fill import Filling, fill
+from clipgen_core.data.pixels import decode_stored, fit_square, grid
 from clipgen_core.data.tables import one_of, open_table, searching, vectors
-from clipgen_core.schema import DUPLICATES, Frozen
+from clipgen_core.schema import DUPLICATES
+from clipgen_core.settings.duplicates import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
-
-class Config(Frozen):
-    """threshold: pictures whose embeddings have at least this cosine count as near-duplicates."""
-
-    threshold: float = Field(default=0.98, gt=0, le=1)
-    batch_size: int = Field(default=256, gt=0)
-    block_size: int = Field(default=8192, gt=0)
-    compute: ComputeConfig = ComputeConfig()
+__all__ = ["Config", "Result", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,28 +14,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 
-from clipgen_core.data.fill import ComputeConfig, Filling, fill
-from clipgen_core.data.pictures import decode_stored
+from clipgen_core.data.fill import Filling, fill
+from clipgen_core.data.pixels import decode_stored
 from clipgen_core.data.tables import open_table, vector_array
-from clipgen_core.data.upkeep import INDEX_FROM, update_indexes
+from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.schema import Frozen, digest_of, embeddings_schema
+from clipgen_core.schema import digest_of, embeddings_schema
+from clipgen_core.settings.embeddings import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
+__all__ = ["Config", "Result", "run"]
+
 DECODERS = 4
-
-
-class Config(Frozen):
-    """block_size: pictures a commit, done again at most after a kill; index_from: rows from which on the
-    table gets a vector index."""
-
-    batch_size: int = Field(default=256, gt=0)
-    block_size: int = Field(default=4096, gt=0)
-    index_from: int = Field(default=INDEX_FROM, gt=256)
-    compute: ComputeConfig = ComputeConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,54 +19,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 
 from clipgen_core import storage
-from clipgen_core.checks import Thresholds, Verdict, check
 from clipgen_core.data.images import pictures_by_id
-from clipgen_core.data.pictures import Rejected, decode, fit_square, png_bytes, to_tensor
+from clipgen_core.data.pixels import Rejected, decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generator import Generated, TextToImage
-from clipgen_core.judging import Judge, Scored
-from clipgen_core.lineage import lineage
-from clipgen_core.memory import nearest_training
-from clipgen_core.metrics import bootstrap
+from clipgen_core.generation.generator import Generated, TextToImage
+from clipgen_core.generation.parts import Parts, read_parts
+from clipgen_core.judging.checks import Verdict, check
+from clipgen_core.judging.copies import nearest_training
+from clipgen_core.judging.judge import Judge, Scored
+from clipgen_core.judging.metrics import bootstrap
+from clipgen_core.judging.report import Curve, Report, Sample, render, sheet
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.parts import Parts, read_parts
 from clipgen_core.progress import track
-from clipgen_core.report import Curve, Report, Sample, render, sheet
-from clipgen_core.schema import Frozen, digest_of
+from clipgen_core.registry.lineage import lineage
+from clipgen_core.schema import digest_of
+from clipgen_core.settings.evaluation import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import read_config, read_state
 
+__all__ = ["Config", "Result", "run"]
+
 GENERATED, CHAMPION, RECONSTRUCTED, REAL = "generated", "champion", "reconstructed", "real"
-
-
-class Config(Frozen):
-    """shown: prompts of the grid, the first twelve if none; scored: how many prompts of each split are
-    generated and scored; judge: a CLIP to score with, the conditioning one if None; inception: a file of
-    Inception weights; pictures: the folder of the prompts' pictures; reference: a folder of pictures that no
-    model has seen, for the distances between sets (the prompts' own pictures if None); copy_share: a picture
-    with this share of its codes in common with a training picture counts as its copy; thresholds: what
-    promotion asks for."""
-
-    shown: tuple[str, ...] = ()
-    pictures_shown: int = Field(default=4, gt=0)
-    scored: int = Field(default=64, gt=1)
-    candidates: int = Field(default=4, gt=0)
-    reconstructions: int = Field(default=12, gt=0)
-    batch_prompts: int = Field(default=16, gt=0)
-    seed: int = 0
-    judge: str | None = None
-    inception: str | None = None
-    pictures: str | None = None
-    reference: str | None = None
-    reference_pictures: int = Field(default=1000, gt=1)
-    copy_share: float = Field(default=0.9, gt=0, le=1)
-    thresholds: Thresholds = Thresholds()
 
 
 @dataclass(frozen=True, kw_only=True)

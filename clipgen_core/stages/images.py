@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from PIL import Image
-from pydantic import Field
 
 from clipgen_core.data.keys import Lookup, SetDigest, digest_of_keys
-from clipgen_core.data.pictures import Rejected, decode, decode_stored, fit_square, grid
+from clipgen_core.data.pixels import Rejected, decode, decode_stored, fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.sources import (
     LISTED_AT_ONCE,
@@ -44,23 +43,12 @@ from clipgen_core.data.tables import (
 )
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
-from clipgen_core.schema import COPIES, FILES, IMAGES, REJECTS, Frozen
+from clipgen_core.schema import COPIES, FILES, IMAGES, REJECTS
+from clipgen_core.settings.images import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
-
-class Config(Frozen):
-    """What is taken: pictures with at least `min_side` and at most `max_pixels` pixels.
-
-    A commit has at most batch_size pictures and about batch_bytes; retry_rejects reads files again that
-    had unusable pictures, although they did not change."""
-
-    min_side: int = Field(default=16, gt=0)
-    max_pixels: int = Field(default=2**26, gt=0)
-    batch_size: int = Field(default=4096, gt=0)
-    batch_bytes: int = Field(default=2**28, gt=0)
-    readers: int = Field(default=8, gt=0)
-    retry_rejects: bool = False
+__all__ = ["Config", "Result", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)

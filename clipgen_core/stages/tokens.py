@@ -19,43 +19,31 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 
 from clipgen_core import storage
 from clipgen_core.data import tokens
 from clipgen_core.data.duplicates import redundant_keys
-from clipgen_core.data.fill import ComputeConfig, Filling, fill
+from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
-from clipgen_core.data.pictures import decode_stored, fit_square, random_crop, to_tensor
+from clipgen_core.data.pixels import decode_stored, fit_square, random_crop, to_tensor
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import autocast
 from clipgen_core.errors import ClipgenError
-from clipgen_core.load import load_vqgan
+from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
-from clipgen_core.schema import Frozen, TokenManifest, codes_schema, digest_of, tokens_schema
+from clipgen_core.schema import TokenManifest, codes_schema, digest_of, tokens_schema
+from clipgen_core.settings.tokens import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import read_config
 
+__all__ = ["Config", "Result", "run"]
+
 DECODERS = 4
-
-
-class Config(Frozen):
-    """views: how many codings a picture gets: its central square, then random crops, half mirrored;
-    block_size: pictures a commit, coded again at most after a kill; exclude_duplicates: leave all but one
-    of pictures out whose embeddings have at least this cosine."""
-
-    views: int = Field(default=1, ge=1, le=255)
-    smallest_crop: float = Field(default=0.85, gt=0, le=1)
-    batch_size: int = Field(default=128, gt=0)
-    block_size: int = Field(default=4096, gt=0)
-    rows_per_part: int = Field(default=4096, gt=0)
-    exclude_duplicates: float | None = Field(default=None, gt=0, le=1)
-    compute: ComputeConfig = ComputeConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,45 +17,31 @@ from typing import Any
 import numpy as np
 import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
-from pydantic import Field
 from torch import Tensor, nn
 
 from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
-from clipgen_core.data.pictures import grid, to_images
+from clipgen_core.data.pixels import grid, to_images
 from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import Rows, TokenShards
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import default_device
-from clipgen_core.gap import GapConfig
-from clipgen_core.load import load_vqgan
-from clipgen_core.losses import code_cross_entropy, embedding_reconstruction
+from clipgen_core.generation.load import load_vqgan
+from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.transformer import Transformer, TransformerConfig
-from clipgen_core.sampling import SamplingConfig, sample_codes
-from clipgen_core.schema import Frozen, TokenManifest, digest_of
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.schema import TokenManifest, digest_of
+from clipgen_core.settings.transformer import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoints
-from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
+from clipgen_core.training.optim import optimizers
 from clipgen_core.training.task import GOAL, Optimizers, Validation
 
+__all__ = ["Config", "Result", "run"]
+
 SHOWN = 8
-
-
-class Config(Frozen):
-    """corrupt: up to this share of a row's input codes is replaced by random ones in training, so that
-    the model learns to go on from its own mistakes; drop_condition: share of rows trained without;
-    recompute: spend time to save memory: blocks are computed again in the backward pass."""
-
-    model: TransformerConfig
-    train: TrainConfig
-    sampling: SamplingConfig = SamplingConfig()
-    gap: GapConfig = GapConfig()
-    drop_condition: float = Field(default=0.1, ge=0, lt=1)
-    corrupt: float = Field(default=0.0, ge=0, lt=1)
-    embedding_weight: float = Field(default=0.0, ge=0)
-    recompute: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +123,7 @@ class TransformerTask:
 
     def optimizers(self) -> Optimizers:
         model = self.transformer
-        return {"transformer": self.config.train.optimizers([model], model.matrices())}
+        return {"transformer": optimizers(self.config.train, [model], model.matrices())}
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
         """The same rows, mistakes and noise whatever the number of shares."""

@@ -15,15 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
-from clipgen_core.data.pictures import fit_square, grid, random_crop, to_images, to_tensor
+from clipgen_core.data.pixels import fit_square, grid, random_crop, to_images, to_tensor
 from clipgen_core.device import autocast, default_device
-from clipgen_core.load import load_vqgan
-from clipgen_core.losses import (
+from clipgen_core.generation.load import load_vqgan
+from clipgen_core.judging.metrics import Reconstruction
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.discriminator import PatchDiscriminator
+from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.schema import digest_of
+from clipgen_core.settings.vqgan import Config
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import Tracker
+from clipgen_core.training.checkpoint import Checkpoints
+from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.losses import (
     ClipFeatureDistance,
     Lpips,
     adaptive_weight,
@@ -32,43 +41,13 @@ from clipgen_core.losses import (
     hinge_generator,
     lecam,
 )
-from clipgen_core.metrics import Reconstruction
-from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.discriminator import PatchDiscriminator
-from clipgen_core.models.vqgan import Vqgan, VqganConfig
-from clipgen_core.schema import Frozen, digest_of
-from clipgen_core.storage import Storage
-from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import Checkpoints
-from clipgen_core.training.config import TrainConfig
-from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import adamw
 from clipgen_core.training.task import GOAL, Optimizers, Validation
 
+__all__ = ["Config", "Result", "run"]
+
 SHOWN = 16
 USAGE_PICTURES = 384  # enough codes (384 x 64 on the demo) to count usage without a long wait
-
-
-class Config(Frozen):
-    """perceptual_blocks: how many of CLIP's blocks measure the perceptual distance, all if None;
-    lpips_weights: measure by LPIPS instead, with torchvision's VGG16 weights at this path;
-    adversarial_from: the share of training after which the discriminator joins;
-    lecam, gradient_penalty: weights of the discriminator's regularisers;
-    start_from: a VQGAN checkpoint of the same shape to go on from (fine-tuning)."""
-
-    model: VqganConfig
-    train: TrainConfig
-    smallest_crop: float = Field(default=0.8, gt=0, le=1)
-    perceptual: float = Field(default=1.0, ge=0)
-    perceptual_blocks: int | None = Field(default=None, gt=0)
-    lpips_weights: str | None = None
-    adversarial: float = Field(default=0.8, ge=0)
-    adversarial_from: float = Field(default=0.6, ge=0, le=1)
-    discriminator_width: int = 64
-    discriminator_layers: int = 2
-    lecam: float = Field(default=0.0, ge=0)
-    gradient_penalty: float = Field(default=0.0, ge=0)
-    start_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,11 +22,11 @@ from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import Meter, track
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.storage import clear_drafts
 from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.interrupt import Interrupted, sigterm
 from clipgen_core.training.optim import ExponentialAverage
 from clipgen_core.training.task import GOAL, Task, Validation, train_step

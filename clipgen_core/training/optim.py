@@ -1,13 +1,20 @@
 """Optimizers and schedules. Knows parameters, no models."""
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
-OptimizerName = Literal["adamw", "muon"]
+from clipgen_core.settings.training import TrainConfig
+
+
+def optimizers(
+    config: TrainConfig, modules: Sequence[nn.Module], matrices: Sequence[nn.Module]
+) -> list[torch.optim.Optimizer]:
+    """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
+    rates = (config.learning_rate, config.betas, config.weight_decay)
+    return muon(matrices, modules, *rates) if config.optimizer == "muon" else [adamw(modules, *rates)]
 
 
 def adamw(

@@ -12,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipgen_core.data.order import Share
 from clipgen_core.device import autocast
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.training import distributed
-from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.optim import set_learning_rate, warmup_cosine
 
 GOAL = "validation_loss"

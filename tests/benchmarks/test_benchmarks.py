@@ -13,7 +13,7 @@ from benchmarks import gap, loader
 from benchmarks.baseline import PlainGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from clipgen_core.data.tokens import TokenShards
-from clipgen_core.recipes import TRANSFORMERS
+from clipgen_core.models.shapes import TRANSFORMERS
 
 
 def test_works_take_turns_and_the_ratio_is_the_median_of_pairs() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 
 from benchmarks.page import serving
-from clipgen_core.generator import TextToImage
+from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from clipgen_core import recipes
-from clipgen_core.checks import Thresholds
+from clipgen_core.settings.evaluation import Thresholds
 from clipgen_core.stages import duplicates, embeddings, evaluation, images, tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client

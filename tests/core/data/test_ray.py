@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from clipgen_core.data.fill import ComputeConfig
 from clipgen_core.data.tables import column, find_table, vectors
+from clipgen_core.settings.compute import ComputeConfig
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

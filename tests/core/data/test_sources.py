@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipgen_core.data import sources
-from clipgen_core.data.pictures import png_bytes
+from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
 from tests.conftest import COLOURS, draw

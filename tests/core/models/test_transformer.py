@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.models.transformer import Transformer, TransformerConfig
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.settings.models import TransformerConfig
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llamagen": {},

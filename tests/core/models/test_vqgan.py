@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.discriminator import PatchDiscriminator
-from clipgen_core.models.quantizer import Quantizer, QuantizerConfig, usage_and_perplexity
-from clipgen_core.models.vqgan import Vqgan, VqganConfig
+from clipgen_core.models.quantizer import Quantizer, usage_and_perplexity
+from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.settings.models import QuantizerConfig, VqganConfig
 
 QUANTIZER = QuantizerConfig(codebook_size=16, code_dim=8)
 

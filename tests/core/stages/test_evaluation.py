@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clipgen_core.data.pictures import decode_stored, fit_square, to_tensor
+from clipgen_core.data.pixels import decode_stored, fit_square, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.device import autocast
-from clipgen_core.generator import Generated, TextToImage
-from clipgen_core.memory import nearest_training
+from clipgen_core.generation.generator import Generated, TextToImage
+from clipgen_core.judging.copies import nearest_training
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

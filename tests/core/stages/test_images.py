@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from clipgen_core.data.pictures import png_bytes
+from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column
 from clipgen_core.errors import ClipgenError

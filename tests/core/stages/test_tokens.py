@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipgen_core.data.images import ImageTable
-from clipgen_core.data.pictures import decode, fit_square, to_tensor
+from clipgen_core.data.pixels import decode, fit_square, to_tensor
 from clipgen_core.data.tables import vectors
 from clipgen_core.data.tokens import TokenShards, read_manifest
 from clipgen_core.device import autocast
 from clipgen_core.errors import ClipgenError
-from clipgen_core.load import load_vqgan
+from clipgen_core.generation.load import load_vqgan
 from clipgen_core.stages import tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

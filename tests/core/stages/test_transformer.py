@@ -11,7 +11,7 @@ import torch
 
 from clipgen_core.data.order import Share
 from clipgen_core.data.tokens import TokenShards
-from clipgen_core.gap import GapConfig
+from clipgen_core.settings.models import GapConfig
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.load import load_vqgan
+from clipgen_core.generation.load import load_vqgan
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker

@@ -14,9 +14,9 @@ from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
-from clipgen_core.training.config import TrainConfig
 from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.task import Validation

@@ -1,0 +1,89 @@
+"""What a generator is made of, and where: generator.json, or a transformer checkpoint's config.json."""
+
+import shutil
+from pathlib import Path
+
+import lance
+from pydantic import ValidationError
+
+from clipgen_core import storage
+from clipgen_core.data.tables import open_table
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.models.clip import LOCAL
+from clipgen_core.schema import Frozen
+from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.training.checkpoint import read_config
+
+FILE = "generator.json"
+
+
+class Parts(Frozen):
+    """Where the parts of a generator are: absolute, or relative to the folder of generator.json."""
+
+    clip: str
+    clip_key: str
+    vqgan: str
+    transformer: str
+    embeddings: str | None = None
+    embeddings_version: int | None = None
+    sampling: SamplingConfig = SamplingConfig()
+
+
+def copy_parts(parts: Parts, folder: Path) -> None:
+    """Copy everything a generator is made of into one folder; no model is loaded for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clip = parts.clip
+    if clip.startswith(LOCAL):
+        shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
+        clip = f"{LOCAL}clip"
+    for name in ("vqgan", "transformer"):
+        checkpoint = storage.local_copy(getattr(parts, name))
+        shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
+    if parts.embeddings:
+        rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
+        lance.write_dataset(rows, str(folder / "embeddings.lance"))
+    copied = Parts(
+        clip=clip,
+        clip_key=parts.clip_key,
+        vqgan="vqgan",
+        transformer="transformer",
+        embeddings="embeddings.lance" if parts.embeddings else None,
+        sampling=parts.sampling,
+    )
+    (folder / FILE).write_text(copied.model_dump_json(indent=2))
+
+
+def read_parts(source: str) -> Parts:
+    """The parts of a generator folder or of a transformer checkpoint."""
+    if not storage.exists(source):
+        raise ClipgenError(f"there is no model at {source}: check the path or train one")
+    if storage.exists(f"{source}/{FILE}"):
+        try:
+            parts = Parts.model_validate_json(storage.read_bytes(f"{source}/{FILE}"))
+        except ValidationError as error:
+            raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
+        return _absolute(parts, source)
+    made_from = read_config(source)
+    if "tokens" not in made_from:
+        raise ClipgenError(f"{source} is no transformer checkpoint: name its folder step-N")
+    tokens = made_from["tokens"]
+    return Parts(
+        clip=tokens["clip"],
+        clip_key=tokens["clip_key"],
+        vqgan=tokens["vqgan"],
+        transformer=source,
+        embeddings=tokens["embeddings"],
+        embeddings_version=tokens["embeddings_version"],
+        sampling=SamplingConfig.model_validate(made_from["config"]["sampling"]),
+    )
+
+
+def _absolute(parts: Parts, folder: str) -> Parts:
+    inside = {
+        name: f"{folder}/{value}"
+        for name in ("vqgan", "transformer", "embeddings")
+        if (value := getattr(parts, name)) and "://" not in value and not value.startswith("/")
+    }
+    if parts.clip.startswith(LOCAL) and not parts.clip.startswith(f"{LOCAL}/"):
+        inside["clip"] = f"{LOCAL}{folder}/{parts.clip.removeprefix(LOCAL)}"
+    return parts.model_copy(update=inside)

@@ -1,0 +1,77 @@
+"""Sampling codes: guidance, temperature, top-k, top-p, one seed a picture, a key-value cache.
+
+Knows the transformer's call, not what conditions it or what the codes show.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.settings.sampling import SamplingConfig
+
+
+@torch.no_grad()
+def sample_codes(
+    model: Transformer,
+    embeddings: Tensor,
+    seeds: Sequence[int],
+    config: SamplingConfig,
+    *,
+    use_cache: bool = True,
+    on_step: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """One grid of codes a row, int64 [n, t].
+
+    A row's codes depend on its embedding and its seed, not on the rows beside it.
+
+    Args:
+        embeddings: float [n, prefix, d], as the model's `gap` makes them ready.
+        use_cache: False recomputes the whole prefix at every step (slow; for checking).
+        on_step: called with the codes sampled so far [n, 1..t]; what it raises ends the sampling.
+    """
+    rows, guided = len(embeddings), config.guidance_scale != 1.0
+    draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
+    embeddings = embeddings.to(model.gap.image_mean.dtype)
+    condition = embeddings.repeat(2, 1, 1) if guided else embeddings
+    dropped = torch.arange(len(condition), device=embeddings.device) >= rows
+    cache = model.new_cache(len(condition)) if use_cache else None
+    codes = torch.zeros(rows, 0, dtype=torch.long, device=embeddings.device)
+    for position in range(model.positions):
+        fresh = codes[:, -1:] if cache else codes
+        logits = model(fresh.repeat(2, 1) if guided else fresh, condition, cache, dropped)[:, -1].float()
+        if guided:
+            with_condition, without = logits.chunk(2)
+            logits = without + config.guidance_scale * (with_condition - without)
+        chosen = draw(filter_logits(logits / config.temperature, config), draws[:, position])
+        codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)
+        if on_step:
+            on_step(codes)
+    return codes
+
+
+def uniform_draws(seeds: Sequence[int], count: int) -> np.ndarray:
+    """float32 [n, count] in [0, 1), each row from its own seed."""
+    return np.stack([np.random.default_rng(seed).random(count, np.float32) for seed in seeds])
+
+
+def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Keep the `top_k` likeliest codes (0 keeps all), then the fewest that hold `top_p` of the mass."""
+    if 0 < config.top_k < logits.shape[-1]:
+        least = logits.topk(config.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if config.top_p < 1.0:
+        ordered, index = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        beyond = probabilities.cumsum(dim=-1) - probabilities >= config.top_p
+        logits = logits.masked_fill(beyond.scatter(-1, index, beyond), -torch.inf)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse-CDF sampling: logits [n, k] and numbers in [0, 1) [n] to codes int64 [n]."""
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform.double().unsqueeze(1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)

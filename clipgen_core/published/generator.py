@@ -1,0 +1,140 @@
+"""Published weights in clipgen's format, read without running anything that is pickled in them:
+a VQGAN of taming-transformers, LlamaGen or CLIP-GEN, or the whole public CLIP-GEN generator.
+"""
+
+import hashlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.generation.parts import FILE, Parts
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.shapes import TRANSFORMERS
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.published.vqgan import Kind, State, Weights, convert_vqgan, pair
+from clipgen_core.schema import digest_of
+from clipgen_core.settings.models import GapConfig, TransformerConfig
+from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.storage import Storage, write_bytes
+from clipgen_core.training.checkpoint import Checkpoints
+
+HEAD_WIDTH = 64
+
+
+def import_vqgan(kind: Kind, file: Path, out: Storage) -> str:
+    """A published VQGAN as a checkpoint under `out`, the current VQGAN from then on; returns its URL."""
+    config, weights = convert_vqgan(kind, read_state_dict(file))
+    made_from = {"config": {"model": config.model_dump()}, "imported": imported(kind, file)}
+    digest = digest_of(made_from)
+    url = save(out.checkpoints("vqgan", digest), made_from, weights)
+    out.publish_current("vqgan", url, digest)
+    return url
+
+
+def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) -> None:
+    """The public CLIP-GEN weights as a generator folder.
+
+    It has no table of image embeddings, so prompts condition it by their text embedding, and no
+    guidance, which it was not trained for; sampled and re-ranked as its authors do.
+    """
+    vqgan_config, vqgan_weights = convert_vqgan("clip-gen", read_state_dict(vqgan))
+    config, weights = convert_transformer(read_state_dict(transformer), vqgan_config.grid)
+    encoder = ClipEncoder(clip)
+    if encoder.dim != weights["gap.image_mean"].shape[0]:
+        raise ClipgenError(
+            f"{transformer} expects embeddings of {weights['gap.image_mean'].shape[0]} numbers, "
+            f"CLIP {clip} gives {encoder.dim}: give the CLIP it was trained with"
+        )
+    vqgan_file = imported("clip-gen", vqgan)
+    made_from = {
+        "config": {"model": config.model_dump(), "gap": GapConfig().model_dump()},
+        "tokens": {
+            "grid": vqgan_config.grid,
+            "codebook_size": vqgan_config.quantizer.codebook_size,
+            "embedding_dim": encoder.dim,
+            "images_digest": "unknown",
+            "vqgan_digest": vqgan_file["sha256"],
+        },
+        "imported": imported("clip-gen", transformer),
+    }
+    named = {"config": {"model": vqgan_config.model_dump()}, "imported": vqgan_file}
+    saved = {
+        "vqgan": save(str(folder / "vqgan"), named, vqgan_weights),
+        "transformer": save(str(folder / "transformer"), made_from, weights),
+    }
+    parts = Parts(
+        clip=clip,
+        clip_key=encoder.key,
+        **{name: Path(url).relative_to(folder).as_posix() for name, url in saved.items()},
+        sampling=SamplingConfig(
+            temperature=1.0, top_k=500, top_p=0.95, guidance_scale=1.0, candidates=8, condition="text"
+        ),
+    )
+    write_bytes(str(folder / FILE), parts.model_dump_json(indent=2).encode())
+
+
+def read_state_dict(file: Path) -> State:
+    """The tensors of a checkpoint file; classes of training frameworks in it are replaced by empty ones."""
+    if not file.is_file():
+        raise ClipgenError(f"there is no file {file}: check the path")
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+        harmless = [name for name in foreign if name.startswith("pytorch_lightning.")]
+        stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in harmless]
+        with torch.serialization.safe_globals(stand_ins):
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise ClipgenError(
+            f"{file} cannot be read safely ({first_line(error)}): give the published file unchanged"
+        ) from error
+    for key in ("state_dict", "model"):
+        found = found[key] if isinstance(found, dict) and key in found else found
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ClipgenError(f"{file} holds no table of weights: give the published file unchanged")
+    return {str(name): value.float() for name, value in found.items()}
+
+
+def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, State]:
+    """Config and weights of the public implementation's GPT in our names; `grid` is the VQGAN's."""
+    weights = Weights(state, "clip-gen")
+    codebook_size, width = weights.shape("tok_emb.weight")
+    layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
+    shape = {"width": width, "layers": layers, "heads": max(width // HEAD_WIDTH, 1)}
+    config = TRANSFORMERS["paper"].model_copy(update=shape)
+    dim = weights.shape("cond_proj.weight")[1]
+    model = Transformer(config, codebook_size, grid, dim)
+    made: State = {
+        "codes.weight": weights.take("tok_emb.weight"),
+        "place": weights.take("pos_emb")[0],
+        "condition.weight": weights.take("cond_proj.weight") / dim**0.5,  # ours scales the embedding up
+        "condition.bias": weights.take("cond_proj.bias"),
+        **pair("norm", weights.both("norm")),
+        **pair("head", weights.both("head")),
+    }
+    for i in range(layers):
+        theirs, ours = f"blocks.{i}.encoder", f"blocks.{i}"
+        for name in ("norm1", "norm2"):
+            made |= pair(f"{ours}.{name}", weights.both(f"{theirs}.{name}"))
+        made[f"{ours}.attention.qkv.weight"] = weights.take(f"{theirs}.self_attn.in_proj_weight")
+        made[f"{ours}.attention.qkv.bias"] = weights.take(f"{theirs}.self_attn.in_proj_bias")
+        made |= pair(f"{ours}.attention.out", weights.both(f"{theirs}.self_attn.out_proj"))
+        made |= pair(f"{ours}.feed_forward.up", weights.both(f"{theirs}.linear1"))
+        made |= pair(f"{ours}.feed_forward.out", weights.both(f"{theirs}.linear2"))
+    weights.expect_nothing_left(r"blocks\.\d+\.mask")
+    model.load_state_dict(model.state_dict() | made)
+    return config, model.state_dict()
+
+
+def imported(kind: str, file: Path) -> dict[str, str]:
+    with file.open("rb") as opened:
+        return {"kind": kind, "file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+
+
+def save(url: str, made_from: dict[str, Any], weights: State) -> str:
+    state = {"history": [], "pictures_per_second": 0.0}
+    return Checkpoints(url=url, config=made_from).save(0, weights, {}, state)

@@ -1,0 +1,58 @@
+"""The way back from a generator to the pictures it was trained on."""
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from clipgen_core import storage
+from clipgen_core.data.tables import find_table
+from clipgen_core.generation.parts import Parts
+from clipgen_core.schema import digest_of
+from clipgen_core.training.checkpoint import read_config
+
+
+def lineage(parts: Parts) -> dict[str, str]:
+    """What the generator was made from, for the report and the registry's tags."""
+    made_from = read_config(parts.transformer)
+    tokens = made_from["tokens"]
+    return {
+        "transformer": parts.transformer,
+        "transformer_digest": digest_of(made_from),
+        "tokens_digest": digest_of(tokens),
+        "vqgan": parts.vqgan,
+        "vqgan_digest": tokens["vqgan_digest"],
+        "embeddings": parts.embeddings or "",
+        "embeddings_version": str(parts.embeddings_version),
+        "clip": parts.clip,
+        "clip_key": parts.clip_key,
+        "images": tokens["images"],
+        "images_version": str(tokens["images_version"]),
+        "images_digest": tokens["images_digest"],
+        "sampling": parts.sampling.model_dump_json(),
+        "configuration": json.dumps(made_from["config"], indent=2),
+    }
+
+
+class Step(NamedTuple):
+    """One thing a model was made from. there: whether it is still where it was."""
+
+    name: str
+    where: str
+    digest: str
+    there: bool
+
+
+def way_back(tags: Mapping[str, str]) -> list[Step]:
+    """From the transformer to the pictures, by the tags of a registered version."""
+    steps = [
+        Step(name, tags.get(name, ""), tags.get(f"{name}_digest", ""), storage.exists(tags.get(name, "")))
+        for name in ("transformer", "vqgan")
+    ]
+    clip = tags.get("clip", "")
+    local = clip.removeprefix("local-dir:")
+    steps.append(Step("clip", clip, tags.get("clip_key", ""), local == clip or storage.exists(local)))
+    for name in ("embeddings", "images"):
+        url, version = tags.get(name, ""), tags.get(f"{name}_version", "")
+        known = bool(url) and version.isdigit() and find_table(url, int(version)) is not None
+        steps.append(Step(name, f"{url} @ version {version}", tags.get(f"{name}_digest", ""), known))
+    return steps

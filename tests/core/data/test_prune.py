@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import lance
+import pytest
+from typer.testing import CliRunner
+
+from clipgen_core.cli import app
+from clipgen_core.data.prune import prune
+from clipgen_core.data.tables import column
+from clipgen_core.errors import ClipgenError
+from clipgen_core.stages import embeddings, images
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.conftest import draw
+
+
+@pytest.fixture
+def filled(storage: Storage, tmp_path: Path, clip_reference: str) -> Storage:
+    """Folder a: red, blue and a reject; folder b: blue again and gold."""
+    source = tmp_path / "in"
+    for file, colour in {"a/1": "red", "a/2": "blue", "b/1": "blue", "b/2": "gold"}.items():
+        (source / file).parent.mkdir(parents=True, exist_ok=True)
+        draw(colour, "disc").save(source / f"{file}.png")
+    (source / "a" / "bad.png").write_bytes(b"bad")
+    taken = images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+    embeddings.run(
+        embeddings.Config(), images=taken.table, clip=clip_reference, out=storage, tracker=NullTracker()
+    )
+    return storage
+
+
+def test_a_folder_goes_from_every_table_and_copies_elsewhere_stay(filled: Storage) -> None:
+    vectors = filled.current("embeddings", "tests").path
+    gone = prune(filled, "a", dry_run=True)
+    assert (gone.pictures, gone.filed_elsewhere) == (1, 1)
+    assert len(column(filled.images, "id")) == 3
+    assert prune(filled, "a", dry_run=False) == gone
+    rows = lance.dataset(filled.images).to_table(columns=["uri", "folder"]).to_pylist()
+    assert sorted((Path(row["uri"]).name, row["folder"]) for row in rows) == [("1.png", "b"), ("2.png", "b")]
+    assert column(vectors, "folder") == ["b", "b"]
+    assert sorted(column(vectors, "id")) == sorted(column(filled.images, "id"))
+    assert column(filled.rejects, "uri") == column(filled.copies, "uri") == []
+    assert set(column(filled.files, "folder")) == {"b"}
+    with pytest.raises(ClipgenError, match="no picture under .* is of a folder 'a': see `clipgen folders`"):
+        prune(filled, "a", dry_run=False)
+
+
+def test_what_was_pruned_is_taken_in_again(filled: Storage, tmp_path: Path) -> None:
+    prune(filled, "b", dry_run=False)
+    again = images.run(images.Config(), source=str(tmp_path / "in"), out=filled, tracker=NullTracker())
+    assert (again.added, again.total) == (1, 3)
+
+
+def test_the_command_asks_for_yes(filled: Storage) -> None:
+    run = CliRunner().invoke
+    shown = run(app, ["folders", "--root", filled.root]).output
+    assert "a             2" in shown.replace("  (", " ") or "a" in shown
+    assert (
+        "1 pictures of a would go; repeat with --yes"
+        in run(app, ["prune", "a", "--root", filled.root]).output
+    )
+    assert len(column(filled.images, "id")) == 3
+    done = run(app, ["prune", "a", "--root", filled.root, "--yes"]).output
+    assert "1 pictures of a are gone" in done and "1 also lie in other folders and stay" in done
+    assert run(app, ["prune", "zzz", "--root", filled.root]).exit_code == 2

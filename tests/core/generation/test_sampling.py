@@ -1,0 +1,106 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipgen_core.generation.sampling import draw, filter_logits, sample_codes, uniform_draws
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.settings.models import TransformerConfig
+from clipgen_core.settings.sampling import SamplingConfig
+
+CODES, GRID, DIM = 11, 3, 6
+POSITIONS = GRID * GRID
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    torch.manual_seed(3)
+    made = Transformer(TransformerConfig(width=32, layers=2, heads=2), CODES, GRID, DIM).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+def embeddings(rows: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.nn.functional.normalize(torch.randn(rows, 1, DIM, generator=generator), dim=-1)
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
+def test_cache_and_no_cache_give_the_same_codes(model: Transformer, guidance_scale: float) -> None:
+    config = SamplingConfig(guidance_scale=guidance_scale, temperature=1.0)
+    cached, recomputed = (
+        sample_codes(model, embeddings(5), range(5), config, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, recomputed)
+    assert cached.shape == (5, POSITIONS)
+    assert len(cached.unique(dim=0)) > 1
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(model: Transformer) -> None:
+    config = SamplingConfig()
+    together = sample_codes(model, embeddings(4), [1, 2, 3, 4], config)
+    alone = sample_codes(model, embeddings(4)[2:3], [3], config)
+    assert torch.equal(together[2:3], alone)
+
+
+def test_the_embedding_and_the_seed_matter(model: Transformer) -> None:
+    config = SamplingConfig(guidance_scale=1.0)
+    base = sample_codes(model, embeddings(2), [1, 1], config)
+    assert not torch.equal(base[0], base[1])
+    assert not torch.equal(base, sample_codes(model, embeddings(2), [5, 6], config))
+
+
+def test_guidance_zero_ignores_the_embedding(model: Transformer) -> None:
+    codes = sample_codes(model, embeddings(2), [1, 1], SamplingConfig(guidance_scale=0.0))
+    assert torch.equal(codes[0], codes[1])
+
+
+def test_top_k_one_is_greedy(model: Transformer) -> None:
+    config = SamplingConfig(top_k=1, guidance_scale=1.0)
+    one, other = (sample_codes(model, embeddings(2), seeds, config) for seeds in ([1, 2], [3, 4]))
+    assert torch.equal(one, other)
+
+
+def test_progress_is_reported_for_every_code(model: Transformer) -> None:
+    seen: list[torch.Tensor] = []
+    codes = sample_codes(model, embeddings(1), [0], SamplingConfig(), on_step=seen.append)
+    assert [one.shape[1] for one in seen] == list(range(1, POSITIONS + 1))
+    assert all(torch.equal(one, codes[:, : one.shape[1]]) for one in seen)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-8, 8), min_size=3, max_size=12), st.integers(1, 5), st.floats(0.05, 1.0))
+def test_filters_keep_the_likeliest_and_never_everything_out(
+    values: list[float], top_k: int, top_p: float
+) -> None:
+    logits = torch.tensor([values])
+    kept = filter_logits(logits, SamplingConfig(top_k=top_k, top_p=top_p)).isfinite()[0]
+    assert kept[logits.argmax()]
+    if kept.sum() < len(values):
+        assert logits[0][kept].min() >= logits[0][~kept].max()
+    assert kept.sum() <= max(top_k, (logits[0] >= logits[0].topk(min(top_k, len(values))).values[-1]).sum())
+
+
+def test_top_p_keeps_the_fewest_that_hold_the_mass() -> None:
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for top_p, count in ((0.4, 1), (0.6, 2), (0.9, 3), (1.0, 4)):
+        assert filter_logits(logits, SamplingConfig(top_p=top_p)).isfinite().sum() == count
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = torch.tensor([[0.1, 0.2, 0.7]]).log().expand(20000, -1)
+    uniform = torch.from_numpy(np.random.default_rng(0).random(20000))
+    share = draw(logits, uniform).bincount(minlength=3) / 20000
+    assert torch.allclose(share, torch.tensor([0.1, 0.2, 0.7]), atol=0.02)
+
+
+def test_a_masked_code_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).expand(1001, -1)
+    codes = draw(logits, torch.linspace(0, 0.999999, 1001))
+    assert set(codes.tolist()) == {1, 3}
+
+
+def test_uniform_draws_repeat_by_seed() -> None:
+    assert (uniform_draws([5, 6], 4)[1] == uniform_draws([6], 4)[0]).all()

@@ -1,0 +1,223 @@
+import base64
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipgen_core.cli import app
+from clipgen_core.data.pixels import png_bytes
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.judging.checks import Verdict
+from clipgen_core.registry.champions import Registry
+from clipgen_core.registry.lineage import way_back
+from clipgen_core.stages import evaluation
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import describe, mlflow_client, mlflow_run
+from tests.conftest import answers, free_port, wait_for
+
+GOOD = [Verdict("enough_prompts", True, {}, "")]
+
+
+@pytest.fixture
+def tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"sqlite:///{tmp_path}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def versions(uri: str, out: Storage, count: int) -> Registry:
+    """A registry with `count` versions of nothing: promotion never opens a model."""
+    client = mlflow_client(uri)
+    client.create_registered_model("clip-gen")
+    for _ in range(count):
+        client.create_model_version("clip-gen", source="file:///nothing")
+    return Registry(client, out)
+
+
+def aliases(registry: Registry) -> dict[str, str]:
+    found = registry.client.get_registered_model("clip-gen").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Storage) -> None:
+    registry = versions(tracking_uri, storage, 3)
+    with pytest.raises(ClipgenError, match="no other champion"):
+        registry.rollback()
+    registry.mark("1", GOOD, None)
+    assert registry.promote("1").before == "" and aliases(registry) == {"champion": "1"}
+    registry.mark("2", GOOD, "1")
+    assert registry.promote("2").before == "1"
+    assert aliases(registry) == {"champion": "2", "previous": "1"}
+    assert registry.promote("2").number == 2  # it is champion already
+    registry.mark("3", GOOD, "1")
+    with pytest.raises(ClipgenError, match="compared with version 1, but the champion is 2 now"):
+        registry.promote("3")
+    runner = CliRunner()
+    done = runner.invoke(app, ["rollback", "--root", storage.root])
+    assert done.exit_code == 0 and "version 1 again" in done.output
+    assert aliases(registry) == {"champion": "1", "previous": "2"}
+    assert runner.invoke(app, ["promote", "3", "--root", storage.root]).exit_code == 0
+    shown = runner.invoke(app, ["champions", "--root", storage.root]).output
+    assert [row.version for row in registry.history()] == ["1", "2", "1", "3"]
+    assert shown.count("promotion") == 3 and shown.count("rollback") == 1
+
+
+def test_a_failed_check_or_none_at_all_is_not_promoted(tracking_uri: str, storage: Storage) -> None:
+    registry = versions(tracking_uri, storage, 2)
+    with pytest.raises(ClipgenError, match="version 1 was not judged"):
+        registry.promote("1")
+    with pytest.raises(ClipgenError, match="the registry has no models:/clip-gen@candidate"):
+        registry.promote()
+    with pytest.raises(ClipgenError, match="the registry has no models:/clip-gen/9"):
+        registry.promote("9")
+    registry.mark("1", [*GOOD, Verdict("not_memorised", False, {}, "0.90 of the pictures copy")], None)
+    with pytest.raises(ClipgenError, match=r"check.not_memorised failed: 0.90 of the pictures"):
+        registry.promote("1")
+    assert registry.champion() is None and aliases(registry) == {}
+
+
+def race(uri: str, root: str, version: str, at: float) -> str:
+    registry = Registry(mlflow_client(uri), Storage(root))
+    time.sleep(max(at - time.time(), 0))
+    try:
+        return f"won {registry.promote(version).version}"
+    except ClipgenError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+def test_of_promotions_at_once_one_wins_and_the_alias_is_on_it(tracking_uri: str, storage: Storage) -> None:
+    registry = versions(tracking_uri, storage, 5)
+    registry.mark("1", GOOD, None)
+    registry.promote("1")
+    rivals = ["2", "3", "4", "5"]
+    for version in rivals:
+        registry.mark(version, GOOD, "1")
+    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+        at = time.time() + 15
+        asked = [pool.submit(race, tracking_uri, storage.root, version, at) for version in rivals]
+        said = [one.result() for one in asked]
+    winners = [one.removeprefix("won ") for one in said if one.startswith("won")]
+    assert len(winners) == 1
+    assert registry.champion() == winners[0] and aliases(registry) == {
+        "champion": winners[0],
+        "previous": "1",
+    }
+    for one in said:
+        assert one.startswith("won") or "came first" in one or "compared with version 1" in one
+
+
+@pytest.fixture
+def registered(
+    tracking_uri: str,
+    tmp_path: Path,
+    pictures: Path,
+    checkpoint: str,
+    pipeline: Storage,
+    storage: Storage,
+) -> Registry:
+    config = evaluation.Config(shown=("a red disc",), pictures_shown=1, scored=6, candidates=1)
+    artifacts = f"file://{tmp_path}/artifacts"
+    with mlflow_run("evaluation", tracking_uri=tracking_uri, artifacts=artifacts, tags={}) as tracker:
+        result = evaluation.run(
+            config,
+            transformer=checkpoint,
+            images=pipeline.images,
+            prompts=str(pictures / "prompts.csv"),
+            out=storage,
+            tracker=tracker,
+        )
+        registry = Registry(tracker.client, storage)
+        assert registry.register(checkpoint, result, tracker) == "1"
+    return registry
+
+
+@pytest.mark.slow
+def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
+    registered: Registry, tmp_path: Path, checkpoint: str, pipeline: Storage
+) -> None:
+    version = registered.client.get_model_version_by_alias("clip-gen", "candidate")
+    assert version.tags["transformer"] == checkpoint and version.tags["report"].endswith("report.html")
+    assert float(version.tags["score.train/generated/clip_score"]) <= 1
+    files = [str(p) for p in (tmp_path / "artifacts").rglob("*")]
+    assert not [f for f in files if f.endswith((".pkl", ".pickle", ".pt", ".pyc"))]
+    assert [f for f in files if f.endswith("generator/vqgan/model.safetensors")]
+    assert [f for f in files if f.endswith("report.html")]
+
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
+    loaded = mlflow.pyfunc.load_model("models:/clip-gen@candidate")
+    params = {param.name for param in loaded.metadata.signature.params}
+    assert params == {"seed", "candidates", "guidance_scale", "temperature"}
+    assert loaded.metadata.saved_input_example_info
+    (png,) = loaded.predict(["a red heart"], params={"seed": 3})
+    generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
+    assert png == png_bytes(generator.generate(["a red heart"], seed=3)[0][0])
+    with pytest.raises(ClipgenError, match="is not to be had from MLflow"):
+        TextToImage.from_pretrained("models:/clip-gen@typo")
+
+    shown = CliRunner().invoke(app, ["lineage", "models:/clip-gen@candidate"]).output
+    assert "gone" not in shown and shown.count("@ version") == 2
+    tags = describe("models:/clip-gen@candidate")
+    way = {step.name: step for step in way_back(tags)}
+    assert way["transformer"].where == checkpoint
+    assert way["images"].where.startswith(pipeline.images)
+    assert way["embeddings"].where.startswith(pipeline.current("embeddings", "tests").path)
+    missing = way_back({**tags, "vqgan": "/no/longer/there", "images_version": "999"})
+    assert [step.name for step in missing if not step.there] == ["vqgan", "images"]
+
+
+@pytest.fixture
+def served(registered: Registry, tmp_path: Path) -> Iterator[str]:
+    """`mlflow models serve` on the candidate, as a process of its own."""
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/clip-gen@candidate"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # it calls uvicorn
+    with (tmp_path / "serve.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=os.environ | {"PATH": path}
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(
+            lambda: answers(f"{url}/ping"), "the server", alive=lambda: server.poll() is None, seconds=180
+        )
+        yield url
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    header = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/invocations", json.dumps(body).encode(), header)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        made: dict[str, Any] = json.load(answer)
+    return made
+
+
+@pytest.mark.slow
+def test_mlflow_serves_the_model_over_http(served: str) -> None:
+    body = {"inputs": ["a red disc", "a blue square"], "params": {"seed": 7, "candidates": 2}}
+    pictures = [base64.b64decode(one) for one in post(served, body)["predictions"]]
+    assert [Image.open(io.BytesIO(png)).size for png in pictures] == [(32, 32)] * 2
+    generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
+    expected = generator.generate(body["inputs"], seed=7, candidates=2)
+    assert pictures == [png_bytes(row[0]) for row in expected]
+    with pytest.raises(urllib.error.HTTPError) as error:
+        post(served, {"inputs": [" "]})
+    assert b"a prompt is empty" in error.value.read()
