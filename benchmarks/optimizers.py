@@ -19,7 +19,8 @@ from clipgen_core.progress import track
 from clipgen_core.recipes import configure
 from clipgen_core.stages.transformer import Config, TransformerTask
 from clipgen_core.storage import Storage
-from clipgen_core.training.task import GOAL, train_step
+from clipgen_core.training.provenance import GOAL
+from clipgen_core.training.task import train_step
 
 RATES = {"adamw": (5e-4, 1e-3, 2e-3), "muon": (2e-3, 4e-3, 8e-3)}
 WARM_UP, TIMED = 2, 6

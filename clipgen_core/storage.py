@@ -266,6 +266,19 @@ def list_folder(url: str) -> list[str]:
     return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, False))
 
 
-def remove_folder(url: str) -> None:
+def remove_folder(url: str, marker: str) -> None:
+    """Remove a folder so that no reader takes what is left of it for whole, even if this process is killed.
+
+    Args:
+        url: the folder, as `publish_folder` wrote it.
+        marker: the file that says that it is whole.
+    """
     filesystem, path = url_to_fs(url)
-    filesystem.rm(path, recursive=True)
+    if isinstance(filesystem, LocalFileSystem):
+        retired = Path(path).with_name(f"{DRAFT}{uuid.uuid4().hex}")
+        Path(path).rename(retired)
+        shutil.rmtree(retired, ignore_errors=True)
+        return
+    retried(filesystem.rm_file, f"{path}/{marker}")
+    with suppress(FileNotFoundError):  # an attempt that seemed to fail had removed it
+        retried(filesystem.rm, path, recursive=True)

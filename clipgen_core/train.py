@@ -68,10 +68,9 @@ def setting(text: str) -> tuple[str, Any]:
 
 def clip_of(out: Any) -> str:
     """The CLIP of the current embeddings."""
-    from clipgen_core.data.tables import open_table
+    from clipgen_core.data.embeddings import EmbeddingTable
 
-    table = open_table(out.current("embeddings", "training the VQGAN").path)
-    return str(table.schema.metadata[b"clip"].decode())
+    return EmbeddingTable(out.current("embeddings", "training the VQGAN").path).clip
 
 
 def tracker_for(run_id: str | None) -> Any:

@@ -123,22 +123,22 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to show.")] = 10,
 ) -> None:
     """Show the pictures of the embedding table that are nearest to a text or to a picture."""
-    from clipgen_core.data.tables import nearest, open_table
+    from clipgen_core.data.embeddings import EmbeddingTable
+    from clipgen_core.data.tables import one_of, open_table
     from clipgen_core.models.clip import ClipEncoder
 
     storage = Storage(root or last_root("embeddings"))
-    table = open_table(storage.current("embeddings", "search").path)
-    clip = ClipEncoder(table.schema.metadata[b"clip"].decode())
+    table = EmbeddingTable(storage.current("embeddings", "search").path)
+    clip = ClipEncoder(table.clip)
     if Path(query).is_file():
         vector = clip.encode_images([read_picture(Path(query))])[0]
     else:
         vector = clip.encode_texts([query])[0]
-    found = nearest(table, vector, k)
-    ids = ", ".join(f"'{one}'" for one in found["id"].to_pylist())
-    rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=f"id IN ({ids})")
+    found = table.nearest(vector, k)
+    rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=one_of("id", found.ids))
     uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
     sheet = Table("cosine", Column("picture", overflow="fold"), box=None)
-    for one, cosine in zip(found["id"].to_pylist(), found["cosine"].to_pylist(), strict=True):
+    for one, cosine in zip(found.ids, found.cosine, strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
 

@@ -10,9 +10,9 @@ from clipgen_core import storage
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL
-from clipgen_core.schema import Frozen
+from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.training.checkpoint import read_config
+from clipgen_core.training.checkpoint import Checkpoint
 
 FILE = "generator.json"
 
@@ -63,18 +63,18 @@ def read_parts(source: str) -> Parts:
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
         return _absolute(parts, source)
-    made_from = read_config(source)
-    if "tokens" not in made_from:
-        raise ClipgenError(f"{source} is no transformer checkpoint: name its folder step-N")
-    tokens = made_from["tokens"]
+    checkpoint = Checkpoint(source)
+    tokens = checkpoint.codes
+    if not isinstance(tokens, TokenManifest):
+        raise ClipgenError(f"{source} was imported: give the folder that holds it and {FILE}")
     return Parts(
-        clip=tokens["clip"],
-        clip_key=tokens["clip_key"],
-        vqgan=tokens["vqgan"],
+        clip=tokens.clip,
+        clip_key=tokens.clip_key,
+        vqgan=tokens.vqgan,
         transformer=source,
-        embeddings=tokens["embeddings"],
-        embeddings_version=tokens["embeddings_version"],
-        sampling=SamplingConfig.model_validate(made_from["config"]["sampling"]),
+        embeddings=tokens.embeddings,
+        embeddings_version=tokens.embeddings_version,
+        sampling=checkpoint.settings("sampling", SamplingConfig),
     )
 
 

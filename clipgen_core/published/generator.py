@@ -17,11 +17,11 @@ from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.published.vqgan import Kind, State, Weights, convert_vqgan, pair
-from clipgen_core.schema import digest_of
 from clipgen_core.settings.models import GapConfig, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.storage import Storage, write_bytes
-from clipgen_core.training.checkpoint import Checkpoints
+from clipgen_core.training.checkpoint import Checkpoints, Saved
+from clipgen_core.training.provenance import ImportedCodes, ImportedFile, Provenance, TrainingState
 
 HEAD_WIDTH = 64
 
@@ -29,9 +29,9 @@ HEAD_WIDTH = 64
 def import_vqgan(kind: Kind, file: Path, out: Storage) -> str:
     """A published VQGAN as a checkpoint under `out`, the current VQGAN from then on; returns its URL."""
     config, weights = convert_vqgan(kind, read_state_dict(file))
-    made_from = {"config": {"model": config.model_dump()}, "imported": imported(kind, file)}
-    digest = digest_of(made_from)
-    url = save(out.checkpoints("vqgan", digest), made_from, weights)
+    provenance = Provenance(config={"model": config.model_dump(mode="json")}, imported=imported(kind, file))
+    digest = provenance.digest
+    url = save(out.checkpoints("vqgan", digest), provenance, weights)
     out.publish_current("vqgan", url, digest)
     return url
 
@@ -51,21 +51,21 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
             f"CLIP {clip} gives {encoder.dim}: give the CLIP it was trained with"
         )
     vqgan_file = imported("clip-gen", vqgan)
-    made_from = {
-        "config": {"model": config.model_dump(), "gap": GapConfig().model_dump()},
-        "tokens": {
-            "grid": vqgan_config.grid,
-            "codebook_size": vqgan_config.quantizer.codebook_size,
-            "embedding_dim": encoder.dim,
-            "images_digest": "unknown",
-            "vqgan_digest": vqgan_file["sha256"],
-        },
-        "imported": imported("clip-gen", transformer),
-    }
-    named = {"config": {"model": vqgan_config.model_dump()}, "imported": vqgan_file}
+    provenance = Provenance(
+        config={"model": config.model_dump(mode="json"), "gap": GapConfig().model_dump(mode="json")},
+        tokens=ImportedCodes(
+            grid=vqgan_config.grid,
+            codebook_size=vqgan_config.quantizer.codebook_size,
+            embedding_dim=encoder.dim,
+            images_digest="unknown",
+            vqgan_digest=vqgan_file.sha256,
+        ),
+        imported=imported("clip-gen", transformer),
+    )
+    vqgan_provenance = Provenance(config={"model": vqgan_config.model_dump(mode="json")}, imported=vqgan_file)
     saved = {
-        "vqgan": save(str(folder / "vqgan"), named, vqgan_weights),
-        "transformer": save(str(folder / "transformer"), made_from, weights),
+        "vqgan": save(str(folder / "vqgan"), vqgan_provenance, vqgan_weights),
+        "transformer": save(str(folder / "transformer"), provenance, weights),
     }
     parts = Parts(
         clip=clip,
@@ -130,11 +130,28 @@ def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, Sta
     return config, model.state_dict()
 
 
-def imported(kind: str, file: Path) -> dict[str, str]:
+def imported(kind: str, file: Path) -> ImportedFile:
+    """What is noted of the file that weights were imported from.
+
+    Args:
+        kind: whose format it is.
+        file: the published file.
+    """
     with file.open("rb") as opened:
-        return {"kind": kind, "file": file.name, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return ImportedFile(kind=kind, file=file.name, sha256=digest)
 
 
-def save(url: str, made_from: dict[str, Any], weights: State) -> str:
-    state = {"history": [], "pictures_per_second": 0.0}
-    return Checkpoints(url=url, config=made_from).save(0, weights, {}, state)
+def save(url: str, provenance: Provenance, weights: State) -> str:
+    """Write imported weights as the checkpoint of step 0.
+
+    Args:
+        url: the folder of the checkpoints.
+        provenance: what they were made from.
+        weights: under our names.
+
+    Returns:
+        The checkpoint's URL.
+    """
+    saved = Saved(weights=weights, state=TrainingState(step=0))
+    return Checkpoints(url=url, provenance=provenance).save(saved)

@@ -8,28 +8,28 @@ from clipgen_core import storage
 from clipgen_core.data.tables import find_table
 from clipgen_core.generation.parts import Parts
 from clipgen_core.schema import digest_of
-from clipgen_core.training.checkpoint import read_config
+from clipgen_core.training.checkpoint import Checkpoint
 
 
 def lineage(parts: Parts) -> dict[str, str]:
     """What the generator was made from, for the report and the registry's tags."""
-    made_from = read_config(parts.transformer)
-    tokens = made_from["tokens"]
+    checkpoint = Checkpoint(parts.transformer)
+    provenance, codes = checkpoint.provenance, checkpoint.codes
     return {
         "transformer": parts.transformer,
-        "transformer_digest": digest_of(made_from),
-        "tokens_digest": digest_of(tokens),
+        "transformer_digest": provenance.digest,
+        "tokens_digest": digest_of(provenance.record["tokens"]),
         "vqgan": parts.vqgan,
-        "vqgan_digest": tokens["vqgan_digest"],
+        "vqgan_digest": codes.vqgan_digest,
         "embeddings": parts.embeddings or "",
         "embeddings_version": str(parts.embeddings_version),
         "clip": parts.clip,
         "clip_key": parts.clip_key,
-        "images": tokens["images"],
-        "images_version": str(tokens["images_version"]),
-        "images_digest": tokens["images_digest"],
+        "images": codes.images,
+        "images_version": str(codes.images_version),
+        "images_digest": codes.images_digest,
         "sampling": parts.sampling.model_dump_json(),
-        "configuration": json.dumps(made_from["config"], indent=2),
+        "configuration": json.dumps(provenance.config, indent=2),
     }
 
 

@@ -28,7 +28,7 @@ from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
-from clipgen_core.training.checkpoint import read_config
+from clipgen_core.training.checkpoint import Checkpoint
 
 MOST_PICTURES = 8
 KEPT = 24  # pictures of the history
@@ -229,8 +229,8 @@ class Sampling:
 
 def _neighbours(generator: TextToImage, made: Generated) -> list[tuple[Image.Image, str]]:
     """The training pictures nearest to a made one, where the pictures are at hand."""
-    tokens = read_config(generator.parts.transformer).get("tokens", {})
-    table = find_table(tokens["images"]) if tokens.get("images") else None
+    codes = Checkpoint(generator.parts.transformer).codes
+    table = find_table(codes.images) if codes.images else None
     if table is None or generator.embeddings is None:
         return []
     found = dict(generator.search(generator.embed_images([made.image])[0], NEAREST))

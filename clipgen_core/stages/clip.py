@@ -35,10 +35,11 @@ from clipgen_core.schema import digest_of
 from clipgen_core.settings.clip import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import Checkpoints, read_weights
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
-from clipgen_core.training.task import GOAL, Optimizers, Validation
+from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.task import Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
 
@@ -61,17 +62,21 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     """Train on captioned pictures and save in open_clip's local-dir format."""
     pairs = read_captions(captions)
     run_name = digest_of([config.model_dump(), sorted(pairs.items())])
-    provenance = {"config": config.model_dump(), "captions": digest_of(sorted(pairs.items()))}
-    tracker.params(provenance)
-    task = ClipTask(config, captions, pairs)
+    provenance = Provenance(config=config.model_dump(mode="json"), captions=digest_of(sorted(pairs.items())))
+    tracker.params(provenance.record)
     checkpoints = Checkpoints(
-        url=out.checkpoints("clip", run_name), config=provenance, keep=config.train.keep_checkpoints
+        url=out.checkpoints("clip", run_name), provenance=provenance, keep=config.train.keep_checkpoints
     )
+
+    def task() -> ClipTask:
+        return ClipTask(config, captions, pairs)
+
     fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="CLIP")
-    task.model.load_state_dict(read_weights(fitted.checkpoint))
     folder = out.path("clips", run_name)
     if distributed.rank() == 0:
-        save_local_dir(task.model, config, folder)
+        model = open_clip.CLIP(**config.open_clip_config())
+        model.load_state_dict(Checkpoint(fitted.checkpoint).weights())
+        save_local_dir(model, config, folder)
     distributed.wait_for_all()
     reference = f"{LOCAL}{folder}"
     encoder = ClipEncoder(reference)

@@ -12,9 +12,10 @@ import pyarrow as pa
 from PIL import Image
 
 from clipgen_core.data.duplicates import redundant_keys
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.pixels import decode_stored, fit_square, grid
-from clipgen_core.data.tables import one_of, open_table, searching, vectors
+from clipgen_core.data.tables import one_of, open_table, vectors
 from clipgen_core.schema import DUPLICATES
 from clipgen_core.settings.duplicates import Config
 from clipgen_core.storage import Storage
@@ -33,8 +34,8 @@ class Result:
 
 def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> Result:
     """Look up the pictures that have not been yet."""
-    source = open_table(embeddings)
-    url = out.duplicates(source.schema.metadata[b"clip_key"].decode())
+    source = EmbeddingTable(embeddings)
+    url = out.duplicates(source.clip_key)
     filling = Filling(
         embeddings,
         source.version,
@@ -57,21 +58,13 @@ class Neighbours:
     schema = DUPLICATES
 
     def __init__(self, embeddings: str, version: int) -> None:
-        self.table = open_table(embeddings, version)
+        self.table = EmbeddingTable(embeddings, version)
 
     def prepare(self, batch: pa.Table) -> pa.Table:
         return batch
 
     def rows(self, batch: pa.Table) -> pa.Table:
-        ids = batch["id"].to_pylist()
-        query = {"column": "vector", "q": vectors(batch), "k": 2, **searching(self.table)}
-        found = self.table.to_table(columns=["id", "_distance"], nearest=query)
-        nearest: dict[int, tuple[str, float]] = {}
-        columns = (found[name].to_pylist() for name in ("query_index", "id", "_distance"))
-        for at, other, distance in zip(*columns, strict=True):
-            if other != ids[at] and (at not in nearest or 1 - distance > nearest[at][1]):
-                nearest[at] = (other, 1 - distance)
-        pairs = [nearest.get(at, (one, 0.0)) for at, one in enumerate(ids)]  # itself where it is alone
+        pairs = self.table.nearest_others(batch["id"].to_pylist(), vectors(batch))
         return pa.table(
             [batch["id"], batch["folder"], [other for other, _ in pairs], [cosine for _, cosine in pairs]],
             schema=self.schema,

@@ -40,7 +40,7 @@ from clipgen_core.registry.lineage import lineage
 from clipgen_core.schema import digest_of
 from clipgen_core.settings.evaluation import Config
 from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import read_config, read_state
+from clipgen_core.training.checkpoint import Checkpoint
 
 __all__ = ["Config", "Result", "run"]
 
@@ -99,7 +99,7 @@ def run(
         curves=_curves(generator.parts),
         made_from=lineage(generator.parts),
     )
-    digest = digest_of([config.model_dump(), read_config(transformer), prompts, champion])
+    digest = digest_of([config.model_dump(), Checkpoint(transformer).provenance.record, prompts, champion])
     folder = out.report(digest)
     grid = sheet({sample.prompt: sample.pictures for sample in samples})
     _publish(
@@ -300,25 +300,29 @@ def _reconstructions(
     return list(zip(originals, reconstruct(generator, originals), strict=True))
 
 
+def _trained(parts: Parts) -> dict[str, str]:
+    return {"vqgan": parts.vqgan, "transformer": parts.transformer}
+
+
 def _training_metrics(parts: Parts) -> dict[str, float]:
     """The last figures of both trainings."""
     metrics: dict[str, float] = {}
-    for stage in ("vqgan", "transformer"):
-        state = read_state(getattr(parts, stage))
+    for stage, checkpoint in _trained(parts).items():
+        state = Checkpoint(checkpoint).state
         last: dict[str, float] = {}
-        for row in state["history"]:
+        for row in state.history:
             last |= row
         wanted = ("psnr", "codebook_usage", "codebook_perplexity", "loss", "validation_loss")
         metrics |= {f"{stage}/{name}": last[name] for name in wanted if name in last}
-        metrics[f"{stage}/steps"] = state["step"]
-        metrics[f"{stage}/pictures_per_second"] = state["pictures_per_second"]
+        metrics[f"{stage}/steps"] = state.step
+        metrics[f"{stage}/pictures_per_second"] = state.images_per_second
     return metrics
 
 
 def _curves(parts: Parts) -> list[Curve]:
     curves = []
-    for stage in ("vqgan", "transformer"):
-        history = read_state(getattr(parts, stage))["history"]
+    for stage, checkpoint in _trained(parts).items():
+        history = Checkpoint(checkpoint).state.history
         for name in ("loss", "validation_loss", "psnr", "codebook_usage"):
             points = [(row["step"], row[name]) for row in history if name in row]
             if points:

@@ -24,6 +24,7 @@ from torch import Tensor
 from clipgen_core import storage
 from clipgen_core.data import tokens
 from clipgen_core.data.duplicates import redundant_keys
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
@@ -39,7 +40,7 @@ from clipgen_core.progress import track
 from clipgen_core.schema import TokenManifest, codes_schema, digest_of, tokens_schema
 from clipgen_core.settings.tokens import Config
 from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import read_config
+from clipgen_core.training.checkpoint import Checkpoint
 
 __all__ = ["Config", "Result", "run"]
 
@@ -66,16 +67,18 @@ def run(
 ) -> Result:
     """Code the pictures that have no codes yet, and publish shards of them all."""
     model = load_vqgan(vqgan)
-    vqgan_digest = digest_of(read_config(vqgan))
+    vqgan_digest = Checkpoint(vqgan).provenance.digest
     codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
     source = open_table(images)
     filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
     here = config.compute.on == "local"
     make = functools.partial(Coder, vqgan, config.views, config.smallest_crop, model if here else None)
     coded, speed = fill(filling, make, config.compute, "codes")
-    shards = _Shards(config, source, open_table(embeddings), open_table(codes))
+    shards = _Shards(config, source, EmbeddingTable(embeddings), open_table(codes))
     if config.exclude_duplicates is not None:
-        shards.leave_out(redundant_keys(out.duplicates(shards.clip_key), config.exclude_duplicates))
+        shards.leave_out(
+            redundant_keys(out.duplicates(shards.embeddings.clip_key), config.exclude_duplicates)
+        )
     manifest, url = shards.publish(images, embeddings, vqgan, vqgan_digest, model, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
@@ -127,18 +130,17 @@ class _Shards:
         self,
         config: Config,
         images: lance.LanceDataset,
-        embeddings: lance.LanceDataset,
+        embeddings: EmbeddingTable,
         codes: lance.LanceDataset,
     ) -> None:
         self.config, self.images, self.embeddings, self.codes = config, images, embeddings, codes
         self.keys = np.sort(joined(scan_keys(images)))
-        self.clip, self.clip_key = (embeddings.schema.metadata[k].decode() for k in (b"clip", b"clip_key"))
-        self.embedding_rows = Lookup(joined(scan_keys(embeddings))).find(self.keys)
+        self.embedding_rows = Lookup(embeddings.keys()).find(self.keys)
         self.code_rows = Lookup(joined(scan_keys(codes))).find(self.keys)
         missing = int((self.embedding_rows < 0).sum())
         if missing:
             raise ClipgenError(
-                f"{missing} pictures have no embedding in {embeddings.uri}: run clip_embeddings"
+                f"{missing} images have no embedding in {embeddings.url}: materialise clip_embeddings"
             )
 
     def leave_out(self, redundant: set[bytes]) -> None:
@@ -159,20 +161,20 @@ class _Shards:
         made_from: dict[str, Any] = {
             "grid": model.config.grid,
             "codebook_size": model.config.quantizer.codebook_size,
-            "embedding_dim": self.embeddings.schema.field("vector").type.list_size,
+            "embedding_dim": self.embeddings.dim,
             "views": self.config.views,
             "smallest_crop": self.config.smallest_crop,
             "exclude_duplicates": self.config.exclude_duplicates,
             "images_digest": digest_of_keys([self.keys]),
-            "clip": self.clip,
-            "clip_key": self.clip_key,
+            "clip": self.embeddings.clip,
+            "clip_key": self.embeddings.clip_key,
             "vqgan": vqgan,
             "vqgan_digest": vqgan_digest,
             "embeddings": embeddings,
             "embeddings_version": self.embeddings.version,
         }
         making = digest_of([made_from, self.config.rows_per_part])
-        url = out.tokens(vqgan_digest, self.clip_key, making)
+        url = out.tokens(vqgan_digest, self.embeddings.clip_key, making)
         tag(embeddings, self.embeddings.version, f"tokens-{making}")
         if storage.exists(f"{url}/{tokens.MANIFEST}"):
             return tokens.read_manifest(url), url
@@ -212,19 +214,19 @@ class _Shards:
     def _part(self, rows: np.ndarray) -> pa.Table:
         views = self.config.views
         coded = self.codes.take(self.code_rows[rows].tolist(), columns=["id", "codes"])
-        embedded = self.embeddings.take(self.embedding_rows[rows].tolist(), columns=["vector"])
+        embedded = self.embeddings.vectors(self.embedding_rows[rows])
         codes = coded["codes"].combine_chunks().flatten()
         self.counts += torch.from_numpy(codes.to_numpy().astype("int64")).bincount(minlength=len(self.counts))
         again = pa.array(np.repeat(np.arange(len(rows)), views))
         schema = tokens_schema(
             len(self.counts),
             len(codes) // (len(rows) * views),
-            self.embeddings.schema.field("vector").type.list_size,
+            self.embeddings.dim,
         )
         columns = [
             coded["id"].combine_chunks().take(again),
             pa.array(np.tile(np.arange(views, dtype=np.uint8), len(rows))),
             pa.FixedSizeListArray.from_arrays(codes, schema.field("codes").type.list_size),
-            embedded["vector"].combine_chunks().take(again),
+            embedded.combine_chunks().take(again),
         ]
         return pa.Table.from_arrays(columns, schema=schema)

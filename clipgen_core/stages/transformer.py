@@ -37,7 +37,8 @@ from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
 from clipgen_core.training.optim import optimizers
-from clipgen_core.training.task import GOAL, Optimizers, Validation
+from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.task import Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
 
@@ -58,21 +59,24 @@ def run(
     """Train, or go on with the same training where it stopped."""
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
-    provenance = {"config": config.model_dump(), "tokens": shards.manifest.model_dump()}
-    tracker.params({"config": config.model_dump()})
+    provenance = Provenance(config=config.model_dump(mode="json"), tokens=shards.manifest)
+    tracker.params({"config": provenance.config})
     tracker.tags(upstream_tags(shards.manifest))
     digest = digest_of([config.model_dump(exclude={"sampling"}), shards.manifest.model_dump(), lines])
     checkpoints = Checkpoints(
         url=out.checkpoints("transformer", digest),
-        config=provenance,
+        provenance=provenance,
         keep=config.train.keep_checkpoints,
     )
     tag(shards.manifest.embeddings, shards.manifest.embeddings_version, f"transformer-{digest}")
-    task = TransformerTask(config, shards, lines)
-    label = "transformer"
-    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label=label)
+
+    def task() -> TransformerTask:
+        return TransformerTask(config, shards, lines)
+
+    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="transformer")
     out.publish_current("transformer", fitted.checkpoint, digest)
-    parameters = sum(p.numel() for p in task.transformer.parameters())
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in new_transformer(config, shards.manifest).parameters())
     return Result(checkpoint=fitted.checkpoint, digest=digest, parameters=parameters, fitted=fitted)
 
 
@@ -108,9 +112,7 @@ class TransformerTask:
         manifest = shards.manifest
         self.device = default_device()
         self.vqgan, self.clip = load_vqgan(manifest.vqgan), ClipEncoder(manifest.clip)
-        self.transformer = Transformer(
-            config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
-        )
+        self.transformer = new_transformer(config, manifest)
         self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
         known = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
         self.nearest = nearest_rows(known, config.model.neighbours) if known is not None else None
@@ -190,6 +192,18 @@ class TransformerTask:
         known = torch.from_numpy(embeddings)
         around = (held @ known.T).topk(self.config.model.neighbours, dim=1).indices
         return torch.cat([own, gap.image(known[around].to(self.device))], dim=1)
+
+
+def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
+    """An untrained transformer for these token shards.
+
+    Args:
+        config: its shape, and how it is conditioned.
+        manifest: of the shards; gives the grid, the codebook and the width of the embedding.
+    """
+    return Transformer(
+        config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
+    )
 
 
 def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:

@@ -26,7 +26,6 @@ from clipgen_core.judging.metrics import Reconstruction
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
 from clipgen_core.models.vqgan import Vqgan
-from clipgen_core.schema import digest_of
 from clipgen_core.settings.vqgan import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
@@ -42,7 +41,8 @@ from clipgen_core.training.losses import (
     lecam,
 )
 from clipgen_core.training.optim import adamw
-from clipgen_core.training.task import GOAL, Optimizers, Validation
+from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.task import Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
 
@@ -60,14 +60,17 @@ class Result:
 def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker) -> Result:
     """Train, or go on with the same training where it stopped."""
     table = ImageTable(images)
-    provenance = {"config": config.model_dump(), "images_digest": table.digest, "clip": clip}
-    tracker.params(provenance)
+    provenance = Provenance(config=config.model_dump(mode="json"), images_digest=table.digest, clip=clip)
+    tracker.params(provenance.record)
     tracker.tags({"upstream.images": table.digest, "upstream.clip": clip})
-    digest = digest_of(provenance)
+    digest = provenance.digest
     checkpoints = Checkpoints(
-        url=out.checkpoints("vqgan", digest), config=provenance, keep=config.train.keep_checkpoints
+        url=out.checkpoints("vqgan", digest), provenance=provenance, keep=config.train.keep_checkpoints
     )
-    task = VqganTask(config, table, ClipEncoder(clip))
+
+    def task() -> VqganTask:
+        return VqganTask(config, table, ClipEncoder(clip))
+
     fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="VQGAN")
     out.publish_current("vqgan", fitted.checkpoint, digest)
     return Result(checkpoint=fitted.checkpoint, digest=digest, fitted=fitted)

@@ -2,98 +2,197 @@
 
 model.safetensors   the weights to use (the average, where one is kept)
 training.pt         what only resuming needs: raw weights, optimizers (read with weights_only)
-config.json         the model's configuration and everything it was made from
-state.json          step and metrics so far; written last, so its presence marks a whole checkpoint
+config.json         what the checkpoint was made from: Provenance
+validation/*.png    images of the validation at this step, where there was one
+state.json          how far the training is: TrainingState; written last, so it marks a whole checkpoint
 """
 
+import io
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeVar
 
 import torch
+from PIL import Image
+from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipgen_core import storage
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.schema import Frozen, TokenManifest
+from clipgen_core.training.provenance import ImportedCodes, Provenance, TrainingState
 
-MARKER = "state.json"
+MARKER, PROVENANCE, WEIGHTS, RESUME = "state.json", "config.json", "model.safetensors", "training.pt"
+VALIDATION = "validation"
+Record = TypeVar("Record", bound=BaseModel)
+Settings = TypeVar("Settings", bound=Frozen)
+
+
+class Resume(TypedDict):
+    """What only resuming needs: state dicts by name, as torch has them."""
+
+    model: dict[str, Tensor]
+    extras: dict[str, dict[str, Tensor]]
+    optimizers: dict[str, list[dict[str, Any]]]
+
+
+NO_RESUME = Resume(model={}, extras={}, optimizers={})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint, at a local path or an fsspec URL."""
+
+    url: str
+
+    @cached_property
+    def folder(self) -> Path:
+        """A local folder with its files."""
+        return storage.local_copy(self.url)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        return self._record(PROVENANCE, Provenance)
+
+    @cached_property
+    def state(self) -> TrainingState:
+        return self._record(MARKER, TrainingState)
+
+    @property
+    def codes(self) -> TokenManifest | ImportedCodes:
+        """The codes that a transformer was trained on.
+
+        Raises:
+            ClipgenError: this is not a transformer's checkpoint.
+        """
+        if self.provenance.tokens is None:
+            raise ClipgenError(f"{self.url} is no transformer checkpoint: give the folder step-N of one")
+        return self.provenance.tokens
+
+    def settings(self, part: str, kind: type[Settings]) -> Settings:
+        """One part of the stage's configuration.
+
+        Args:
+            part: its name, such as `model`.
+            kind: the settings class to read it as.
+
+        Raises:
+            ClipgenError: this version does not know a setting in it.
+        """
+        try:
+            return kind.model_validate(self.provenance.config.get(part))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, [part, *problem["loc"]]))
+            raise ClipgenError(
+                f"{self.url}/{PROVENANCE} has a setting that this version does not know "
+                f"({name}: {problem['msg']}): train again, or use the version that wrote it"
+            ) from error
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to use, on the CPU."""
+        path = self.folder / WEIGHTS
+        try:
+            return load_file(path)
+        except Exception as error:
+            raise ClipgenError(
+                f"{path} cannot be read ({first_line(error)}): restore it or train again"
+            ) from error
+
+    def resume(self) -> Resume:
+        """What only resuming needs, on the CPU."""
+        path = self.folder / RESUME
+        try:
+            saved: Resume = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise ClipgenError(
+                f"{path} cannot be read ({first_line(error)}), so the training cannot go on from there: "
+                f"restore it, or remove {self.url} to go on from the checkpoint before"
+            ) from error
+        return saved
+
+    def images(self) -> dict[str, Image.Image]:
+        """The images of the validation at this step, by name; none in checkpoints of version 0.1."""
+        files = sorted((self.folder / VALIDATION).glob("*.png"))
+        return {file.stem: Image.open(io.BytesIO(file.read_bytes())) for file in files}
+
+    def _record(self, name: str, kind: type[Record]) -> Record:
+        path = self.folder / name
+        if not path.exists():
+            raise ClipgenError(f"{self.url} is no checkpoint: it has no {name}; give a folder step-N")
+        try:
+            return kind.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise ClipgenError(
+                f"{self.url}/{name} is damaged ({first_line(error)}): restore it or train again"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What a checkpoint consists of when it is written."""
+
+    weights: Mapping[str, Tensor]
+    state: TrainingState
+    resume: Resume = field(default_factory=lambda: NO_RESUME)
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-    """The checkpoints of one training run.
+    """The checkpoints of one training.
 
-    url: `{root}/checkpoints/{stage}/{run}`; keep: how many of the newest stay, beside the best.
+    Args:
+        url: `{root}/checkpoints/{stage}/{run}`.
+        provenance: what all of them are made from.
+        keep: how many of the newest stay, beside the best.
     """
 
     url: str
-    config: dict[str, Any]
+    provenance: Provenance
     keep: int = 2
 
     def at(self, step: int) -> str:
+        """The URL of the checkpoint of a step, whether it is there or not."""
         return f"{self.url}/step-{step:08d}"
 
-    def save(
-        self,
-        step: int,
-        weights: dict[str, Tensor],
-        training: dict[str, Any],
-        state: dict[str, Any],
-        best: int | None = None,
-    ) -> str:
-        """Publish `step-N` and drop the oldest, but never that of step `best`; returns its URL."""
-        target = self.at(step)
+    def save(self, saved: Saved) -> str:
+        """Publish a checkpoint and drop the oldest ones, but never the best.
+
+        Returns:
+            Its URL.
+        """
+        target = self.at(saved.state.step)
         with storage.draft_folder(target) as scratch:
             draft = Path(scratch) / "checkpoint"
-            draft.mkdir()
-            save_file({k: v.contiguous() for k, v in weights.items()}, draft / "model.safetensors")
-            torch.save(training, draft / "training.pt")
-            (draft / "config.json").write_text(json.dumps(self.config, indent=2))
-            (draft / MARKER).write_text(json.dumps({"step": step, **state}, indent=2))
+            _write(draft, saved, self.provenance)
             storage.publish_folder(draft, target, MARKER)
+        best = saved.state.best
         for old in self.finished()[: -self.keep]:
             if best is None or old != f"step-{best:08d}":
-                storage.remove_folder(f"{self.url}/{old}")
+                storage.remove_folder(f"{self.url}/{old}", MARKER)
         return target
 
     def finished(self) -> list[str]:
-        """The whole checkpoints, oldest first; folders without their marker are ignored."""
+        """The names of the whole checkpoints, oldest first; folders without their marker are ignored."""
         names = [n for n in storage.list_folder(self.url) if n.startswith("step-")]
         return [n for n in names if storage.exists(f"{self.url}/{n}/{MARKER}")]
 
-    def latest(self) -> str | None:
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint."""
         finished = self.finished()
-        return f"{self.url}/{finished[-1]}" if finished else None
+        return Checkpoint(f"{self.url}/{finished[-1]}") if finished else None
 
 
-def read_config(url: str) -> dict[str, Any]:
-    return dict(_read_json(url, "config.json"))
-
-
-def read_state(url: str) -> dict[str, Any]:
-    return dict(_read_json(url, MARKER))
-
-
-def read_weights(url: str) -> dict[str, Tensor]:
-    """The weights to use, on the CPU."""
-    path = storage.local_copy(url) / "model.safetensors"
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise ClipgenError(
-            f"{path} cannot be read ({first_line(error)}): restore it or train again"
-        ) from error
-
-
-def read_training(url: str) -> dict[str, Any]:
-    path = storage.local_copy(url) / "training.pt"
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _read_json(url: str, name: str) -> Any:
-    path = storage.local_copy(url) / name
-    if not path.exists():
-        raise ClipgenError(f"{url} is no checkpoint: it has no {name}; name a folder step-N")
-    return json.loads(path.read_text())
+def _write(draft: Path, saved: Saved, provenance: Provenance) -> None:
+    (draft / VALIDATION).mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in saved.weights.items()}, draft / WEIGHTS)
+    torch.save(saved.resume, draft / RESUME)
+    for name, image in saved.images.items():
+        image.save(draft / VALIDATION / f"{name}.png")
+    (draft / PROVENANCE).write_text(json.dumps(provenance.record, indent=2))
+    (draft / MARKER).write_text(json.dumps(saved.state.model_dump(by_alias=True), indent=2))

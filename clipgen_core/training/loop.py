@@ -9,7 +9,7 @@ so a run that was killed and resumed computes what an undisturbed run does.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,38 +26,95 @@ from clipgen_core.settings.training import TrainConfig
 from clipgen_core.storage import clear_drafts
 from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Saved
 from clipgen_core.training.interrupt import Interrupted, sigterm
 from clipgen_core.training.optim import ExponentialAverage
-from clipgen_core.training.task import GOAL, Task, Validation, train_step
-
-History = list[dict[str, float]]
+from clipgen_core.training.provenance import TrainingState
+from clipgen_core.training.task import Task, Validation, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """A finished training: the checkpoint to use, its curve and its last validation."""
+    """A finished training, as its checkpoints tell it.
+
+    checkpoint: the URL of the one to use: the best where `patience` ends trainings, else the last.
+    history: rows of metrics, each with its step.
+    metrics, images: of the validation of that checkpoint.
+    """
 
     checkpoint: str
-    history: History
+    history: list[dict[str, float]]
     metrics: dict[str, float]
     images: dict[str, Image.Image]
-    pictures_per_second: float
+    images_per_second: float
 
 
-def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: Tracker, label: str) -> Fitted:
-    """Train `task` to `config.steps`, going on from the newest whole checkpoint.
+def fit(
+    make_task: Callable[[], Task],
+    config: TrainConfig,
+    *,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    label: str,
+) -> Fitted:
+    """Train to `config.steps`, going on from the newest whole checkpoint.
+
+    A training that is finished already, here or by other processes, is only read: no task is made for it.
+
+    Args:
+        make_task: makes what is trained: models and data.
+        config: how long and how fast.
+        checkpoints: where they are saved, and found again.
+        tracker: gets metrics and images; of several processes, the first one's only.
+        label: what progress and messages call the training.
+
+    Returns:
+        The finished training.
 
     Raises:
         ClipgenError: a loss is not finite; earlier checkpoints are left as they were.
-        Interrupted: somebody asked to stop, by SIGTERM for one; a checkpoint was saved.
+        Interrupted: a stop was requested, by SIGTERM for one; a checkpoint was saved.
     """
-    _spread(task, config)
-    run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
-    run.resume()
-    shown = distributed.rank() == 0
+    if distributed.rank() == 0:
+        clear_drafts(checkpoints.url)
+    distributed.wait_for_all()
+    newest = checkpoints.latest()
+    if newest is None or not newest.state.finished(config):
+        task = make_task()
+        _spread(task, config)
+        run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
+        if newest:
+            run.resume(newest)
+        _train(run, label)
+    return read_finished(checkpoints, config)
+
+
+def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
+    """What a finished training left in its checkpoints.
+
+    Args:
+        checkpoints: of the training; at least one is there.
+        config: tells whether the best or the last one is to be used.
+    """
+    newest = checkpoints.latest()
+    if newest is None:
+        raise ClipgenError(f"{checkpoints.url} has no checkpoint: train first")
+    state = newest.state
+    used = Checkpoint(checkpoints.at(state.best)) if config.patience and state.best else newest
+    row = next((row for row in reversed(state.validations) if row["step"] == used.state.step), {})
+    return Fitted(
+        checkpoint=used.url,
+        history=list(state.history),
+        metrics={name: value for name, value in row.items() if name != "step"},
+        images=used.images(),
+        images_per_second=state.images_per_second,
+    )
+
+
+def _train(run: "_Run", label: str) -> None:
+    config, shown = run.config, distributed.rank() == 0
     with track(label, config.steps, "steps", start=run.done, shown=shown) as meter, sigterm() as request:
-        for step, batches in prefetch(run.batches, run.done, run.stop):
+        for step, batches in prefetch(run.batches, run.done, config.steps):
             run.train(step, batches)
             meter.advance(1)
             logging = run.done % config.log_every == 0
@@ -69,13 +126,12 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
                 run.validate()
             if planned or asked:
                 run.save(meter.rate * config.batch_size)
-            if run.finished:
+            if planned and run.state.finished(config):
                 break
             if asked:
                 raise Interrupted(
                     f"{label} was asked to stop at step {run.done} and saved {run.url}: run it again to go on"
                 )
-    return run.result()
 
 
 class _Run:
@@ -87,32 +143,25 @@ class _Run:
         self.optimizers = task.optimizers()
         self.done, self.url, self.history = 0, "", list[dict[str, float]]()
         self.recent: list[dict[str, Any]] = []
-        self.finished = False
         self.validation = Validation({})
 
-    def resume(self) -> None:
-        if distributed.rank() == 0:
-            clear_drafts(self.checkpoints.url)
-        distributed.wait_for_all()
-        self.url = self.checkpoints.latest() or ""
-        if not self.url:
-            return
-        training, state = read_training(self.url), read_state(self.url)
-        distributed.load_module(self.task.model, training["model"])
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint: weights, their average, optimizers, step and history."""
+        self.url, saved = checkpoint.url, checkpoint.resume()
+        distributed.load_module(self.task.model, saved["model"])
         for name, module in self.task.extras.items():
-            distributed.load_module(module, training["extras"][name])
+            distributed.load_module(module, saved["extras"][name])
         for name, optimizers in self.optimizers.items():
-            for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
-                distributed.load_optimizer(optimizer, saved)
+            for optimizer, own in zip(optimizers, saved["optimizers"][name], strict=True):
+                distributed.load_optimizer(optimizer, own)
         if self.average:
-            weights = read_weights(self.url)
+            weights = checkpoint.weights()
             self.average.state = {k: distributed.like(weights[k], v) for k, v in self.average.state.items()}
-        self.done, self.history = int(state["step"]), list(state["history"])
-        self.finished = self.done >= self.config.steps or self.stale
+        self.done, self.history = checkpoint.state.step, list(checkpoint.state.history)
 
     @property
-    def stop(self) -> int:
-        return self.done if self.finished else self.config.steps
+    def state(self) -> TrainingState:
+        return TrainingState(step=self.done, history=self.history)
 
     def batches(self, step: int) -> list[Any]:
         """This process's part of a step's batch, one entry a backward pass."""
@@ -155,53 +204,24 @@ class _Run:
             self.tracker.image(f"{name}-{self.done:06d}", image)
 
     def save(self, speed: float) -> None:
-        """Publish a checkpoint."""
+        """Publish a checkpoint, with the images of its validation where it has just been validated."""
         task = self.task
         own = distributed.whole(task.model.state_dict())
-        training = {
-            "model": own,
-            "extras": {name: module.state_dict() for name, module in task.extras.items()},
-            "optimizers": {
+        resume = Resume(
+            model=own,
+            extras={name: module.state_dict() for name, module in task.extras.items()},
+            optimizers={
                 name: [distributed.whole(o.state_dict()) for o in optimizers]
                 for name, optimizers in self.optimizers.items()
             },
-        }
-        weights = distributed.whole(self.average.state) if self.average else own
-        state = {"history": self.history, "pictures_per_second": speed}
-        if distributed.rank() == 0:
-            self.url = self.checkpoints.save(self.done, weights, training, state, best=self.best)
-        distributed.wait_for_all()
-        self.url = self.checkpoints.latest() or ""
-        self.finished = self.done == self.config.steps or self.stale
-
-    @property
-    def best(self) -> int | None:
-        """The step with the lowest validation loss so far."""
-        scored = [row for row in self.history if GOAL in row]
-        return int(min(scored, key=lambda row: row[GOAL])["step"]) if scored else None
-
-    @property
-    def stale(self) -> bool:
-        """Whether `patience` checkpoints have brought nothing better."""
-        steps = [row["step"] for row in self.history if GOAL in row]
-        after_best = sum(step > (self.best or 0) for step in steps)
-        return 0 < self.config.patience <= after_best
-
-    def result(self) -> Fitted:
-        if not self.validation.metrics:
-            self.validate()
-        best = self.best if self.config.patience else None
-        metrics = self.validation.metrics
-        if best:
-            row = next(row for row in self.history if row["step"] == best and GOAL in row)
-            metrics = {name: value for name, value in row.items() if name != "step"}
-        return Fitted(
-            checkpoint=self.checkpoints.at(best) if best else self.url,
-            history=self.history,
-            metrics=metrics,
-            images=self.validation.images,
-            pictures_per_second=read_state(self.url)["pictures_per_second"],
         )
+        weights = distributed.whole(self.average.state) if self.average else own
+        state = TrainingState(step=self.done, history=self.history, images_per_second=speed)
+        if distributed.rank() == 0:
+            saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)
+            self.checkpoints.save(saved)
+        distributed.wait_for_all()
+        self.url, self.validation = self.checkpoints.at(self.done), Validation({})
 
 
 def _spread(task: Task, config: TrainConfig) -> None:

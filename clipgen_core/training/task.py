@@ -16,7 +16,6 @@ from clipgen_core.settings.training import TrainConfig
 from clipgen_core.training import distributed
 from clipgen_core.training.optim import set_learning_rate, warmup_cosine
 
-GOAL = "validation_loss"
 Optimizers = dict[str, list[torch.optim.Optimizer]]
 
 

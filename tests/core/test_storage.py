@@ -74,7 +74,7 @@ def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> Non
     assert storage.read_bytes(f"{url}/sub/data") == b"2"
     assert storage.list_folder(f"{scheme}{tmp_path}/run") == ["step-1"]
     assert storage.local_copy(f"{url}/sub/data").name == "data"
-    storage.remove_folder(url)
+    storage.remove_folder(url, "done")
     assert not storage.exists(f"{url}/done")
 
 

@@ -18,7 +18,7 @@ import torch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
-from clipgen_core.training.checkpoint import read_state, read_weights
+from clipgen_core.training.checkpoint import Checkpoint
 from pipelines.definitions import defs
 from pipelines.launch import own_reason
 from tests.conftest import RAY, wait_for
@@ -103,8 +103,8 @@ def undisturbed(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def assert_same(checkpoint: str, undisturbed: str) -> None:
-    assert read_state(checkpoint)["step"] == read_state(undisturbed)["step"] == STEPS
-    weights, others = read_weights(checkpoint), read_weights(undisturbed)
+    assert Checkpoint(checkpoint).state.step == Checkpoint(undisturbed).state.step == STEPS
+    weights, others = Checkpoint(checkpoint).weights(), Checkpoint(undisturbed).weights()
     assert all(torch.allclose(weights[name], others[name], atol=1e-5) for name in weights)
 
 

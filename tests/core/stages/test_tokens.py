@@ -105,13 +105,13 @@ def test_a_damaged_or_missing_manifest_is_one_sentence(shards: str, tmp_path: Pa
         read_manifest(shards)
 
 
-def test_a_picture_without_an_embedding_stops_with_the_way_out(
+def test_an_image_without_an_embedding_stops_with_the_way_out(
     pipeline: Storage, storage: Storage, tmp_path: Path
 ) -> None:
     embeddings = tmp_path / "partial.lance"
     whole = lance.dataset(pipeline.current("embeddings", "tests").path).to_table()
     lance.write_dataset(whole.slice(0, 70), embeddings)
-    with pytest.raises(ClipgenError, match="2 pictures have no embedding .* run clip_embeddings"):
+    with pytest.raises(ClipgenError, match="2 images have no embedding .* materialise clip_embeddings"):
         tokens.run(
             tokens.Config(),
             images=pipeline.images,

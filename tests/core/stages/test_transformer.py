@@ -15,7 +15,7 @@ from clipgen_core.settings.models import GapConfig
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.checkpoint import read_training, read_weights
+from clipgen_core.training.checkpoint import Checkpoint
 from tests.conftest import tiny_transformer_config
 
 
@@ -58,8 +58,8 @@ def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Sto
         process.join()
         assert process.exitcode == 0
     one, other = (out.current("transformer", "tests").path for out in (whole_out, killed_out))
-    for read in (read_weights, lambda url: read_training(url)["model"]):
-        first, second = read(one), read(other)
+    for read in (Checkpoint.weights, lambda one: one.resume()["model"]):
+        first, second = read(Checkpoint(one)), read(Checkpoint(other))
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
 

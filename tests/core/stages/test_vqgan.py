@@ -6,7 +6,7 @@ from clipgen_core.generation.load import load_vqgan
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.checkpoint import read_config, read_training
+from clipgen_core.training.checkpoint import Checkpoint
 from tests.conftest import tiny_vqgan_config
 
 
@@ -31,16 +31,16 @@ def test_the_discriminator_starts_at_its_share_of_training(
     fitted = train(config, pipeline, clip_reference, storage).fitted
     judged = [row["step"] for row in fitted.history if "discriminator" in row]
     assert judged == [5, 6, 7, 8]
-    assert "discriminator" in read_training(fitted.checkpoint)["extras"]
+    assert "discriminator" in Checkpoint(fitted.checkpoint).resume()["extras"]
 
 
 def test_the_checkpoint_says_what_it_was_made_from_and_loads(
     pipeline: Storage, clip_reference: str, storage: Storage
 ) -> None:
     result = train(tiny_vqgan_config(2), pipeline, clip_reference, storage)
-    made_from = read_config(result.checkpoint)
-    assert made_from["clip"] == clip_reference
-    assert len(made_from["images_digest"]) == 16
+    made_from = Checkpoint(result.checkpoint).provenance
+    assert made_from.clip == clip_reference
+    assert len(made_from.images_digest or "") == 16
     assert storage.current("vqgan", "tests").path == result.checkpoint
     model = load_vqgan(result.checkpoint)
     codes = model.encode(torch.zeros(1, 3, 32, 32))
@@ -54,7 +54,7 @@ def test_regularised_discriminators_train_too(
         update={"lecam": 0.1, "gradient_penalty": 0.5, "adversarial_from": 0.0, "perceptual_blocks": 1}
     )
     result = train(config, pipeline, clip_reference, storage)
-    anchors = read_training(result.fitted.checkpoint)["extras"]["discriminator"]["anchors"]
+    anchors = Checkpoint(result.fitted.checkpoint).resume()["extras"]["discriminator"]["anchors"]
     assert (anchors != 0).all()
     assert {"psnr", "ssim", "rfid_clip", "codebook_usage"} <= result.fitted.metrics.keys()
 

@@ -14,7 +14,8 @@ from clipgen_core.stages import clip, transformer, vqgan
 from clipgen_core.storage import Storage, list_folder
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import Checkpoints, read_state, read_weights
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
+from clipgen_core.training.provenance import Provenance
 from tests.conftest import free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 
@@ -73,15 +74,15 @@ def in_ray(made: transformer.Config, pipeline: Storage, out: Storage, scratch: s
 
 
 def curve(out: Storage, stage: str) -> list[float]:
-    history = read_state(out.current(stage, "tests").path)["history"]
+    history = Checkpoint(out.current(stage, "tests").path).state.history
     return [row[name] for row in history for name in ("loss", "validation_loss") if name in row]
 
 
 def clip_losses(out: Storage) -> list[float]:
     (run,) = list_folder(out.path("checkpoints", "clip"))
-    newest = Checkpoints(url=out.checkpoints("clip", run), config={}).latest()
+    newest = Checkpoints(url=out.checkpoints("clip", run), provenance=Provenance(config={})).latest()
     assert newest
-    return [row["loss"] for row in read_state(newest)["history"] if "loss" in row]
+    return [row["loss"] for row in Checkpoint(newest).state.history if "loss" in row]
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_two_processes_train_as_one(
     out = Storage(str(tmp_path / "together"))
     in_two_processes("transformer", config(**how), pipeline, out)
     assert curve(out, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
-    one, two = (read_weights(root.current("transformer", "tests").path) for root in (alone, out))
+    one, two = (Checkpoint(root.current("transformer", "tests").path).weights() for root in (alone, out))
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
@@ -130,14 +131,14 @@ def test_sharded_training_resumes_with_muon(pipeline: Storage, tmp_path: Path) -
         file.unlink()
     newest.rmdir()
     in_two_processes("transformer", made, pipeline, parts)
-    one, two = (read_weights(root.current("transformer", "tests").path) for root in (whole, parts))
+    one, two = (Checkpoint(root.current("transformer", "tests").path).weights() for root in (whole, parts))
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
 def test_the_vqgan_and_its_discriminator_train_in_two_processes(pipeline: Storage, tmp_path: Path) -> None:
     out = Storage(str(tmp_path / "root"))
     in_two_processes("vqgan", tiny_vqgan_config(6, log_every=1), pipeline, out)
-    history = read_state(out.current("vqgan", "tests").path)["history"]
+    history = Checkpoint(out.current("vqgan", "tests").path).state.history
     assert [row["step"] for row in history if "discriminator" in row] == [4, 5, 6]
 
 

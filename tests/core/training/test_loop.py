@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from clipgen_core import storage
@@ -16,9 +17,10 @@ from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.checkpoint import Checkpoints, read_state, read_training, read_weights
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, fit
+from clipgen_core.training.provenance import Provenance
 from clipgen_core.training.task import Validation
 
 
@@ -51,7 +53,8 @@ class LineTask:
 
     def validate(self) -> Validation:
         assert not self.model.training
-        return Validation({"validation_loss": float(next(self.model.parameters()).sum())})
+        loss = float(next(self.model.parameters()).sum())
+        return Validation({"validation_loss": loss}, {"line": Image.new("L", (4, 4), self.seen[-1] + 1)})
 
 
 def config(steps: int = 20, **fields: Any) -> TrainConfig:
@@ -60,8 +63,14 @@ def config(steps: int = 20, **fields: Any) -> TrainConfig:
 
 
 def train(folder: Path, task: LineTask, train: TrainConfig) -> Fitted:
-    checkpoints = Checkpoints(url=str(folder), config={"a": 1}, keep=2)
-    return fit(task, train, checkpoints=checkpoints, tracker=NullTracker(), label="line")
+    checkpoints = Checkpoints(url=str(folder), provenance=Provenance(config={"a": 1}), keep=2)
+    return fit(lambda: task, train, checkpoints=checkpoints, tracker=NullTracker(), label="line")
+
+
+def finished(folder: Path, config: TrainConfig) -> Fitted:
+    """The training again, as the process that started its workers asks for it."""
+    checkpoints = Checkpoints(url=str(folder), provenance=Provenance(config={"a": 1}), keep=2)
+    return fit(lambda: LineTask(), config, checkpoints=checkpoints, tracker=NullTracker(), label="line")
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -80,8 +89,8 @@ def test_the_loss_falls_and_the_last_two_and_the_best_checkpoint_stay(tmp_path: 
 def test_the_average_is_saved_and_used_in_validation(tmp_path: Path) -> None:
     task = LineTask()
     fitted = train(tmp_path, task, config())
-    averaged = read_weights(fitted.checkpoint)
-    raw = read_training(fitted.checkpoint)["model"]
+    averaged = Checkpoint(fitted.checkpoint).weights()
+    raw = Checkpoint(fitted.checkpoint).resume()["model"]
     assert not same(averaged, raw)
     assert same(raw, task.model.state_dict())
     assert fitted.metrics["validation_loss"] == pytest.approx(float(averaged["0.weight"].sum()), rel=1e-4)
@@ -101,8 +110,8 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     resumed = LineTask()
     parts = train(tmp_path / "parts", resumed, config())
     assert resumed.seen == list(range(10, 20))
-    assert same(read_weights(whole.checkpoint), read_weights(parts.checkpoint))
-    one, other = read_training(whole.checkpoint), read_training(parts.checkpoint)
+    assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
+    one, other = Checkpoint(whole.checkpoint).resume(), Checkpoint(parts.checkpoint).resume()
     assert same(one["model"], other["model"])
     assert same(one["extras"]["critic"], other["extras"]["critic"])
     assert [r["loss"] for r in whole.history if "loss" in r] == [
@@ -112,11 +121,12 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path
 
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     first = train(tmp_path, LineTask(), config())
-    task = LineTask()
-    again = train(tmp_path, task, config())
-    assert task.seen == []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LineTask, "__init__", lambda self: pytest.fail("a finished training needs no task"))
+        again = finished(tmp_path, config())
     assert again.checkpoint == first.checkpoint
-    assert again.metrics == pytest.approx(first.metrics)
+    assert again.metrics == first.metrics
+    assert again.images["line"].getpixel((0, 0)) == first.images["line"].getpixel((0, 0)) == 20
 
 
 def test_a_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -130,8 +140,8 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
     half = tmp_path / "step-00000099"
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half")
-    checkpoints = Checkpoints(url=str(tmp_path), config={})
-    assert checkpoints.latest() == f"{tmp_path}/step-00000010"
+    checkpoints = Checkpoints(url=str(tmp_path), provenance=Provenance(config={}))
+    assert checkpoints.latest() == Checkpoint(f"{tmp_path}/step-00000010")
 
 
 def _train_slowly(folder: Path) -> None:
@@ -151,10 +161,10 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
         worker.join()
         for name in storage.list_folder(str(tmp_path / "killed")):
             if name.startswith("step-"):
-                read_weights(str(tmp_path / "killed" / name))
+                Checkpoint(str(tmp_path / "killed" / name)).weights()
     killed = train(tmp_path / "killed", LineTask(), config(40, checkpoint_every=2))
-    assert same(read_weights(whole.checkpoint), read_weights(killed.checkpoint))
-    assert read_state(killed.checkpoint)["step"] == 40
+    assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(killed.checkpoint).weights())
+    assert Checkpoint(killed.checkpoint).state.step == 40
 
 
 def test_sigterm_saves_and_the_next_run_goes_on_from_there(tmp_path: Path) -> None:
@@ -173,7 +183,7 @@ def test_sigterm_saves_and_the_next_run_goes_on_from_there(tmp_path: Path) -> No
     resumed = LineTask()
     parts = train(tmp_path / "parts", resumed, config(30, checkpoint_every=30))
     assert resumed.seen == list(range(13, 30))
-    assert same(read_weights(whole.checkpoint), read_weights(parts.checkpoint))
+    assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
 
 
 def test_a_nan_between_two_looks_is_never_saved(tmp_path: Path) -> None:

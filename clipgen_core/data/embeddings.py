@@ -1,0 +1,102 @@
+"""An embeddings table: one L2-normalised vector an image, by one CLIP.
+
+Knows the columns and the metadata of `schema.embeddings_schema`; knows no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from clipgen_core.data.keys import joined
+from clipgen_core.data.tables import nearest, open_table, scan_keys, searching, vectors
+from clipgen_core.errors import ClipgenError
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The rows nearest to a query, the nearest first: ids, cosine float64 [k], vectors float32 [k, d]."""
+
+    ids: list[str]
+    cosine: np.ndarray
+    vectors: np.ndarray
+
+
+class EmbeddingTable:
+    """The embeddings of one CLIP.
+
+    Args:
+        url: the Lance table, local or an fsspec URL.
+        version: the newest one if None.
+
+    Raises:
+        ClipgenError: no table is there.
+    """
+
+    def __init__(self, url: str, version: int | None = None) -> None:
+        self.url, self.table = url, open_table(url, version)
+
+    @property
+    def clip(self) -> str:
+        """The reference of the CLIP, as ClipEncoder takes it."""
+        return self._metadata("clip")
+
+    @property
+    def clip_key(self) -> str:
+        """Names the CLIP's model and the digest of its weights."""
+        return self._metadata("clip_key")
+
+    @property
+    def dim(self) -> int:
+        """Numbers a vector."""
+        return int(self.table.schema.field("vector").type.list_size)
+
+    @property
+    def version(self) -> int:
+        return int(self.table.version)
+
+    def keys(self) -> np.ndarray:
+        """The keys of all images [n], in the table's order."""
+        return joined(scan_keys(self.table))
+
+    def vectors(self, rows: np.ndarray) -> pa.ChunkedArray:
+        """Vectors by row number, as an Arrow fixed-size list of float32."""
+        return self.table.take(rows.tolist(), columns=["vector"])["vector"]
+
+    def nearest(self, query: np.ndarray, k: int) -> Nearest:
+        """The `k` images with the highest cosine.
+
+        Args:
+            query: an embedding, float32 [d].
+            k: how many.
+        """
+        found = nearest(self.table, query, k)
+        return Nearest(found["id"].to_pylist(), found["cosine"].to_numpy(), vectors(found))
+
+    def nearest_others(self, ids: Sequence[str], queries: np.ndarray) -> list[tuple[str, float]]:
+        """The nearest other image of each of many images.
+
+        Args:
+            ids: of the images [n].
+            queries: their embeddings, float32 [n, d].
+
+        Returns:
+            (id, cosine) of each; the image's own id and 0 where the table holds no other.
+        """
+        query = {"column": "vector", "q": queries, "k": 2, **searching(self.table)}
+        found = self.table.to_table(columns=["id", "_distance"], nearest=query)
+        best: dict[int, tuple[str, float]] = {}
+        columns = (found[name].to_pylist() for name in ("query_index", "id", "_distance"))
+        for row, other, distance in zip(*columns, strict=True):
+            if other != ids[row] and (row not in best or 1 - distance > best[row][1]):
+                best[row] = (other, 1 - distance)
+        return [best.get(row, (one, 0.0)) for row, one in enumerate(ids)]
+
+    def _metadata(self, name: str) -> str:
+        value = (self.table.schema.metadata or {}).get(name.encode())
+        if value is None:
+            raise ClipgenError(
+                f"the table {self.url} does not say which CLIP it is of: materialise clip_embeddings again"
+            )
+        return str(value.decode())
