@@ -1,7 +1,7 @@
 """Commands that make pictures or look for them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -18,9 +18,8 @@ from clipgen_core.cli.options import (
     read_picture,
 )
 from clipgen_core.errors import ClipgenError
+from clipgen_core.settings.sampling import Condition
 from clipgen_core.storage import Storage, last_root
-
-Condition = Literal["text", "shifted", "retrieval", "nearest"]
 
 
 @app.command(cls=Command)
@@ -64,7 +63,7 @@ def generate(
     generator = TextToImage.from_pretrained(model or last_model(root))
     given = {name: value for name, value in given.items() if value is not None}
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.generate_scored(prompt, n, seed, lambda _: meter.advance(), **given)
+        rows = generator.generate_scored(prompt, n, seed, on_step=lambda _: meter.advance(), **given)
     for text, row in zip(prompt, rows, strict=True):
         scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
         console.print(f"{text}: CLIP score {scores}")
@@ -88,7 +87,7 @@ def vary(
     pictures = [read_picture(file) for file in picture]
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.variations(pictures, n, seed, lambda _: meter.advance())
+        rows = generator.variations(pictures, n, seed, on_step=lambda _: meter.advance())
     _write_sheet(rows, output, {"variations_of": [file.name for file in picture], "seed": seed})
 
 

@@ -11,7 +11,8 @@ from clipgen_core.data.images import pictures_by_id
 from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.device import autocast
-from clipgen_core.generation.generator import Generated, TextToImage
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import Generated
 
 LOOKED_AT = 4
 

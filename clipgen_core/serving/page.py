@@ -23,7 +23,8 @@ from clipgen_core.data.images import pictures_by_id
 from clipgen_core.data.pixels import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generation.generator import MAX_PROMPT_LENGTH, Generated, TextToImage
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import MAX_PROMPT_LENGTH, Generated
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.storage import Storage, last_root

@@ -2,9 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
+
+Condition = Literal["text", "shifted", "retrieval", "nearest"]
 
 
 class SamplingConfig(Frozen):
@@ -22,6 +25,20 @@ class SamplingConfig(Frozen):
     top_p: float = Field(default=1.0, gt=0, le=1)
     guidance_scale: float = Field(default=2.0, ge=0)
     candidates: int = Field(default=4, ge=1)
-    condition: Literal["text", "shifted", "retrieval", "nearest"] = "retrieval"
+    condition: Condition = "retrieval"
     neighbours: int = Field(default=8, gt=0)
     neighbour_temperature: float = Field(default=0.05, gt=0)
+
+    def override(self, **given: object) -> "SamplingConfig":
+        """These settings with others in their place; what is None stays.
+
+        Raises:
+            ClipgenError: an unknown setting, or a value out of range.
+        """
+        values = self.model_dump() | {name: value for name, value in given.items() if value is not None}
+        try:
+            return SamplingConfig.model_validate(values)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            name = ".".join(map(str, problem["loc"]))
+            raise ClipgenError(f"sampling setting {name}: {problem['msg']}") from error

@@ -27,8 +27,9 @@ from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generation.generator import Generated, TextToImage
+from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import Parts, read_parts
+from clipgen_core.generation.requests import Generated
 from clipgen_core.judging.checks import Verdict, check
 from clipgen_core.judging.copies import nearest_training
 from clipgen_core.judging.judge import Judge, Scored

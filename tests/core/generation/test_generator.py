@@ -62,17 +62,17 @@ def test_candidates_are_ranked_by_clip_score(generator: TextToImage) -> None:
 
 def test_the_condition_is_the_weighted_mean_of_the_nearest_images(generator: TextToImage) -> None:
     text = generator.clip.encode_texts(["a red disc"])[0]
-    assert (generator.conditions(text, SamplingConfig(condition="text")).numpy() == text).all()
-    table = generator.table.to_table()
+    assert (generator.conditioner.of_text(text, SamplingConfig(condition="text")).numpy() == text).all()
+    table = generator.conditioner.table.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     (first, cosine), (second, lower) = generator.search(text, 2)
-    one = generator.conditions(text, SamplingConfig(neighbours=1))[0, 0]
+    one = generator.conditioner.of_text(text, SamplingConfig(neighbours=1))[0, 0]
     assert np.allclose(one, stored[first], atol=1e-5)
     mean = stored[first] + np.exp((lower - cosine) / 0.1) * stored[second]
-    two = generator.conditions(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0, 0]
+    two = generator.conditioner.of_text(text, SamplingConfig(neighbours=2, neighbour_temperature=0.1))[0, 0]
     assert np.allclose(two, mean / np.linalg.norm(mean), atol=1e-4)
-    shifted = generator.conditions(text, SamplingConfig(condition="shifted"))[0, 0]
-    gap = generator.gap
+    shifted = generator.conditioner.of_text(text, SamplingConfig(condition="shifted"))[0, 0]
+    gap = generator.conditioner.gap
     assert np.allclose(gap.image_mean, np.stack(list(stored.values())).mean(0), atol=0.1)
     moved = text - gap.text_mean.numpy() + gap.image_mean.numpy()
     assert np.allclose(shifted, moved / np.linalg.norm(moved), atol=1e-5)
@@ -83,9 +83,9 @@ def test_candidates_take_the_nearest_images_in_turn(
 ) -> None:
     text = generator.embed_text(["a red disc"])[0]
     settings = {"condition": "nearest", "neighbours": 3, "candidates": 1}
-    conditions = generator.conditions(text, SamplingConfig(**settings))
+    conditions = generator.conditioner.of_text(text, SamplingConfig(**settings))
     one, two, three = (id for id, _ in generator.search(text, 3))
-    table = generator.table.to_table()
+    table = generator.conditioner.table.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     assert np.allclose(conditions[:, 0], [stored[one], stored[two], stored[three]], atol=1e-5)
     given = []
@@ -118,7 +118,7 @@ def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: P
         (["ok"], {"n": 0}, "choose between 1 and 256"),
         (["ok"], {"n": 1000}, "choose between 1 and 256"),
         (["ok"], {"temperature": 0.0}, "sampling setting temperature"),
-        (["ok"], {"colour": "red"}, "sampling setting colour"),
+        (["ok"], {"top_p": 1.5}, "sampling setting top_p"),
     ],
 )
 def test_bad_requests_are_one_sentence(

@@ -8,7 +8,8 @@ import pytest
 from clipgen_core.data.pixels import decode_stored, fit_square, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.device import autocast
-from clipgen_core.generation.generator import Generated, TextToImage
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import Generated
 from clipgen_core.judging.copies import nearest_training
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
