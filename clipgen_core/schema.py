@@ -1,6 +1,6 @@
 """The contracts between stages: table columns, code dtype, manifests.
 
-Stages never import each other; they meet in files of these shapes (docs: README, "Artefacts").
+Stages never import each other; they meet in files of these shapes (see docs/artefacts.md).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from clipgen_core.errors import ClipgenError
 
 VALIDATION_SHARE = 0.02
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # no value twice: see data/tables.py
-ID = pa.field("id", pa.string(), nullable=False, metadata=KEY)  # sha256 of the picture file's bytes
+ID = pa.field("id", pa.string(), nullable=False, metadata=KEY)  # SHA-256 of the image file's bytes
 URI = pa.field("uri", pa.string(), nullable=False, metadata=KEY)
 FOLDER = pa.field("folder", pa.string(), nullable=False)  # the top-level folder of the source
 
@@ -38,17 +38,17 @@ REJECTS = pa.schema(
     ]
 )
 
-FILES = pa.schema(  # what was read already: a file with the same stamp is not read again
+FILES = pa.schema(  # the files that were read: one with the same stamp is not read again
     [
         URI,
         FOLDER,
         pa.field("stamp", pa.string(), nullable=False),
-        pa.field("items", pa.int32(), nullable=False),  # pictures in it, usable or not
+        pa.field("items", pa.int32(), nullable=False),  # images in it, usable or not
         pa.field("rejected", pa.int32(), nullable=False),
     ]
 )
 
-COPIES = pa.schema(  # further places of a picture that the images table has from elsewhere
+COPIES = pa.schema(  # further places of images that the images table has from elsewhere
     [
         URI,
         pa.field("id", pa.string(), nullable=False),
@@ -57,7 +57,7 @@ COPIES = pa.schema(  # further places of a picture that the images table has fro
 )
 
 
-DUPLICATES = pa.schema(  # the nearest other picture of each picture, by its embedding
+DUPLICATES = pa.schema(  # the nearest other image of each image, by their embeddings
     [
         ID,
         FOLDER,
@@ -79,9 +79,12 @@ CHAMPIONS = pa.schema(  # which version of a registered model was in use: the la
 
 
 def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
-    """One row an image and CLIP model; `vector` is L2-normalised float32 of length `dim`.
+    """The schema of an embeddings table: one row an image, `vector` is L2-normalised float32.
 
-    The table's metadata names the CLIP it was made with.
+    Args:
+        dim: numbers a vector.
+        clip: the reference of the CLIP; kept in the table's metadata.
+        clip_key: names the CLIP's model and the digest of its weights; kept in the metadata too.
     """
     return pa.schema(
         [
@@ -94,20 +97,36 @@ def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
 
 
 def codes_schema(codebook_size: int, positions: int, views: int) -> pa.Schema:
-    """One row an image and VQGAN: `codes` of its views one after the other, each row by row of the grid."""
+    """The schema of a table of codes: one row an image, its views one after the other.
+
+    Args:
+        codebook_size: sets the dtype of the codes.
+        positions: codes a view, row by row of the grid.
+        views: views an image.
+    """
     codes = pa.list_(code_type(codebook_size), positions * views)
     return pa.schema([ID, FOLDER, pa.field("codes", codes, nullable=False)])
 
 
 def code_type(codebook_size: int) -> pa.DataType:
-    """The smallest unsigned integer that holds every code: uint16 up to 65,536 codes, else uint32."""
+    """The smallest unsigned integer that holds every code: uint16 up to 65,536 codes, else uint32.
+
+    Raises:
+        ClipgenError: the codebook has fewer than 2 or more than 2**32 codes.
+    """
     if not 1 < codebook_size <= 2**32:
         raise ClipgenError(f"codebook_size {codebook_size} is not between 2 and 2**32: change it")
     return pa.uint16() if codebook_size <= 2**16 else pa.uint32()
 
 
 def tokens_schema(codebook_size: int, positions: int, dim: int) -> pa.Schema:
-    """One row a picture and view: `codes` row by row of the grid, `embedding` of the picture."""
+    """The schema of token shards: one row a view of an image, with the embedding of the image.
+
+    Args:
+        codebook_size: sets the dtype of the codes.
+        positions: codes a row, row by row of the grid.
+        dim: numbers an embedding.
+    """
     return pa.schema(
         [
             pa.field("id", pa.string(), nullable=False),
@@ -161,5 +180,5 @@ class TokenManifest(Frozen):
 
 
 def digest_of(value: object) -> str:
-    """A short stable digest (16 hex digits) of anything JSON can hold."""
+    """A short stable digest (16 hex digits) of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Where artefacts live: paths under one root, atomic writes, and the pointers to the latest of each stage.
+"""Where artefacts live: paths under one root, atomic writes, and a pointer to each stage's latest artefact.
 
 The root is a local folder or any fsspec URL. Knows nothing of what the artefacts hold.
 """
@@ -25,9 +25,9 @@ from clipgen_core.schema import Frozen, digest_of
 DEFAULT_ROOT = ".clipgen/default"
 DRAFT = ".draft-"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
-ATTEMPTS = 8  # of a remote call: about half a minute in all
-UNUSED = 24 * 3600  # seconds after which a download removes another's copy
-NO_FAULT = (
+ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
+UNUSED = 24 * 3600  # seconds after which an unused local copy is removed
+NOT_RETRIED = (  # answers of a store, not faults of the way there
     ClipgenError,
     ValueError,
     FileNotFoundError,
@@ -40,6 +40,15 @@ NO_FAULT = (
 P = ParamSpec("P")
 R = TypeVar("R")
 
+ASSETS = {  # stage: the Dagster asset that holds its artefact, and the command that makes it without Dagster
+    "clip": ("clip_checkpoint", "clipgen train clip"),
+    "embeddings": ("clip_embeddings", "clipgen embed"),
+    "vqgan": ("vqgan_checkpoint", "clipgen train vqgan"),
+    "tokens": ("token_shards", ""),
+    "transformer": ("transformer_checkpoint", "clipgen train transformer"),
+    "evaluation": ("evaluation_report", ""),
+}
+
 
 class Pointer(Frozen):
     """The latest finished artefact of a stage."""
@@ -51,15 +60,19 @@ class Pointer(Frozen):
 class Storage:
     """The artefacts of one pipeline.
 
-    Raises:
-        ClipgenError: a path part that is empty, hidden behind `..`, or holds a separator.
+    Args:
+        root: a local folder or an fsspec URL, such as `s3://bucket/folder`.
     """
 
     def __init__(self, root: str = DEFAULT_ROOT) -> None:
         self.root = root if "://" in root else str(Path(root).expanduser().resolve())
 
     def path(self, *parts: str) -> str:
-        """`{root}/a/b/c`; no part can leave the root."""
+        """`{root}/a/b/c`.
+
+        Raises:
+            ClipgenError: a part is empty, is `..`, or holds a separator, so that it could leave the root.
+        """
         for part in parts:
             if not SAFE_PART.fullmatch(part) or part in (".", ".."):
                 raise ClipgenError(f"{part!r} is no safe file name under {self.root}: rename it")
@@ -87,11 +100,11 @@ class Storage:
     def duplicates(self, clip_key: str) -> str:
         return self.path("duplicates", f"{clip_key}.lance")
 
-    def codes(self, making: str) -> str:
-        return self.path("codes", f"{making}.lance")
+    def codes(self, fingerprint: str) -> str:
+        return self.path("codes", f"{fingerprint}.lance")
 
-    def tokens(self, vqgan_digest: str, clip_key: str, making: str) -> str:
-        return self.path("tokens", f"{vqgan_digest}-{clip_key}-{making}")
+    def tokens(self, vqgan_digest: str, clip_key: str, fingerprint: str) -> str:
+        return self.path("tokens", f"{vqgan_digest}-{clip_key}-{fingerprint}")
 
     def checkpoints(self, stage: str, run: str) -> str:
         return self.path("checkpoints", stage, run)
@@ -103,22 +116,38 @@ class Storage:
         return self.path("champions", f"{model}.lance")
 
     def current(self, stage: str, needed_for: str) -> Pointer:
-        """The latest finished artefact of `stage`."""
+        """The latest finished artefact of a stage.
+
+        Args:
+            stage: a key of ASSETS.
+            needed_for: what needs it, for the message.
+
+        Raises:
+            ClipgenError: the stage has not finished under this root yet.
+        """
         path = self.path("current", f"{stage}.json")
         if not exists(path):
+            asset, command = ASSETS[stage]
+            way = f"materialise {asset}" + (f", or run `{command}`" if command else "")
             raise ClipgenError(
-                f"there is no {stage} under {self.root} yet, which {needed_for} needs: "
-                f"materialise {stage} first"
+                f"there is no {asset} under {self.root} yet, which {needed_for} needs: {way} first"
             )
         return Pointer.model_validate_json(read_bytes(path))
 
     def publish_current(self, stage: str, path: str, digest: str) -> None:
+        """Point to a finished artefact.
+
+        Args:
+            stage: a key of ASSETS.
+            path: where the artefact is.
+            digest: of what it was made from.
+        """
         pointer = Pointer(path=path, digest=digest).model_dump_json()
         write_bytes(self.path("current", f"{stage}.json"), pointer.encode())
 
 
 def last_root(stage: str) -> str:
-    """The root beside DEFAULT_ROOT in which `stage` was finished last; DEFAULT_ROOT where none was."""
+    """The root beside DEFAULT_ROOT in which `stage` finished last; DEFAULT_ROOT if it finished in none."""
     pointers = Path(DEFAULT_ROOT).parent.glob(f"*/current/{stage}.json")
     newest = max(pointers, key=lambda pointer: pointer.stat().st_mtime, default=None)
     return str(newest.parents[1]) if newest else DEFAULT_ROOT
@@ -129,11 +158,23 @@ def is_local(url: str) -> bool:
 
 
 def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """A call to a store that may reset, throttle or cut short: tried again with growing pauses."""
+    """Call a store that may reset, throttle or cut short; a fault is retried with growing pauses.
+
+    Args:
+        call: what to call.
+        args: its arguments.
+        kwargs: its keyword arguments.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        Exception: that of the last attempt, or at once one of NOT_RETRIED.
+    """
     attempts = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.2),
-        retry=retry_if_not_exception_type(NO_FAULT),
+        retry=retry_if_not_exception_type(NOT_RETRIED),
         reraise=True,
     )
     return attempts(call, *args, **kwargs)
@@ -145,7 +186,7 @@ def exists(url: str) -> bool:
 
 
 def read_bytes(url: str) -> bytes:
-    """A file's content; on a remote store a body cut short is read again."""
+    """A file's content; from a remote store, a body that was cut short is read again."""
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
         return Path(path).read_bytes()
@@ -160,7 +201,12 @@ def read_bytes(url: str) -> bytes:
 
 
 def write_bytes(url: str, data: bytes) -> None:
-    """Write a file so that its name never shows a half-written content."""
+    """Write a file so that its name never stands for half of its content.
+
+    Args:
+        url: a local path or an fsspec URL.
+        data: the content.
+    """
     filesystem, path = url_to_fs(url)
     if not isinstance(filesystem, LocalFileSystem):
         retried(filesystem.pipe_file, path, data)
@@ -178,8 +224,13 @@ def write_bytes(url: str, data: bytes) -> None:
 def publish_folder(draft: Path, url: str, marker: str) -> None:
     """Move a finished local folder to its final name.
 
-    Locally one rename; on an object store the files first and `marker` last, so that a reader
-    that asks for the marker never sees a part of it.
+    Locally this is one rename; to an object store the files go first and the marker last, so that a reader
+    that looks for the marker never sees a part of the folder.
+
+    Args:
+        draft: the folder, under a name of its own.
+        url: its final name.
+        marker: the file in it that says that the folder is whole.
     """
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
@@ -197,7 +248,7 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
 
 
 def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
-    """A scratch folder that `publish_folder` can rename into place: beside it when that is local."""
+    """A scratch folder that `publish_folder` can rename into place: beside `url` if that is local."""
     if not is_local(url):
         return tempfile.TemporaryDirectory(prefix="clipgen-")
     parent = Path(url_to_fs(url)[1]).parent
@@ -206,7 +257,7 @@ def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def clear_drafts(url: str) -> None:
-    """Remove what a killed process left of its drafts in a folder that has one writer."""
+    """Remove the drafts that a killed process left in a folder that has one writer."""
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem) and Path(path).is_dir():
         for draft in Path(path).glob(f"{DRAFT}*"):
@@ -214,7 +265,15 @@ def clear_drafts(url: str) -> None:
 
 
 def inside(folder: str, relative: str) -> str:
-    """The path of a file that data names, refused when it would leave the folder."""
+    """The path of a file that is named by data.
+
+    Args:
+        folder: where the file must be.
+        relative: its name, relative to the folder.
+
+    Raises:
+        ClipgenError: the name would leave the folder.
+    """
     parts = relative.replace("\\", "/").split("/")
     if not relative or relative.startswith("/") or ".." in parts or "://" in relative:
         raise ClipgenError(f"the file name {relative!r} leaves the folder {folder}: make it relative")
@@ -222,9 +281,11 @@ def inside(folder: str, relative: str) -> str:
 
 
 def local_copy(url: str) -> Path:
-    """A local path with the content of `url`, under its own name: itself when local, else a download, which
-    stays in the user's cache and is used again while the store lists the same. A download removes the copies
-    that nobody has used for a day."""
+    """A local path with the content of `url`: the path itself if it is local, else a download.
+
+    Downloads stay in the user's cache and are used again as long as the store lists the same content. Each
+    download removes the copies that were not used for a day.
+    """
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
         return Path(path)
@@ -246,13 +307,18 @@ def local_copy(url: str) -> Path:
 
 def _remove_unused(copies: Path) -> None:
     for copy in copies.iterdir():
-        with suppress(FileNotFoundError):  # another download was first
+        with suppress(FileNotFoundError):  # another process has removed it
             if time.time() - copy.stat().st_mtime > UNUSED:
                 shutil.rmtree(copy, ignore_errors=True)
 
 
 def stamp(entry: Mapping[str, Any], size: int) -> str:
-    """What changes when a file's content does, by the store's entry: its ETag, else size and time."""
+    """What changes when a file's content does: its ETag, else its size and time.
+
+    Args:
+        entry: the store's entry of the file, as fsspec gives it.
+        size: of the file, in bytes.
+    """
     tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
     return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
 

@@ -1,7 +1,7 @@
-"""Where metrics, tags and pictures of a run go: MLflow, or nowhere.
+"""MLflow: where metrics, tags and images of a run go, and where registered models are looked up.
 
-MlflowTracker writes through MLflow's client to one run, without MLflow's global state;
-NullTracker takes everything and keeps nothing, so that callers never ask whether to track.
+MlflowTracker writes to one run through MLflow's client, without MLflow's global state. NullTracker accepts
+everything and keeps nothing, so that callers never ask whether to track.
 """
 
 import os
@@ -81,14 +81,19 @@ class MlflowTracker:
 def mlflow_run(
     name: str, *, tracking_uri: str, artifacts: str | None, tags: Mapping[str, str]
 ) -> Iterator[MlflowTracker]:
-    """An MLflow run that ends FINISHED, or FAILED when the body raises.
+    """An MLflow run that ends FINISHED, or FAILED if the body raises.
 
-    Meanwhile it is told the machine's load every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL), as
-    `system/...`; of NVIDIA GPUs too where nvidia-ml-py is installed.
+    The machine's load is logged every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL) as `system/...`,
+    that of NVIDIA GPUs too if nvidia-ml-py is installed.
 
     Args:
-        tracking_uri: e.g. `sqlite:///mlflow.db` or a server's URL.
+        name: of the run.
+        tracking_uri: such as `sqlite:///mlflow.db`, or a server's URL.
         artifacts: where a new experiment keeps its artifacts; the server's default if None.
+        tags: of the run.
+
+    Yields:
+        The tracker of the run.
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -112,12 +117,17 @@ def mlflow_run(
 
 
 def default_uri(local_folder: str = LOCAL_FOLDER) -> str:
-    """MLFLOW_TRACKING_URI where it is set, else a SQLite file in `local_folder`."""
+    """MLFLOW_TRACKING_URI if it is set, else a SQLite file in `local_folder`."""
     local = f"sqlite:///{Path(local_folder).resolve()}/mlflow.db"
     return os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
 def mlflow_client(tracking_uri: str) -> Any:
+    """A client of an MLflow that answers.
+
+    Raises:
+        ClipgenError: it does not.
+    """
     from mlflow import MlflowClient
 
     try:
@@ -134,7 +144,17 @@ def mlflow_client(tracking_uri: str) -> Any:
 
 
 def download_registered(model_uri: str) -> Path:
-    """The generator folder inside a registered model (`models:/NAME@ALIAS` or `models:/NAME/VERSION`)."""
+    """Download a registered model.
+
+    Args:
+        model_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Returns:
+        The generator folder in it.
+
+    Raises:
+        ClipgenError: MLflow does not have it, or does not answer.
+    """
     import mlflow
 
     if not mlflow.is_tracking_uri_set():
@@ -144,17 +164,17 @@ def download_registered(model_uri: str) -> Path:
     except Exception as error:
         where = without_password(mlflow.get_tracking_uri())
         raise ClipgenError(
-            f"{model_uri} is not to be had from MLflow at {where} "
+            f"{model_uri} is not available from MLflow at {where} "
             f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
         ) from None
     return folder / "artifacts" / "generator"
 
 
 def registry_uri() -> str:
-    """Where the registry is.
+    """The address of the model registry.
 
     Raises:
-        ClipgenError: it would be a local file that does not exist.
+        ClipgenError: it is a local file that does not exist.
     """
     uri = default_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -163,19 +183,26 @@ def registry_uri() -> str:
 
 
 def find_version(client: Any, model_uri: str) -> Any:
-    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` stands for, as MLflow describes it.
+    """Look a version up in the registry.
+
+    Args:
+        client: of MLflow.
+        model_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Returns:
+        MLflow's description of the version.
 
     Raises:
         ClipgenError: there is none.
     """
     from mlflow.exceptions import MlflowException
 
-    name, by_alias, wanted = model_uri.removeprefix("models:/").partition("@")
+    name, by_alias, version = model_uri.removeprefix("models:/").partition("@")
     if not by_alias:
-        name, _, wanted = name.partition("/")
+        name, _, version = name.partition("/")
     try:
         find = client.get_model_version_by_alias if by_alias else client.get_model_version
-        return find(name, wanted)
+        return find(name, version)
     except MlflowException as error:
         raise ClipgenError(
             f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name, or "
@@ -195,7 +222,12 @@ def without_password(text: str) -> str:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
+    """Nested mappings as one, their keys joined by dots.
+
+    Args:
+        values: nested to any depth.
+        prefix: before each key.
+    """
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):

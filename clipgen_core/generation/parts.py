@@ -1,4 +1,7 @@
-"""What a generator is made of, and where: generator.json, or a transformer checkpoint's config.json."""
+"""What a generator consists of, and where its parts are.
+
+In a generator folder generator.json says so, of a transformer checkpoint its config.json.
+"""
 
 import shutil
 from pathlib import Path
@@ -30,7 +33,12 @@ class Parts(Frozen):
 
 
 def copy_parts(parts: Parts, folder: Path) -> None:
-    """Copy everything a generator is made of into one folder; no model is loaded for it."""
+    """Copy all parts of a generator into one folder, without loading a model.
+
+    Args:
+        parts: where they are now.
+        folder: gets the copies and a generator.json with relative paths.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     clip = parts.clip
     if clip.startswith(LOCAL):
@@ -54,7 +62,11 @@ def copy_parts(parts: Parts, folder: Path) -> None:
 
 
 def read_parts(source: str) -> Parts:
-    """The parts of a generator folder or of a transformer checkpoint."""
+    """The parts of a generator folder or of a transformer checkpoint.
+
+    Raises:
+        ClipgenError: it is neither, or damaged.
+    """
     if not storage.exists(source):
         raise ClipgenError(f"there is no model at {source}: check the path or train one")
     if storage.exists(f"{source}/{FILE}"):

@@ -1,6 +1,6 @@
-"""Sampling codes: guidance, temperature, top-k, top-p, one seed a picture, a key-value cache.
+"""Sampling codes: guidance, temperature, top-k, top-p, one seed an image, a key-value cache.
 
-Knows the transformer's call, not what conditions it or what the codes show.
+Knows how to call the transformer; knows neither what conditions it nor what the codes show.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,25 +23,32 @@ def sample_codes(
     use_cache: bool = True,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """One grid of codes a row, int64 [n, t].
+    """Sample one grid of codes a row.
 
-    A row's codes depend on its embedding and its seed, not on the rows beside it.
+    A row's codes depend on its embedding and its seed, not on the other rows.
 
     Args:
-        embeddings: float [n, prefix, d], as the model's `gap` makes them ready.
-        use_cache: False recomputes the whole prefix at every step (slow; for checking).
-        on_step: called with the codes sampled so far [n, 1..t]; what it raises ends the sampling.
+        model: in evaluation mode.
+        embeddings: the conditions, float [n, 1 + neighbours, d], as `Conditioner` gives them.
+        seeds: one a row.
+        config: guidance, temperature, top-k and top-p.
+        use_cache: False computes the whole prefix again at every step (slow; for checking).
+        on_step: called with the codes sampled so far, int64 [n, 1..t]; an error that it raises ends the
+            sampling.
+
+    Returns:
+        int64 [n, t].
     """
     rows, guided = len(embeddings), config.guidance_scale != 1.0
     draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
     embeddings = embeddings.to(model.gap.image_mean.dtype)
-    condition = embeddings.repeat(2, 1, 1) if guided else embeddings
-    dropped = torch.arange(len(condition), device=embeddings.device) >= rows
-    cache = model.new_cache(len(condition)) if use_cache else None
+    conditions = embeddings.repeat(2, 1, 1) if guided else embeddings
+    dropped = torch.arange(len(conditions), device=embeddings.device) >= rows
+    cache = model.new_cache(len(conditions)) if use_cache else None
     codes = torch.zeros(rows, 0, dtype=torch.long, device=embeddings.device)
     for position in range(model.positions):
-        fresh = codes[:, -1:] if cache else codes
-        logits = model(fresh.repeat(2, 1) if guided else fresh, condition, cache, dropped)[:, -1].float()
+        new = codes[:, -1:] if cache else codes
+        logits = model(new.repeat(2, 1) if guided else new, conditions, cache, dropped)[:, -1].float()
         if guided:
             with_condition, without = logits.chunk(2)
             logits = without + config.guidance_scale * (with_condition - without)
@@ -53,12 +60,28 @@ def sample_codes(
 
 
 def uniform_draws(seeds: Sequence[int], count: int) -> np.ndarray:
-    """float32 [n, count] in [0, 1), each row from its own seed."""
+    """Uniform random numbers, each row from a seed of its own.
+
+    Args:
+        seeds: one a row [n].
+        count: numbers a row.
+
+    Returns:
+        float32 [n, count] in [0, 1).
+    """
     return np.stack([np.random.default_rng(seed).random(count, np.float32) for seed in seeds])
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Keep the `top_k` likeliest codes (0 keeps all), then the fewest that hold `top_p` of the mass."""
+    """Keep the `top_k` likeliest codes (0 keeps all), then the fewest that hold the probability `top_p`.
+
+    Args:
+        logits: float [n, k].
+        config: says how many.
+
+    Returns:
+        float [n, k], minus infinity for the others.
+    """
     if 0 < config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
@@ -71,7 +94,15 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Inverse-CDF sampling: logits [n, k] and numbers in [0, 1) [n] to codes int64 [n]."""
+    """Draw codes by the inverse of the cumulative distribution.
+
+    Args:
+        logits: float [n, k].
+        uniform: float [n] in [0, 1).
+
+    Returns:
+        int64 [n].
+    """
     cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
     target = uniform.double().unsqueeze(1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)

@@ -130,7 +130,7 @@ def test_a_registry_that_is_down_is_one_sentence(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     said = " ".join(done.stderr.split())
-    assert done.returncode == 2 and "is not to be had from MLflow at http://127.0.0.1:9" in said
+    assert done.returncode == 2 and "is not available from MLflow at http://127.0.0.1:9" in said
     assert "secret" not in said and "Traceback" not in said and list(tmp_path.iterdir()) == []
 
 

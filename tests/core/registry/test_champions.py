@@ -166,7 +166,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     (png,) = loaded.predict(["a red heart"], params={"seed": 3})
     generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
     assert png == png_bytes(generator.generate(["a red heart"], seed=3)[0][0])
-    with pytest.raises(ClipgenError, match="is not to be had from MLflow"):
+    with pytest.raises(ClipgenError, match="is not available from MLflow"):
         TextToImage.from_pretrained("models:/clip-gen@typo")
 
     shown = CliRunner().invoke(app, ["lineage", "models:/clip-gen@candidate"]).output
