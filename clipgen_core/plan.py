@@ -90,7 +90,7 @@ def _listed(source: Source) -> tuple[int, int, list[File]]:
             sample.append(file)
         files, size = files + 1, size + file.size
     if not files:
-        raise ClipgenError(f"the source folder {source.url} is empty: put pictures into it")
+        raise ClipgenError(f"the source folder {source.url} is empty: put images into it")
     return files, size, sample[:: math.ceil(len(sample) / SAMPLE)]
 
 

@@ -41,7 +41,7 @@ def fitted(result: "Fitted") -> dict[str, Any]:
     """What every training has to show."""
     return {
         "checkpoint": dg.MetadataValue.path(result.checkpoint),
-        "pictures_per_second": round(result.images_per_second, 2),
+        "images_per_second": round(result.images_per_second, 2),
         "loss": curve(result.history, "loss"),
         **{name: round(value, 4) for name, value in result.metrics.items()},
         **{name: picture(image) for name, image in result.images.items()},

@@ -1,8 +1,8 @@
-"""Train a small CLIP where no public one fits the pictures, or none can be had.
+"""Train a small CLIP where no public one fits the images, or none is available.
 
-In:  a CSV (file, caption), files relative to it, several rows a picture allowed
+In:  a CSV with the columns file and caption; files are relative to it, and an image may have several rows
 Out: {root}/checkpoints/clip/{run}/step-N and {root}/clips/{run}: a folder in open_clip's local-dir format
-Run: `clip_checkpoint` in Dagster. Everything after this stage sees pictures, never a caption.
+Run: `clip_checkpoint` in Dagster. No stage after this one reads a caption.
 """
 
 import functools
@@ -44,22 +44,34 @@ from clipgen_core.training.task import Optimizers, Validation
 __all__ = ["Config", "Result", "run"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
-DECODED = 8192  # pictures kept decoded: small sets are read once
-Batch = tuple[Tensor, Tensor, Tensor]  # pictures in [-1, 1], tokens, the words of their captions
+DECODED = 8192  # images that are kept decoded, so that small sets are read once
+Batch = tuple[Tensor, Tensor, Tensor]  # images in [-1, 1], tokens, word vectors of the captions
 WORDS = 4096  # the most frequent ones tell which captions are alike
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    clip: str  # the reference that other stages take: local-dir:FOLDER
+    """The CLIP, by the reference that other stages take (local-dir:FOLDER), and its training."""
+
+    clip: str
     clip_key: str
-    pictures: int
+    images: int
     captions: int
     fitted: Fitted
 
 
 def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker) -> Result:
-    """Train on captioned pictures and save in open_clip's local-dir format."""
+    """Train on captioned images and save in open_clip's local-dir format.
+
+    Args:
+        config: the dual encoder and its training.
+        captions: a CSV with the columns file and caption.
+        out: the root that gets the checkpoints and the CLIP.
+        tracker: gets parameters and metrics.
+
+    Raises:
+        ClipgenError: the CSV or an image that it names cannot be used, or a loss is not finite.
+    """
     pairs = read_captions(captions)
     run_name = digest_of([config.model_dump(), sorted(pairs.items())])
     provenance = Provenance(config=config.model_dump(mode="json"), captions=digest_of(sorted(pairs.items())))
@@ -84,7 +96,7 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     return Result(
         clip=reference,
         clip_key=encoder.key,
-        pictures=len(pairs),
+        images=len(pairs),
         captions=sum(map(len, pairs.values())),
         fitted=fitted,
     )
@@ -93,9 +105,18 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
 def distinct_batches(
     captions: list[list[str]], size: int, seed: int, epoch: int
 ) -> list[list[tuple[int, str]]]:
-    """An epoch as batches of (picture, one of its captions).
+    """The batches of an epoch.
 
-    No two pictures of a batch share any caption, so a caption's duplicate is never a negative.
+    No two images of a batch share a caption, so the duplicate of a caption is never a negative.
+
+    Args:
+        captions: of each image.
+        size: images a batch; a batch may be smaller if captions repeat.
+        seed: of the training.
+        epoch: which one.
+
+    Returns:
+        For each batch (row of the image, one of its captions).
     """
     rng = np.random.default_rng([seed, epoch])
     waiting = [int(i) for i in rng.permutation(len(captions))]
@@ -116,22 +137,34 @@ def distinct_batches(
 
 
 def word_vectors(captions: list[list[str]]) -> Any:
-    """The words of each picture's captions, the rare ones weighing more: sparse [pictures, WORDS], rows of
-    length 1."""
+    """TF-IDF vectors of the words of each image's captions: sparse [images, WORDS], rows of length 1."""
     words = TfidfVectorizer(analyzer=str.split, binary=True, max_features=WORDS, dtype=np.float32)
     return words.fit_transform(" ".join(own).lower() for own in captions)
 
 
 def soft_targets(words: Tensor, soften: float) -> Tensor:
-    """The share of each text in what a picture is matched with [n, n], rows of sum 1: 1 - `soften` for its
-    own, the rest by the cosine of the word vectors [n, WORDS] (after SoftCLIP, arXiv:2303.17561)."""
+    """Soft targets of the contrastive loss (after SoftCLIP, arXiv:2303.17561).
+
+    Args:
+        words: word vectors of the captions [n, WORDS].
+        soften: the share that goes to other texts of the batch, by the cosine of their word vectors.
+
+    Returns:
+        Probabilities [n, n], rows of sum 1; 1 - `soften` at each image's own text.
+    """
     alike = (words @ words.T).fill_diagonal_(0)
     alike = soften * alike / alike.sum(dim=1, keepdim=True).clamp(min=1e-6)
     return alike + torch.diag(1 - alike.sum(dim=1))
 
 
 class ClipTask:
-    """Contrastive training with open_clip's model classes and logits."""
+    """Contrastive training with open_clip's model classes and logits.
+
+    Args:
+        config: of the stage.
+        captions: the CSV, which the files are relative to.
+        pairs: captions of each file.
+    """
 
     def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
         torch.manual_seed(config.train.seed)
@@ -148,8 +181,8 @@ class ClipTask:
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
         self.readers = ThreadPoolExecutor(4)
-        self.picture = functools.lru_cache(DECODED)(self._picture)
-        self.held = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
+        self.image = functools.lru_cache(DECODED)(self._image)
+        self.held_out = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
 
     def optimizers(self) -> Optimizers:
         clip: Any = self.model
@@ -161,22 +194,26 @@ class ClipTask:
         return distinct_batches(self.captions, train.batch_size, train.seed, epoch)
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
+        """Random crops, tokens and word vectors.
+
+        Args:
+            step: which batch; everything in it depends on it alone.
+            share: the part of the batch that this process computes.
+        """
         batches = self.epoch(step // self.per_epoch)
         return self._load(share.take(batches[step % self.per_epoch % len(batches)]), step)
 
     def _load(self, batch: list[tuple[int, str]], step: int) -> Batch:
         config = self.config
         crops = self.readers.map(
-            lambda i: random_crop(
-                self.picture(i), config.image_size, config.smallest_crop, step * 100_003 + i
-            ),
+            lambda i: random_crop(self.image(i), config.image_size, config.smallest_crop, step * 100_003 + i),
             [i for i, _ in batch],
         )
         tokens = self.tokenizer([caption for _, caption in batch])
         words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
         return to_tensor(list(crops)).to(self.device), tokens.to(self.device), words.to(self.device)
 
-    def _picture(self, i: int) -> Image.Image:
+    def _image(self, i: int) -> Image.Image:
         file = self.files[i]
         try:
             image = decode(storage.read_bytes(storage.inside(self.folder, file))).image
@@ -189,37 +226,52 @@ class ClipTask:
         return image
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        pictures, tokens, words = batch
-        images, texts, scale = self._embed(pictures, tokens)
+        """The contrastive loss with soft targets.
+
+        Args:
+            batch: images, tokens and word vectors.
+            progress: the share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
+        images, tokens, words = batch
+        image, text, scale = self._embed(images, tokens)
         by_image, by_text = self.contrast.get_logits(
-            images.float(), texts.float(), scale.float().clamp(max=100)
+            image.float(), text.float(), scale.float().clamp(max=100)
         )
         if self.contrast.world_size > 1:
             words, _ = gather_features(
                 words, words, rank=self.contrast.rank, world_size=self.contrast.world_size
             )
-        wanted = soft_targets(words, self.config.soften)
-        loss = (F.cross_entropy(by_image, wanted) + F.cross_entropy(by_text, wanted)) / 2
+        targets = soft_targets(words, self.config.soften)
+        loss = (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
         yield "clip", loss, {"logit_scale": scale.detach()}
 
-    def _embed(self, pictures: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [n, d] of pictures and of texts, and the scale of their products."""
+    def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings [n, d] of images and of texts, and the scale of their products."""
         mean, std = self.mean_std
-        images, texts, scale = self.model(((pictures + 1) / 2 - mean) / std, tokens)
-        return images, texts, scale
+        image, text, scale = self.model(((images + 1) / 2 - mean) / std, tokens)
+        return image, text, scale
 
     def validate(self) -> Validation:
-        pictures, tokens, _ = self.held
-        images, texts, scale = self._embed(pictures, tokens)
-        rank = (texts @ images.T).argsort(dim=1, descending=True)
+        images, tokens, _ = self.held_out
+        image, text, scale = self._embed(images, tokens)
+        rank = (text @ image.T).argsort(dim=1, descending=True)
         hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}
-        loss = ClipLoss()(images.float(), texts.float(), scale.float())
+        loss = ClipLoss()(image.float(), text.float(), scale.float())
         return Validation({GOAL: loss.item(), **recall})
 
 
 def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
-    """Write open_clip_config.json and open_clip_model.safetensors."""
+    """Write a model in open_clip's local-dir format.
+
+    Args:
+        model: of open_clip's class.
+        config: its shape.
+        url: the folder to write.
+    """
     visual: Any = model.visual
     visual.image_mean, visual.image_std = MEAN, STD
     with tempfile.TemporaryDirectory() as scratch:

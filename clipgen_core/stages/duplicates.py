@@ -1,7 +1,7 @@
-"""Find near-duplicates: for each picture the other one whose embedding is nearest.
+"""Find near-duplicates: for each image the other image whose embedding is nearest.
 
 In:  an embeddings table
-Out: {root}/duplicates/{clip_key}.lance: id, nearest, cosine; only new pictures are looked up
+Out: {root}/duplicates/{clip_key}.lance: id, nearest, cosine; only new images are looked up
 Run: `near_duplicates` in Dagster. `tokens.exclude_duplicates` leaves them out of training.
 """
 
@@ -26,14 +26,27 @@ __all__ = ["Config", "Result", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """The table of near-duplicates.
+
+    looked_up: new rows; pairs: rows with at least the threshold's cosine; redundant: images that
+    `tokens.exclude_duplicates` would leave out.
+    """
+
     table: str
     looked_up: int
-    pairs: int  # with at least the threshold's cosine
-    redundant: int  # pictures that would be left out
+    pairs: int
+    redundant: int
 
 
 def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> Result:
-    """Look up the pictures that have not been yet."""
+    """Look up the nearest other image of each image that has not been looked up yet.
+
+    Args:
+        config: the threshold, block sizes, and where the work runs.
+        embeddings: the embeddings table.
+        out: the root that gets the table of near-duplicates.
+        tracker: gets the counts.
+    """
     source = EmbeddingTable(embeddings)
     url = out.duplicates(source.clip_key)
     filling = Filling(
@@ -53,7 +66,12 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
 
 
 class Neighbours:
-    """Looks up the nearest other picture, many at once."""
+    """A worker that looks up the nearest other images of a batch.
+
+    Args:
+        embeddings: the embeddings table.
+        version: of the table.
+    """
 
     schema = DUPLICATES
 
@@ -72,7 +90,18 @@ class Neighbours:
 
 
 def preview(url: str, images: str, threshold: float, most: int = 12, size: int = 64) -> Image.Image | None:
-    """Near-duplicates one above the other; None where there are none."""
+    """Pairs of near-duplicates, one image above the other.
+
+    Args:
+        url: the table of near-duplicates.
+        images: the images table.
+        threshold: the lowest cosine.
+        most: how many pairs at the most.
+        size: of each image, in pixels a side.
+
+    Returns:
+        The grid; None if there are no near-duplicates.
+    """
     first = open_table(url).to_table(
         columns=["id", "nearest"], filter=f"cosine >= {threshold} AND id < nearest", limit=most
     )

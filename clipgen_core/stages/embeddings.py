@@ -1,7 +1,7 @@
-"""Embed pictures: one L2-normalised CLIP image embedding for each picture of the images table.
+"""Embed images: one L2-normalised CLIP image embedding for each image of the images table.
 
 In:  the images table; a CLIP by reference
-Out: {root}/embeddings/{clip_key}.lance; pictures that are in it already are not embedded again, and
+Out: {root}/embeddings/{clip_key}.lance; images that are in it already are not embedded again, and
      another CLIP gets another table
 Run: `clip_embeddings` in Dagster, or `clipgen embed FOLDER`.
 """
@@ -32,6 +32,8 @@ DECODERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """The embeddings table: `embedded` rows are new, `total` rows there are in all."""
+
     table: str
     version: int
     digest: str
@@ -40,13 +42,25 @@ class Result:
     dim: int
     embedded: int
     total: int
-    pictures_per_second: float
+    images_per_second: float
 
 
 def run(
     config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker, folder: str | None = None
 ) -> Result:
-    """Embed what is not embedded yet, of one top-level folder if given, committing block by block."""
+    """Embed the images that have no embedding yet, committing block by block.
+
+    Args:
+        config: batch and block sizes, and where the work runs.
+        images: the images table.
+        clip: the CLIP, as ClipEncoder takes it.
+        out: the root that gets the embeddings table.
+        tracker: gets the counts and the speed.
+        folder: one top-level folder; all if None.
+
+    Raises:
+        ClipgenError: the CLIP or the images table is not available.
+    """
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size)
@@ -55,7 +69,7 @@ def run(
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)
     table = open_table(url)
-    tracker.metrics({"embedded": embedded, "pictures_per_second": speed}, step=0)
+    tracker.metrics({"embedded": embedded, "images_per_second": speed}, step=0)
     digest = digest_of([encoder.key, table.version])
     out.publish_current("embeddings", url, digest)
     return Result(
@@ -67,12 +81,17 @@ def run(
         dim=encoder.dim,
         embedded=embedded,
         total=table.count_rows(),
-        pictures_per_second=speed,
+        images_per_second=speed,
     )
 
 
 class Embedder:
-    """A CLIP at work on batches of pictures."""
+    """A worker that embeds batches of images.
+
+    Args:
+        clip: the CLIP, as ClipEncoder takes it.
+        encoder: that CLIP where it is loaded already.
+    """
 
     def __init__(self, clip: str, encoder: ClipEncoder | None = None) -> None:
         self.encoder = encoder or ClipEncoder(clip)
@@ -80,13 +99,13 @@ class Embedder:
         self.decoders = ThreadPoolExecutor(DECODERS)
 
     def prepare(self, batch: pa.Table) -> tuple[pa.Table, torch.Tensor]:
-        def ready(data: bytes) -> Any:
+        def preprocess(data: bytes) -> Any:
             return self.encoder.preprocess(decode_stored(data))
 
-        pictures = list(self.decoders.map(ready, batch["image"].to_pylist()))
-        return batch.select(["id", "folder"]), torch.stack(pictures)
+        images = list(self.decoders.map(preprocess, batch["image"].to_pylist()))
+        return batch.select(["id", "folder"]), torch.stack(images)
 
     def rows(self, prepared: tuple[pa.Table, torch.Tensor]) -> pa.Table:
-        batch, pictures = prepared
-        vectors = vector_array(np.asarray(self.encoder.encode_prepared(pictures)))
+        batch, images = prepared
+        vectors = vector_array(np.asarray(self.encoder.encode_prepared(images)))
         return pa.Table.from_arrays([batch["id"], batch["folder"], vectors], schema=self.schema)

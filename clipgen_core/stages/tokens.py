@@ -1,9 +1,9 @@
-"""Turn every picture into codes once, so that training the transformer decodes no picture again.
+"""Encode every image once, so that training the transformer decodes no image again.
 
 In:  the images table, the embeddings table, a VQGAN checkpoint
-Out: {root}/codes/{making}.lance: the codes of each picture, new pictures only being coded; and
-     {root}/tokens/{vqgan_digest}-{clip_key}-{making}/: part-*.parquet and manifest.json, codes and
-     embeddings side by side, in an order that is random and the same whenever pictures came
+Out: {root}/codes/{fingerprint}.lance: the codes of each image; only new images are encoded
+     {root}/tokens/{vqgan_digest}-{clip_key}-{fingerprint}/: part-*.parquet and manifest.json, codes beside
+     embeddings, in an order that is random and does not depend on when an image came
 Run: `token_shards` in Dagster.
 """
 
@@ -49,11 +49,13 @@ DECODERS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """The token shards and their manifest; `encoded` images had no codes before."""
+
     shards: str
     manifest: TokenManifest
     digest: str
-    coded: int
-    pictures_per_second: float
+    encoded: int
+    images_per_second: float
 
 
 def run(
@@ -65,15 +67,27 @@ def run(
     out: storage.Storage,
     tracker: Tracker,
 ) -> Result:
-    """Code the pictures that have no codes yet, and publish shards of them all."""
+    """Encode the images that have no codes yet, and publish shards of them all.
+
+    Args:
+        config: views, block and part sizes, and where the work runs.
+        images: the images table.
+        embeddings: the embeddings table.
+        vqgan: the VQGAN's checkpoint.
+        out: the root that gets codes and shards.
+        tracker: gets the counts and the speed.
+
+    Raises:
+        ClipgenError: an image has no embedding, or the VQGAN is not available.
+    """
     model = load_vqgan(vqgan)
     vqgan_digest = Checkpoint(vqgan).provenance.digest
     codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
     source = open_table(images)
     filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
     here = config.compute.on == "local"
-    make = functools.partial(Coder, vqgan, config.views, config.smallest_crop, model if here else None)
-    coded, speed = fill(filling, make, config.compute, "codes")
+    make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
+    encoded, speed = fill(filling, make, config.compute, "codes")
     shards = _Shards(config, source, EmbeddingTable(embeddings), open_table(codes))
     if config.exclude_duplicates is not None:
         shards.leave_out(
@@ -87,11 +101,18 @@ def run(
     tracker.metrics(usage, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
-    return Result(shards=url, manifest=manifest, digest=digest, coded=coded, pictures_per_second=speed)
+    return Result(shards=url, manifest=manifest, digest=digest, encoded=encoded, images_per_second=speed)
 
 
-class Coder:
-    """A VQGAN at work on batches of pictures."""
+class Encoder:
+    """A worker that encodes batches of images.
+
+    Args:
+        vqgan: the VQGAN's checkpoint.
+        views: crops of each image that are encoded.
+        smallest_crop: of a random crop, as a share of the short side.
+        model: that VQGAN where it is loaded already.
+    """
 
     def __init__(self, vqgan: str, views: int, smallest_crop: float, model: Vqgan | None = None) -> None:
         self.vqgan, self.views, self.smallest_crop = model or load_vqgan(vqgan), views, smallest_crop
@@ -100,23 +121,23 @@ class Coder:
         self.decoders = ThreadPoolExecutor(DECODERS)
 
     def prepare(self, batch: pa.Table) -> tuple[pa.Table, Tensor]:
-        """float32 [n * views, 3, size, size], a picture's views one after the other."""
+        """Decode and crop: float32 [n * views, 3, size, size], the views of an image one after the other."""
         pairs = zip(batch["id"].to_pylist(), batch["image"].to_pylist(), strict=True)
-        pictures = self.decoders.map(lambda pair: self._views(*pair), pairs)
-        return batch.select(["id", "folder"]), to_tensor([view for views in pictures for view in views])
+        views = self.decoders.map(lambda pair: self._views(*pair), pairs)
+        return batch.select(["id", "folder"]), to_tensor([view for own in views for view in own])
 
     def _views(self, image_id: str, data: bytes) -> list[Image.Image]:
-        size, picture = self.vqgan.config.image_size, decode_stored(data)
+        size, image = self.vqgan.config.image_size, decode_stored(data)
         seed = int(image_id[:12], 16)
-        crops = [random_crop(picture, size, self.smallest_crop, seed + view) for view in range(1, self.views)]
-        return [fit_square(picture, size), *crops]
+        crops = [random_crop(image, size, self.smallest_crop, seed + view) for view in range(1, self.views)]
+        return [fit_square(image, size), *crops]
 
     @torch.no_grad()
     def rows(self, prepared: tuple[pa.Table, Tensor]) -> pa.Table:
-        batch, pictures = prepared
+        batch, images = prepared
         device = next(self.vqgan.parameters()).device
         with autocast(device.type):
-            codes = torch.cat([self.vqgan.encode(some.to(device)).cpu() for some in pictures.split(128)])
+            codes = torch.cat([self.vqgan.encode(some.to(device)).cpu() for some in images.split(128)])
         kind = self.schema.field("codes").type
         flat = pa.array(codes.numpy().reshape(-1)).cast(kind.value_type)
         columns = [batch["id"], batch["folder"], pa.FixedSizeListArray.from_arrays(flat, kind.list_size)]
@@ -124,7 +145,7 @@ class Coder:
 
 
 class _Shards:
-    """The rows of the three tables that belong together, in the order of the ids."""
+    """The rows of images, embeddings and codes that belong together, ordered by id."""
 
     def __init__(
         self,
@@ -157,8 +178,8 @@ class _Shards:
         model: Vqgan,
         out: storage.Storage,
     ) -> tuple[TokenManifest, str]:
-        """Write the shards, unless they are there."""
-        made_from: dict[str, Any] = {
+        """Write the shards unless they exist; returns their manifest and URL."""
+        inputs: dict[str, Any] = {
             "grid": model.config.grid,
             "codebook_size": model.config.quantizer.codebook_size,
             "embedding_dim": self.embeddings.dim,
@@ -173,12 +194,12 @@ class _Shards:
             "embeddings": embeddings,
             "embeddings_version": self.embeddings.version,
         }
-        making = digest_of([made_from, self.config.rows_per_part])
-        url = out.tokens(vqgan_digest, self.embeddings.clip_key, making)
-        tag(embeddings, self.embeddings.version, f"tokens-{making}")
+        fingerprint = digest_of([inputs, self.config.rows_per_part])
+        url = out.tokens(vqgan_digest, self.embeddings.clip_key, fingerprint)
+        tag(embeddings, self.embeddings.version, f"tokens-{fingerprint}")
         if storage.exists(f"{url}/{tokens.MANIFEST}"):
             return tokens.read_manifest(url), url
-        self.counts = torch.zeros(made_from["codebook_size"], dtype=torch.long)
+        self.counts = torch.zeros(inputs["codebook_size"], dtype=torch.long)
         with storage.draft_folder(url) as scratch:
             draft = Path(scratch) / "tokens"
             draft.mkdir()
@@ -193,7 +214,7 @@ class _Shards:
             }
             usage, perplexity = usage_and_perplexity(self.counts)
             manifest = TokenManifest(
-                **made_from,
+                **inputs,
                 **parts,
                 images=images,
                 images_version=self.images.version,
@@ -204,18 +225,18 @@ class _Shards:
         return manifest, url
 
     def parts(self, rows: np.ndarray, split: str) -> Iterator[pa.Table]:
-        """Tables of about `rows_per_part` rows, a row a picture and view."""
+        """Tables of about `rows_per_part` rows, one row a view of an image."""
         size = max(self.config.rows_per_part // self.config.views, 1)
-        with track(f"tokens ({split})", len(rows), "pictures") as meter:
+        with track(f"tokens ({split})", len(rows), "images") as meter:
             for start in range(0, len(rows), size):
                 yield self._part(rows[start : start + size])
                 meter.advance(len(rows[start : start + size]))
 
     def _part(self, rows: np.ndarray) -> pa.Table:
         views = self.config.views
-        coded = self.codes.take(self.code_rows[rows].tolist(), columns=["id", "codes"])
+        stored = self.codes.take(self.code_rows[rows].tolist(), columns=["id", "codes"])
         embedded = self.embeddings.vectors(self.embedding_rows[rows])
-        codes = coded["codes"].combine_chunks().flatten()
+        codes = stored["codes"].combine_chunks().flatten()
         self.counts += torch.from_numpy(codes.to_numpy().astype("int64")).bincount(minlength=len(self.counts))
         again = pa.array(np.repeat(np.arange(len(rows)), views))
         schema = tokens_schema(
@@ -224,7 +245,7 @@ class _Shards:
             self.embeddings.dim,
         )
         columns = [
-            coded["id"].combine_chunks().take(again),
+            stored["id"].combine_chunks().take(again),
             pa.array(np.tile(np.arange(views, dtype=np.uint8), len(rows))),
             pa.FixedSizeListArray.from_arrays(codes, schema.field("codes").type.list_size),
             embedded.combine_chunks().take(again),

@@ -1,13 +1,13 @@
 """Train the transformer that writes codes from a CLIP embedding.
 
 In:  token shards (which name the VQGAN, the CLIP and the embeddings table they were made from), and
-     texts like the prompts to come, one a line, whose statistics help across the text-image gap
+     texts like the expected prompts, one a line, whose statistics help to close the text-image gap
 Out: {root}/checkpoints/transformer/{run}/step-N
 Run: `transformer_checkpoint` in Dagster, or `clipgen train transformer` under torchrun.
 
-Loss: -mean log p(code | codes before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2),
-the embedding e left out for a share of rows; e' is CLIP's embedding of the picture that the likeliest
-codes show, with the gradient passed straight through the choice of code.
+Loss: -mean log p(code | codes before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2).
+For a share of rows the embedding e is left out. e' is CLIP's embedding of the image that the likeliest
+codes decode to; the gradient is passed straight through the choice of code.
 """
 
 from collections.abc import Iterator
@@ -47,6 +47,8 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """The checkpoint to use, the digest of what it was made from, and the training."""
+
     checkpoint: str
     digest: str
     parameters: int
@@ -56,7 +58,18 @@ class Result:
 def run(
     config: Config, *, tokens: str, out: storage.Storage, tracker: Tracker, texts: str | None = None
 ) -> Result:
-    """Train, or go on with the same training where it stopped."""
+    """Train a transformer, or go on with the same training where it stopped.
+
+    Args:
+        config: the model, its condition and the training.
+        tokens: the folder of the token shards.
+        out: the root that gets the checkpoints.
+        tracker: gets parameters, tags, metrics and images.
+        texts: a file with texts like the expected prompts, one a line; ImageNet's class names if None.
+
+    Raises:
+        ClipgenError: damaged shards, a missing VQGAN or CLIP, or a loss that is not finite.
+    """
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
     provenance = Provenance(config=config.model_dump(mode="json"), tokens=shards.manifest)
@@ -81,7 +94,7 @@ def run(
 
 
 def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
-    """What the token shards were made from, back to the pictures."""
+    """What the token shards were made from, back to the images."""
     return {
         "upstream.images": manifest.images_digest,
         "upstream.vqgan": manifest.vqgan_digest,
@@ -92,19 +105,30 @@ def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Batch:
-    """codes int64 [n, t]; read: the same, some corrupted, without the last [n, t - 1]; condition float32
-    [n, 1 + neighbours, d]; dropped: rows to train without it, bool [n]; embedding, the clean one,
-    float32 [n, d]."""
+    """Rows of a step.
+
+    codes: the targets, int64 [n, t].
+    inputs: the codes without the last, some of them corrupted, int64 [n, t - 1].
+    condition: float32 [n, 1 + neighbours, d].
+    dropped: rows that are trained without the condition, bool [n].
+    embedding: the clean embeddings, float32 [n, d].
+    """
 
     codes: Tensor
-    read: Tensor
+    inputs: Tensor
     condition: Tensor
     dropped: Tensor
     embedding: Tensor
 
 
 class TransformerTask:
-    """Cross-entropy on codes, with condition dropping and corrupted input codes."""
+    """Cross-entropy on codes, with dropped conditions and corrupted input codes.
+
+    Args:
+        config: of the stage.
+        shards: codes and embeddings.
+        texts: like the expected prompts.
+    """
 
     def __init__(self, config: Config, shards: TokenShards, texts: list[str]) -> None:
         torch.manual_seed(config.train.seed)
@@ -114,12 +138,12 @@ class TransformerTask:
         self.vqgan, self.clip = load_vqgan(manifest.vqgan), ClipEncoder(manifest.clip)
         self.transformer = new_transformer(config, manifest)
         self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
-        known = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
-        self.nearest = nearest_rows(known, config.model.neighbours) if known is not None else None
+        training = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
+        self.nearest = None if training is None else nearest_rows(training, config.model.neighbours)
         self.transformer.to(self.device).start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
         self.held_out = shards.validation()
-        self.held_out_condition = self._held_out_condition(self.held_out, known)
+        self.held_out_condition = self._held_out_condition(self.held_out, training)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
 
@@ -128,23 +152,28 @@ class TransformerTask:
         return {"transformer": optimizers(self.config.train, [model], model.matrices())}
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
-        """The same rows, mistakes and noise whatever the number of shares."""
+        """The rows of a step; rows, corruption and noise do not depend on the number of shares.
+
+        Args:
+            step: which batch.
+            share: the part of the batch that this process computes.
+        """
         config, size = self.config, self.config.train.batch_size
         numbers = self.shards.order.batch(step, size)
         rng = np.random.default_rng([config.train.seed, step])
         count = self.shards.manifest.grid**2 - 1
-        wrong = rng.random((size, count)) < rng.random((size, 1)) * config.corrupt
-        other = rng.integers(self.shards.manifest.codebook_size, size=(size, count))
+        corrupted = rng.random((size, count)) < rng.random((size, 1)) * config.corrupt
+        random_codes = rng.integers(self.shards.manifest.codebook_size, size=(size, count))
         noise = rng.standard_normal((size, self.shards.manifest.embedding_dim), np.float32)
         dropped = rng.random(size) < config.drop_condition
-        numbers, wrong, other, noise, dropped = map(share.take, (numbers, wrong, other, noise, dropped))
+        numbers, noise, dropped = map(share.take, (numbers, noise, dropped))
         rows = self.shards.take(numbers)
         codes = rows.codes.astype("int64")
-        read = np.where(wrong, other, codes[:, :-1])
+        inputs = np.where(share.take(corrupted), share.take(random_codes), codes[:, :-1])
         embedding = torch.from_numpy(rows.embeddings).to(self.device)
         return Batch(
             torch.from_numpy(codes).to(self.device),
-            torch.from_numpy(read).to(self.device),
+            torch.from_numpy(inputs).to(self.device),
             self._condition(embedding, numbers, torch.from_numpy(noise).to(self.device)),
             torch.from_numpy(dropped).to(self.device),
             embedding,
@@ -152,15 +181,26 @@ class TransformerTask:
 
     def _condition(self, embedding: Tensor, numbers: np.ndarray, noise: Tensor) -> Tensor:
         gap = self.transformer.gap
-        own = gap.noisy(gap.image(embedding), noise).unsqueeze(1)
+        noisy = gap.noisy(gap.image(embedding), noise).unsqueeze(1)
         if self.nearest is None:
-            return own
-        around = self.shards.take(self.nearest[numbers].ravel()).embeddings
-        beside = gap.image(torch.from_numpy(around).to(self.device)).view(len(own), -1, own.shape[-1])
-        return torch.cat([own, beside], dim=1)
+            return noisy
+        nearest = self.shards.take(self.nearest[numbers].ravel()).embeddings
+        neighbours = gap.image(torch.from_numpy(nearest).to(self.device)).view(
+            len(noisy), -1, noisy.shape[-1]
+        )
+        return torch.cat([noisy, neighbours], dim=1)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        logits = self.transformer(batch.read, batch.condition, dropped=batch.dropped)
+        """The loss of the transformer; see the module's docstring.
+
+        Args:
+            batch: rows of a step.
+            progress: the share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
+        logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped)
         loss, figures = code_cross_entropy(logits, batch.codes), {}
         if self.config.embedding_weight:
             distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)
@@ -179,19 +219,19 @@ class TransformerTask:
         shown = condition[::every][:SHOWN]
         sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
         side = self.shards.manifest.grid
-        made = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
-        pictures = grid(to_images(made), columns=len(shown))
-        return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": pictures})
+        decoded = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
+        samples = grid(to_images(decoded), columns=len(shown))
+        return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": samples})
 
     def _held_out_condition(self, rows: Rows, embeddings: np.ndarray | None) -> Tensor:
-        """Clean embeddings; their neighbours are training pictures, by their embeddings."""
-        gap, held = self.transformer.gap, torch.from_numpy(rows.embeddings)
-        own = gap.image(held.to(self.device)).unsqueeze(1)
+        """Clean embeddings; their neighbours are training images."""
+        gap, held_out = self.transformer.gap, torch.from_numpy(rows.embeddings)
+        clean = gap.image(held_out.to(self.device)).unsqueeze(1)
         if embeddings is None:
-            return own
-        known = torch.from_numpy(embeddings)
-        around = (held @ known.T).topk(self.config.model.neighbours, dim=1).indices
-        return torch.cat([own, gap.image(known[around].to(self.device))], dim=1)
+            return clean
+        training = torch.from_numpy(embeddings)
+        nearest = (held_out @ training.T).topk(self.config.model.neighbours, dim=1).indices
+        return torch.cat([clean, gap.image(training[nearest].to(self.device))], dim=1)
 
 
 def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
@@ -207,11 +247,20 @@ def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
 
 
 def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:
-    """The k other rows with the highest cosine to each row [n, d]: int64 [n, k], exact, n * n * d work."""
-    known = torch.from_numpy(embeddings)
-    found = []
-    for start in range(0, len(known), chunk):
-        cosine = known[start : start + chunk] @ known.T
+    """The other rows with the highest cosine to each row, by exact search (n * n * d operations).
+
+    Args:
+        embeddings: float32 [n, d], rows of length 1.
+        k: how many.
+        chunk: rows that are compared with all others at once.
+
+    Returns:
+        Row numbers, int64 [n, k].
+    """
+    rows = torch.from_numpy(embeddings)
+    nearest = []
+    for start in range(0, len(rows), chunk):
+        cosine = rows[start : start + chunk] @ rows.T
         cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
-        found.append(cosine.topk(k, dim=1).indices)
-    return torch.cat(found).numpy()
+        nearest.append(cosine.topk(k, dim=1).indices)
+    return torch.cat(nearest).numpy()

@@ -1,11 +1,11 @@
-"""Train the VQGAN that turns pictures into codes.
+"""Train the VQGAN that turns images into codes.
 
 In:  the images table, and a CLIP whose frozen image tower measures perceptual distance
 Out: {root}/checkpoints/vqgan/{run}/step-N
 Run: `vqgan_checkpoint` in Dagster.
 
 Loss: |x - x'| + perceptual * d(x, x') + commitment + late * adaptive * hinge  (arXiv:2012.09841)
-A checkpoint that `clipgen import-vqgan` wrote can be gone on from: `start_from`.
+`start_from` fine-tunes a checkpoint, for example one that `clipgen import-vqgan` wrote.
 """
 
 from collections.abc import Iterator
@@ -47,18 +47,31 @@ from clipgen_core.training.task import Optimizers, Validation
 __all__ = ["Config", "Result", "run"]
 
 SHOWN = 16
-USAGE_PICTURES = 384  # enough codes (384 x 64 on the demo) to count usage without a long wait
+USAGE_IMAGES = 384  # enough codes (384 x 64 in the demo) to estimate usage in little time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
+    """The checkpoint to use, the digest of what it was made from, and the training."""
+
     checkpoint: str
     digest: str
     fitted: Fitted
 
 
 def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker) -> Result:
-    """Train, or go on with the same training where it stopped."""
+    """Train a VQGAN, or go on with the same training where it stopped.
+
+    Args:
+        config: the model, the losses and the training.
+        images: the images table.
+        clip: the CLIP that measures perceptual distance, as ClipEncoder takes it.
+        out: the root that gets the checkpoints.
+        tracker: gets parameters, metrics and images.
+
+    Raises:
+        ClipgenError: too few images, no such CLIP, or a loss that is not finite.
+    """
     table = ImageTable(images)
     provenance = Provenance(config=config.model_dump(mode="json"), images_digest=table.digest, clip=clip)
     tracker.params(provenance.record)
@@ -77,7 +90,13 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
 
 
 class VqganTask:
-    """Generator and discriminator, the latter from a share of training on."""
+    """The VQGAN and, from a share of training on, its discriminator.
+
+    Args:
+        config: of the stage.
+        table: the images.
+        clip: measures perceptual distance.
+    """
 
     def __init__(self, config: Config, table: ImageTable, clip: ClipEncoder) -> None:
         torch.manual_seed(config.train.seed)
@@ -104,6 +123,12 @@ class VqganTask:
         }
 
     def batch(self, step: int, share: Share = WHOLE) -> Tensor:
+        """Random crops, float32 [n, 3, h, w] in [-1, 1].
+
+        Args:
+            step: which batch; the crops depend on it alone.
+            share: the part of the batch that this process computes.
+        """
         count = self.config.train.batch_size
         rows = self.table.train[share.take(self.order.batch(step, count))]
         size, smallest = self.config.model.image_size, self.config.smallest_crop
@@ -114,32 +139,41 @@ class VqganTask:
         return to_tensor(crops).to(self.device)
 
     def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """The loss of the VQGAN, then that of the discriminator; see the module's docstring.
+
+        Args:
+            batch: float32 [n, 3, h, w] in [-1, 1].
+            progress: the share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
         config = self.config
-        made, codes, commitment = self.vqgan(batch)
-        made = made.float()
-        pixel, perceptual = F.l1_loss(made, batch), self.distance(made, batch)
+        output, codes, commitment = self.vqgan(batch)
+        output = output.float()
+        pixel, perceptual = F.l1_loss(output, batch), self.distance(output, batch)
         reconstruction = pixel + config.perceptual * perceptual
         loss = reconstruction + commitment
         figures = {"l1": pixel.detach(), "perceptual": perceptual.detach()}
         figures |= {"commitment": commitment.detach(), "codes_in_batch": codes.unique().numel()}
-        fooling = config.adversarial > 0 and progress >= config.adversarial_from
-        if fooling:
+        adversarial = config.adversarial > 0 and progress >= config.adversarial_from
+        if adversarial:
             self.discriminator.requires_grad_(False)
-            hinge = hinge_generator(self.discriminator.forward(made).float())
+            hinge = hinge_generator(self.discriminator.forward(output).float())
             weight = adaptive_weight(reconstruction, hinge, self.vqgan.decoder.last_layer)
             loss = loss + config.adversarial * weight * hinge
             figures |= {"hinge": hinge.detach(), "adaptive_weight": weight}
         yield "vqgan", loss, figures
-        if fooling:
+        if adversarial:
             self.discriminator.requires_grad_(True)
-            judged = self._judge(batch, made.detach())
-            yield "discriminator", judged, {"discriminator": judged.detach()}
+            loss = self._discriminator_loss(batch, output.detach())
+            yield "discriminator", loss, {"discriminator": loss.detach()}
 
-    def _judge(self, batch: Tensor, made: Tensor) -> Tensor:
+    def _discriminator_loss(self, batch: Tensor, output: Tensor) -> Tensor:
         config = self.config
         if config.gradient_penalty:
             batch = batch.detach().requires_grad_()
-        real, fake = self.discriminator(torch.cat([batch, made])).float().chunk(2)
+        real, fake = self.discriminator(torch.cat([batch, output])).float().chunk(2)
         loss = hinge_discriminator(real, fake)
         if config.lecam:
             self.discriminator.remember(real, fake)
@@ -149,23 +183,23 @@ class VqganTask:
         return loss
 
     def validate(self) -> Validation:
-        """Reconstruction of held-out pictures and USAGE_PICTURES more; the loss of the former alone."""
+        """Reconstruct held-out images and USAGE_IMAGES training images; the loss is that of the former."""
         table, held, config = self.table, len(self.table.validation), self.config
-        seen = Reconstruction(config.model.quantizer.codebook_size)
+        measured = Reconstruction(config.model.quantizer.codebook_size)
         pixel = perceptual = 0.0
-        rows = np.concatenate([table.validation, table.train[:USAGE_PICTURES]])
+        rows = np.concatenate([table.validation, table.train[:USAGE_IMAGES]])
         for start in range(0, len(rows), 64):
             batch = self._centre(rows[start : start + 64])
-            made, codes = self._reconstruct(batch)
+            output, codes = self._reconstruct(batch)
             if not start:
-                shown = [*to_images(batch[:SHOWN]), *to_images(made[:SHOWN])]
-            seen.add(batch, made, codes, self.clip.embed(batch), self.clip.embed(made))
+                shown = [*to_images(batch[:SHOWN]), *to_images(output[:SHOWN])]
+            measured.add(batch, output, codes, self.clip.embed(batch), self.clip.embed(output))
             if start < held:
-                own, its = batch[: held - start], made[: held - start]
-                pixel += len(own) / held * float(F.l1_loss(its, own))
-                perceptual += len(own) / held * float(self.distance(its, own))
-        measured = {"lpips" if config.lpips_weights else "perceptual_distance": perceptual}
-        metrics = {GOAL: pixel + config.perceptual * perceptual, **measured, **seen.metrics()}
+                real, fake = batch[: held - start], output[: held - start]
+                pixel += len(real) / held * float(F.l1_loss(fake, real))
+                perceptual += len(real) / held * float(self.distance(fake, real))
+        distance = "lpips" if config.lpips_weights else "perceptual_distance"
+        metrics = {GOAL: pixel + config.perceptual * perceptual, distance: perceptual, **measured.metrics()}
         return Validation(metrics, {"reconstructions": grid(shown, max(len(shown) // 2, 1))})
 
     def _centre(self, rows: Any) -> Tensor:
@@ -175,5 +209,5 @@ class VqganTask:
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         with autocast(batch.device.type):
-            made, codes, _ = self.vqgan(batch)
-        return made.float(), codes
+            output, codes, _ = self.vqgan(batch)
+        return output.float(), codes

@@ -37,7 +37,7 @@ def clip_checkpoint(
         metadata={
             "clip": result.clip,
             "clip_key": result.clip_key,
-            "pictures": result.pictures,
+            "images": result.images,
             "captions": result.captions,
             "mlflow_run": tracker.run_id,
             **mlflow.links(tracker),

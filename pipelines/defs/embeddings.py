@@ -50,7 +50,7 @@ def clip_embeddings(
             "dimension": result.dim,
             "clip": result.clip,
             "clip_key": result.clip_key,
-            "pictures_per_second": round(result.pictures_per_second, 2),
+            "images_per_second": round(result.images_per_second, 2),
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[report.check("one_row_per_image", rows >= images, rows=rows, images=images)],

@@ -58,7 +58,7 @@ def test_a_trained_clip_tells_shapes_and_colours_apart(pictures: Path, storage: 
         out=storage,
         tracker=NullTracker(),
     )
-    assert result.pictures == 72 and result.captions == 72
+    assert result.images == 72 and result.captions == 72
     encoder = ClipEncoder(result.clip)
     names = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
     images = encoder.encode_images([draw(c, s) for c in COLOURS for s in SHAPES])

@@ -113,12 +113,12 @@ def test_bad_sources_are_one_sentence(storage: Storage, tmp_path: Path) -> None:
         ingest(tmp_path / "none", storage)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ClipgenError, match="is empty: put pictures into it"):
+    with pytest.raises(ClipgenError, match="is empty: put images into it"):
         ingest(empty, storage)
     (empty / "notes.txt").write_text("x")
     with pytest.raises(ClipgenError, match="is a file: name the folder"):
         ingest(empty / "notes.txt", storage)
-    with pytest.raises(ClipgenError, match="none of the 1 files under .* is a usable picture"):
+    with pytest.raises(ClipgenError, match="none of the 1 files under .* is a usable image"):
         ingest(empty, storage)
 
 

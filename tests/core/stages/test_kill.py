@@ -52,7 +52,7 @@ STAGES = {"ingest": ingest, "embed": embed, "tokenise": tokenise}
 WORK = {
     "ingest": (images, "examine"),
     "embed": (embeddings.Embedder, "rows"),
-    "tokenise": (tokens.Coder, "rows"),
+    "tokenise": (tokens.Encoder, "rows"),
 }
 
 

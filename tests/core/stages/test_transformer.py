@@ -74,7 +74,7 @@ def make_task(pipeline: Storage, **fields: Any) -> transformer.TransformerTask:
 
 def test_conditions_are_dropped_and_codes_corrupted_at_their_rates(pipeline: Storage) -> None:
     batch = make_task(pipeline, corrupt=0.5, drop_condition=0.3).batch(0)
-    changed = (batch.read != batch.codes[:, :-1]).float().mean().item()
+    changed = (batch.inputs != batch.codes[:, :-1]).float().mean().item()
     assert changed == pytest.approx(0.25 * 15 / 16, abs=0.03)
     assert batch.dropped.float().mean().item() == pytest.approx(0.3, abs=0.07)
 
@@ -84,7 +84,7 @@ def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> Non
     whole = task.batch(5)
     for i in range(3):
         part = task.batch(5, Share(i, 3))
-        for name in ("codes", "read", "condition", "dropped", "embedding"):
+        for name in ("codes", "inputs", "condition", "dropped", "embedding"):
             assert torch.equal(getattr(whole, name)[i::3], getattr(part, name))
 
 

@@ -1,0 +1,82 @@
+"""The record of the files that were read: files.lance, and the rejects that came from them.
+
+Knows uris, stamps and counts; knows nothing of what is in a file.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipgen_core.data.keys import Lookup
+from clipgen_core.data.sources import Source, keys_of_states
+from clipgen_core.data.tables import find_table, open_table, quoted, scan
+from clipgen_core.storage import Storage
+
+
+@dataclass(frozen=True)
+class FilesRead:
+    """Files that were read before: a lookup by uri and stamp, and how many items and rejects each had."""
+
+    rows: Lookup
+    items: np.ndarray
+    rejected: np.ndarray
+
+    @classmethod
+    def of(cls, out: Storage, source: Source, folder: str | None, *, without_rejects: bool) -> "FilesRead":
+        """Read the record.
+
+        Args:
+            out: the root that holds it.
+            source: whose files are meant.
+            folder: one of its top-level folders; all if None.
+            without_rejects: leave out the files that had rejects, so that they are read again.
+        """
+        where = under(source, folder) + (" AND rejected = 0" if without_rejects else "")
+        table = find_table(out.files)
+        keys, items, rejected = [keys_of_states([])], [np.zeros(0, int)], [np.zeros(0, int)]
+        for batch in scan(table, ["uri", "stamp", "items", "rejected"], where) if table else ():
+            states = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
+            keys.append(keys_of_states(states))
+            items.append(batch["items"].to_numpy())
+            rejected.append(batch["rejected"].to_numpy())
+        return cls(Lookup(np.concatenate(keys)), np.concatenate(items), np.concatenate(rejected))
+
+
+def known_folders(out: Storage, source: Source) -> list[str]:
+    """The top-level folders of a source that images were ingested from.
+
+    Args:
+        out: the root with the record of files.
+        source: whose folders are meant.
+    """
+    table, names = find_table(out.files), set[str]()
+    for batch in scan(table, ["folder"], under(source, None)) if table else ():
+        names.update(batch["folder"].unique().to_pylist())
+    return sorted(names)
+
+
+def reject_reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]:
+    """How many rejects there are for each reason.
+
+    Args:
+        out: the root with the table of rejects.
+        source: where they came from.
+        folder: one of its top-level folders; all if None.
+    """
+    prefix = source.base_uri + ("/" if not folder else f"/{folder}/")
+    counts: dict[str, int] = {}
+    for batch in scan(open_table(out.rejects), ["reason"], f"starts_with(uri, {quoted(prefix)})"):
+        for reason in batch["reason"].to_pylist():
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def under(source: Source, folder: str | None) -> str:
+    """A filter for the files of a source.
+
+    Args:
+        source: whose files are meant.
+        folder: one of its top-level folders; all if None.
+    """
+    where = f"starts_with(uri, {quoted(source.base_uri + '/')})"
+    return where if folder is None else f"{where} AND folder = {quoted(folder)}"
