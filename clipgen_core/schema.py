@@ -151,8 +151,8 @@ class Part(Frozen):
     sha256: str
 
 
-class TokenManifest(Frozen):
-    """What `manifest.json` beside the token shards promises; readers refuse what does not match."""
+class TokenInputs(Frozen):
+    """What token shards are made from; the same inputs give the same shards."""
 
     grid: int
     codebook_size: int
@@ -161,14 +161,19 @@ class TokenManifest(Frozen):
     smallest_crop: float
     exclude_duplicates: float | None = None
     images_digest: str
-    images: str = ""
-    images_version: int | None = None
     clip: str
     clip_key: str
     vqgan: str
     vqgan_digest: str
     embeddings: str
     embeddings_version: int
+
+
+class TokenManifest(TokenInputs):
+    """What `manifest.json` beside the token shards promises; readers refuse what does not match."""
+
+    images: str = ""
+    images_version: int | None = None
     codebook_usage: float
     codebook_perplexity: float
     train: tuple[Part, ...]

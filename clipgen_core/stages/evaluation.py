@@ -110,15 +110,8 @@ def run(
         made_from=lineage(generator.parts),
     )
     digest = digest_of([config.model_dump(), Checkpoint(transformer).provenance.record, prompts, champion])
-    grid = sheet({sample.prompt: sample.pictures for sample in samples})
-    files = {
-        "report.html": render(report).encode(),
-        "metrics.json": json.dumps(metrics, indent=2).encode(),
-        "prompts.json": json.dumps(by_prompt(tried, scores), indent=2).encode(),
-        "grid.png": png_bytes(grid),
-    }
-    folder = out.report(digest)
-    _publish(folder, files)
+    folder, grid = out.report(digest), sheet({sample.prompt: sample.pictures for sample in samples})
+    _publish(folder, report, grid, json.dumps(by_prompt(tried, scores), indent=2))
     tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
     tracker.image("grid", grid)
     out.publish_current("evaluation", folder, digest)
@@ -133,12 +126,14 @@ def _judge_name(config: Config, clip: ClipEncoder) -> str:
     return "the CLIP that conditions the model, which flatters it"
 
 
-def _publish(folder: str, files: Mapping[str, bytes]) -> None:
+def _publish(folder: str, report: Report, grid: Image.Image, prompts: str) -> None:
     with storage.draft_folder(folder) as scratch:
         draft = Path(scratch) / "report"
         draft.mkdir()
-        for name, data in files.items():
-            (draft / name).write_bytes(data)
+        (draft / "report.html").write_text(render(report), encoding="utf-8")
+        (draft / "metrics.json").write_text(json.dumps(report.metrics, indent=2))
+        (draft / "prompts.json").write_text(prompts)
+        (draft / "grid.png").write_bytes(png_bytes(grid))
         storage.publish_folder(draft, folder, "metrics.json")
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import lance
 import numpy as np
@@ -37,7 +36,7 @@ from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
-from clipgen_core.schema import TokenManifest, codes_schema, digest_of, tokens_schema
+from clipgen_core.schema import Part, TokenInputs, TokenManifest, codes_schema, digest_of, tokens_schema
 from clipgen_core.settings.tokens import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoint
@@ -93,7 +92,7 @@ def run(
         shards.leave_out(
             redundant_keys(out.duplicates(shards.embeddings.clip_key), config.exclude_duplicates)
         )
-    manifest, url = shards.publish(images, embeddings, vqgan, vqgan_digest, model, out)
+    manifest, url = shards.publish(shards.inputs(vqgan, vqgan_digest, model), images, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
         "codebook_perplexity": manifest.codebook_perplexity,
@@ -169,53 +168,43 @@ class _Shards:
         self.keys, self.code_rows = self.keys[kept], self.code_rows[kept]
         self.embedding_rows = self.embedding_rows[kept]
 
-    def publish(
-        self,
-        images: str,
-        embeddings: str,
-        vqgan: str,
-        vqgan_digest: str,
-        model: Vqgan,
-        out: storage.Storage,
-    ) -> tuple[TokenManifest, str]:
+    def inputs(self, vqgan: str, vqgan_digest: str, model: Vqgan) -> TokenInputs:
+        """What the shards are made from."""
+        return TokenInputs(
+            grid=model.config.grid,
+            codebook_size=model.config.quantizer.codebook_size,
+            embedding_dim=self.embeddings.dim,
+            views=self.config.views,
+            smallest_crop=self.config.smallest_crop,
+            exclude_duplicates=self.config.exclude_duplicates,
+            images_digest=digest_of_keys([self.keys]),
+            clip=self.embeddings.clip,
+            clip_key=self.embeddings.clip_key,
+            vqgan=vqgan,
+            vqgan_digest=vqgan_digest,
+            embeddings=self.embeddings.url,
+            embeddings_version=self.embeddings.version,
+        )
+
+    def publish(self, inputs: TokenInputs, images: str, out: storage.Storage) -> tuple[TokenManifest, str]:
         """Write the shards unless they exist; returns their manifest and URL."""
-        inputs: dict[str, Any] = {
-            "grid": model.config.grid,
-            "codebook_size": model.config.quantizer.codebook_size,
-            "embedding_dim": self.embeddings.dim,
-            "views": self.config.views,
-            "smallest_crop": self.config.smallest_crop,
-            "exclude_duplicates": self.config.exclude_duplicates,
-            "images_digest": digest_of_keys([self.keys]),
-            "clip": self.embeddings.clip,
-            "clip_key": self.embeddings.clip_key,
-            "vqgan": vqgan,
-            "vqgan_digest": vqgan_digest,
-            "embeddings": embeddings,
-            "embeddings_version": self.embeddings.version,
-        }
-        fingerprint = digest_of([inputs, self.config.rows_per_part])
-        url = out.tokens(vqgan_digest, self.embeddings.clip_key, fingerprint)
-        tag(embeddings, self.embeddings.version, f"tokens-{fingerprint}")
+        fingerprint = digest_of([inputs.model_dump(), self.config.rows_per_part])
+        url = out.tokens(inputs.vqgan_digest, inputs.clip_key, fingerprint)
+        tag(inputs.embeddings, inputs.embeddings_version, f"tokens-{fingerprint}")
         if storage.exists(f"{url}/{tokens.MANIFEST}"):
             return tokens.read_manifest(url), url
-        self.counts = torch.zeros(inputs["codebook_size"], dtype=torch.long)
+        self.counts = torch.zeros(inputs.codebook_size, dtype=torch.long)
         with storage.draft_folder(url) as scratch:
             draft = Path(scratch) / "tokens"
             draft.mkdir()
             held = held_out(self.keys)
-            splits = {"train": np.flatnonzero(~held), "validation": np.flatnonzero(held)}
-            parts = {
-                split: tuple(
-                    tokens.write_part(draft, f"part-{split}-{number:05d}.parquet", part)
-                    for number, part in enumerate(self.parts(rows, split))
-                )
-                for split, rows in splits.items()
-            }
+            train = self._write(draft, np.flatnonzero(~held), "train")
+            validation = self._write(draft, np.flatnonzero(held), "validation")
             usage, perplexity = usage_and_perplexity(self.counts)
             manifest = TokenManifest(
-                **inputs,
-                **parts,
+                **inputs.model_dump(),
+                train=train,
+                validation=validation,
                 images=images,
                 images_version=self.images.version,
                 codebook_usage=usage,
@@ -223,6 +212,12 @@ class _Shards:
             )
             tokens.publish(draft, manifest, url)
         return manifest, url
+
+    def _write(self, draft: Path, rows: np.ndarray, split: str) -> tuple[Part, ...]:
+        return tuple(
+            tokens.write_part(draft, f"part-{split}-{number:05d}.parquet", part)
+            for number, part in enumerate(self.parts(rows, split))
+        )
 
     def parts(self, rows: np.ndarray, split: str) -> Iterator[pa.Table]:
         """Tables of about `rows_per_part` rows, one row a view of an image."""
