@@ -1,4 +1,4 @@
-"""Commands that take pictures in, and say what is there."""
+"""Commands that ingest images and report what there is."""
 
 from typing import Annotated
 
@@ -11,60 +11,60 @@ from clipgen_core.storage import Storage, last_root
 
 @app.command(cls=Command)
 def embed(
-    folder: Annotated[str, typer.Argument(help="A folder of pictures, or an fsspec URL.")],
+    folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
     root: Root = None,
     clip: Annotated[
         str | None,
         typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default the last trained CLIP."),
     ] = None,
     retry_rejects: Annotated[
-        bool, typer.Option(help="Read files again that had unusable pictures before.")
+        bool, typer.Option(help="Read files again that had unusable images before.")
     ] = False,
 ) -> None:
-    """Take in a folder of pictures and embed those that are new."""
+    """Ingest a folder of images and embed those that are new."""
     from clipgen_core.stages import embeddings, images
     from clipgen_core.tracking import NullTracker
 
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
-    taken = images.run(
+    ingested = images.run(
         images.Config(retry_rejects=retry_rejects), source=folder, out=storage, tracker=NullTracker()
     )
-    made = embeddings.run(
-        embeddings.Config(), images=taken.table, clip=reference, out=storage, tracker=NullTracker()
+    embedded = embeddings.run(
+        embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
-    console.print(f"{taken.found} pictures found, {taken.added} new, {taken.total} in all")
-    for gone in taken.vanished:
+    console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
+    for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
-    for reason, count in sorted(taken.rejects.items()):
+    for reason, count in sorted(ingested.rejects.items()):
         console.print(f"{count} rejected: {reason} (see {storage.rejects})")
-    console.print(f"{made.embedded} embedded in {made.table}")
+    console.print(f"{embedded.embedded} embedded in {embedded.table}")
 
 
 @app.command(cls=Command)
 def plan(
-    folder: Annotated[str, typer.Argument(help="A folder of pictures, or an fsspec URL.")],
+    folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
     recipe: Annotated[
         str, typer.Option("--recipe", "--preset", help="demo, paper, b, l or xl: see the README.")
     ],
     clip: Annotated[
-        str | None, typer.Option(help="The CLIP to time; the shape of ViT-B/32 if none is named.")
+        str | None, typer.Option(help="The CLIP to time; the shape of ViT-B/32 by default.")
     ] = None,
 ) -> None:
-    """Say what a training on a folder would take here: pictures, disk, memory, hours. Writes nothing."""
+    """Estimate what training on a folder takes here: images, disk, memory, hours. Writes nothing."""
     from clipgen_core.plan import plan
     from clipgen_core.recipes import named
 
-    made = plan(folder, named(recipe), clip)
+    estimate = plan(folder, named(recipe), clip)
     console.print(
-        f"{made.files} files, about {made.pictures} pictures, {made.usable:.0%} usable, "
-        f"{made.mean_side:.0f} px a side; {made.device}"
+        f"{estimate.files} files, about {estimate.pictures} images, {estimate.usable:.0%} usable, "
+        f"{estimate.mean_side:.0f} px a side; {estimate.device}"
     )
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
-    for line in made.lines:
+    for line in estimate.lines:
         sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), f"{line.hours:.3g}")
-    total = sum(line.disk for line in made.lines), max(line.memory for line in made.lines)
-    sheet.add_row("in all", *map(gigabytes, total), f"{sum(line.hours for line in made.lines):.3g}")
+    total = sum(line.disk for line in estimate.lines), max(line.memory for line in estimate.lines)
+    sheet.add_row("in all", *map(gigabytes, total), f"{sum(line.hours for line in estimate.lines):.3g}")
     console.print(sheet)
 
 
@@ -74,7 +74,7 @@ def gigabytes(size: float) -> str:
 
 @app.command(cls=Command)
 def folders(root: Root = None) -> None:
-    """Show the top-level folders that pictures were taken from, and how many each has."""
+    """Show the top-level folders that images were ingested from, and how many each has."""
     from clipgen_core.data.tables import open_table, scan
 
     storage = Storage(root or last_root("embeddings"))
@@ -82,7 +82,7 @@ def folders(root: Root = None) -> None:
     for batch in scan(open_table(storage.images), ["folder"]):
         for folder in batch["folder"].to_pylist():
             counts[folder] = counts.get(folder, 0) + 1
-    sheet = Table(Column("folder", overflow="fold"), Column("pictures", justify="right"), box=None)
+    sheet = Table(Column("folder", overflow="fold"), Column("images", justify="right"), box=None)
     for folder, count in sorted(counts.items()):
         sheet.add_row(folder or "(none)", str(count))
     console.print(sheet)
@@ -92,13 +92,15 @@ def folders(root: Root = None) -> None:
 def prune(
     folder: Annotated[str, typer.Argument(help="A top-level folder of the source.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it, only say what would go.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
+    ] = False,
 ) -> None:
-    """Forget the pictures of a folder. Models that were trained on them keep working."""
+    """Forget the images of a folder. Models that were trained on them keep working."""
     from clipgen_core.data.prune import prune
 
     gone = prune(Storage(root), folder, dry_run=not yes)
-    verb = "are gone" if yes else "would go; repeat with --yes"
-    console.print(f"{gone.pictures} pictures of {folder} {verb}")
+    verb = "are removed" if yes else "would be removed; repeat with --yes"
+    console.print(f"{gone.pictures} images of {folder} {verb}")
     if gone.filed_elsewhere:
-        console.print(f"{gone.filed_elsewhere} also lie in other folders and stay")
+        console.print(f"{gone.filed_elsewhere} are in other folders too and stay")

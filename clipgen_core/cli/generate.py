@@ -1,4 +1,4 @@
-"""Commands that make pictures or look for them."""
+"""Commands that generate images or search for them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from clipgen_core.cli.options import (
     app,
     console,
     last_model,
-    read_picture,
+    read_image,
 )
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.sampling import Condition
@@ -24,30 +24,35 @@ from clipgen_core.storage import Storage, last_root
 
 @app.command(cls=Command)
 def generate(
-    prompt: Annotated[list[str], typer.Argument(help="What the pictures should show.")],
+    prompt: Annotated[list[str], typer.Argument(help="What the images should show.")],
     model: Model = None,
     root: Root = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Pictures for each prompt.")] = 4,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images for each prompt.")] = 4,
     seed: Seed = 0,
     output: Output = Path("out.png"),
-    guidance_scale: Annotated[float | None, typer.Option(help="Higher follows the prompt more.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Lower is safer, higher is varied.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest codes only.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Strength of guidance; higher follows the prompt more, 1 is off.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Lower is safer, higher is more varied.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from the k likeliest codes only; 0 for all.")
+    ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Pictures sampled for each one kept, ranked by CLIP.")
+        int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
     ] = None,
     condition: Annotated[
         Condition | None,
         typer.Option(
-            help="What stands for the prompt: its text embedding, that shifted, the mean of the nearest "
-            "image embeddings, or one of those for each candidate."
+            help="What stands for the prompt: its text embedding (text), that shifted by the difference of "
+            "the means (shifted), the mean of the nearest image embeddings (retrieval), or each of those in "
+            "turn (nearest)."
         ),
     ] = None,
     neighbours: Annotated[
-        int | None, typer.Option(help="How many of the nearest image embeddings are taken.")
+        int | None, typer.Option(help="How many nearest image embeddings are used.")
     ] = None,
 ) -> None:
-    """Generate pictures for one or more prompts: one row a prompt, the best first."""
+    """Generate images for one or more prompts: one row a prompt, the best first."""
     from clipgen_core.generation.generator import TextToImage
     from clipgen_core.progress import track
 
@@ -72,23 +77,23 @@ def generate(
 
 @app.command(cls=Command)
 def vary(
-    picture: Annotated[list[Path], typer.Argument(help="Picture files.")],
+    image: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Model = None,
     root: Root = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Variations of each picture.")] = 4,
+    n: Annotated[int, typer.Option("-n", min=1, help="Variations of each image.")] = 4,
     seed: Seed = 0,
     output: Output = Path("out.png"),
 ) -> None:
-    """Make variations of pictures: one row a picture, the likest first."""
+    """Generate variations of images: one row an image, those most like it first."""
     from clipgen_core.generation.generator import TextToImage
     from clipgen_core.progress import track
 
     _require_folder(output)
-    pictures = [read_picture(file) for file in picture]
+    images = [read_image(file) for file in image]
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.variations(pictures, n, seed, on_step=lambda _: meter.advance())
-    _write_sheet(rows, output, {"variations_of": [file.name for file in picture], "seed": seed})
+        rows = generator.variations(images, n, seed, on_step=lambda _: meter.advance())
+    _write_sheet(rows, output, {"variations_of": [file.name for file in image], "seed": seed})
 
 
 @app.command(cls=Command)
@@ -99,7 +104,7 @@ def ui(
             "--model",
             "-m",
             help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
-            "its candidate and the last local run, as far as there are any.",
+            "its candidate and the last local run, as far as they exist.",
         ),
     ] = None,
     root: Root = None,
@@ -109,7 +114,7 @@ def ui(
     port: Annotated[int, typer.Option(help="The port to listen at.")] = 7860,
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 32,
 ) -> None:
-    """Open a page to generate pictures, and variations of pictures, in the browser."""
+    """Open a page to generate images and variations of images in the browser."""
     from clipgen_core.serving.page import offered, serve
 
     serve(model or offered(root), host=host, port=port, waiting=waiting)
@@ -117,11 +122,11 @@ def ui(
 
 @app.command(cls=Command)
 def search(
-    query: Annotated[str, typer.Argument(help="A text, or a picture file.")],
+    query: Annotated[str, typer.Argument(help="A text, or an image file.")],
     root: Root = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many pictures to show.")] = 10,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many images to show.")] = 10,
 ) -> None:
-    """Show the pictures of the embedding table that are nearest to a text or to a picture."""
+    """Show the images of the embeddings table that are nearest to a text or to an image."""
     from clipgen_core.data.embeddings import EmbeddingTable
     from clipgen_core.data.tables import one_of, open_table
     from clipgen_core.models.clip import ClipEncoder
@@ -130,13 +135,13 @@ def search(
     table = EmbeddingTable(storage.current("embeddings", "search").path)
     clip = ClipEncoder(table.clip)
     if Path(query).is_file():
-        vector = clip.encode_images([read_picture(Path(query))])[0]
+        vector = clip.encode_images([read_image(Path(query))])[0]
     else:
         vector = clip.encode_texts([query])[0]
     found = table.nearest(vector, k)
     rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=one_of("id", found.ids))
     uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
-    sheet = Table("cosine", Column("picture", overflow="fold"), box=None)
+    sheet = Table("cosine", Column("image", overflow="fold"), box=None)
     for one, cosine in zip(found.ids, found.cosine, strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
@@ -144,13 +149,13 @@ def search(
 
 def _require_folder(output: Path) -> None:
     if not output.resolve().parent.is_dir():
-        raise ClipgenError(f"{output.parent} does not exist: make it, or choose another --output")
+        raise ClipgenError(f"{output.parent} does not exist: create it, or choose another --output")
     if output.suffix.lower() != ".png":
-        raise ClipgenError(f"{output} does not end in .png: the picture is written as PNG")
+        raise ClipgenError(f"{output} does not end in .png: images are written as PNG")
 
 
 def _write_sheet(rows: list[list[Any]], output: Path, parameters: dict[str, Any]) -> None:
-    """One row of pictures a request, as PNG that says how it was made."""
+    """Write one row of images a request, as a PNG file that says how it was generated."""
     from clipgen_core.data.pixels import grid, png_bytes, with_parameters
     from clipgen_core.storage import write_bytes
 

@@ -25,7 +25,7 @@ def import_vqgan(
     file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
 ) -> None:
-    """Make a published VQGAN the current one of a root; fine-tune it with vqgan.start_from."""
+    """Make a published VQGAN the current one of a root; to fine-tune it, set vqgan.start_from."""
     from clipgen_core.published import generator
 
     console.print(f"the VQGAN is at {generator.import_vqgan(kind, file, Storage(root))}")
@@ -40,7 +40,7 @@ def import_generator(
         str, typer.Option(help="The CLIP it was trained with.")
     ] = "hub:ViT-B-32-quickgelu/openai",
 ) -> None:
-    """Bring the public CLIP-GEN weights into a generator folder: 256 px, trained on MS-COCO."""
+    """Convert the public CLIP-GEN weights to a generator folder: 256 px, trained on MS-COCO."""
     from clipgen_core.published import generator
 
     generator.import_generator(vqgan, transformer, clip, output)
@@ -49,7 +49,7 @@ def import_generator(
 
 @app.command(cls=Command)
 def champions(root: Root = None, name: Name = "clip-gen") -> None:
-    """Show which versions of the registered model were champion, the one in use last."""
+    """Show which versions of the registered model were champion; the last one is in use."""
     sheet = Table("", "version", "instead of", "by", "at", box=None)
     for row in _registry(root, name).history():
         when = f"{row.at:%Y-%m-%d %H:%M} UTC"
@@ -59,27 +59,27 @@ def champions(root: Root = None, name: Name = "clip-gen") -> None:
 
 @app.command(cls=Command)
 def promote(
-    version: Annotated[str | None, typer.Argument(help="A version; the candidate if none is named.")] = None,
+    version: Annotated[str | None, typer.Argument(help="A version; by default the candidate.")] = None,
     root: Root = None,
     name: Name = "clip-gen",
 ) -> None:
-    """Make a version champion that passed every check against today's champion."""
-    made = _registry(root, name).promote(version)
-    console.print(f"{name}@champion is version {made.version} (before: {made.before or 'none'})")
+    """Make a version champion, if it passed every check against today's champion."""
+    promotion = _registry(root, name).promote(version)
+    console.print(f"{name}@champion is version {promotion.version} (before: {promotion.before or 'none'})")
 
 
 @app.command(cls=Command)
 def rollback(root: Root = None, name: Name = "clip-gen") -> None:
-    """Put the previous champion back; the two change places."""
-    made = _registry(root, name).rollback()
-    console.print(f"{name}@champion is version {made.version} again (before: {made.before})")
+    """Make the previous champion the champion again; the two change places."""
+    promotion = _registry(root, name).rollback()
+    console.print(f"{name}@champion is version {promotion.version} again (before: {promotion.before})")
 
 
 @app.command(cls=Command)
 def lineage(
     model: Annotated[str, typer.Argument(help="models:/clip-gen@champion, or models:/clip-gen/VERSION.")],
 ) -> None:
-    """Print the way from a registered model back to the pictures it was trained on."""
+    """Print what a registered model was made from, back to the images it was trained on."""
     from clipgen_core.registry.lineage import way_back
     from clipgen_core.tracking import describe
 

@@ -1,4 +1,4 @@
-"""What the commands share: the application, its options, and how bad input is said."""
+"""What the commands share: the application, its options, and how errors are shown."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,13 +34,13 @@ Model = Annotated[
     ),
 ]
 
-Seed = Annotated[int, typer.Option(help="The same seed gives the same pictures.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The picture to write.")]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.")]
 
 Name = Annotated[str, typer.Option("--name", help="The registered model.")]
 
 app = typer.Typer(
-    help="Text-to-image from unlabelled pictures (CLIP-GEN): embed, search, train, generate.",
+    help="Text-to-image from unlabelled images (CLIP-GEN): embed, search, train, generate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -61,10 +61,10 @@ def last_model(root: str | None) -> str:
     return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
 
 
-def read_picture(file: Path) -> Any:
+def read_image(file: Path) -> Any:
     from clipgen_core.data.pixels import Rejected, decode
 
     try:
         return decode(file.read_bytes()).image
     except (OSError, Rejected) as error:
-        raise ClipgenError(f"{file} is no usable picture ({error}): name another") from error
+        raise ClipgenError(f"{file} is no usable image ({error}): give another") from error

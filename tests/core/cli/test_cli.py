@@ -34,7 +34,7 @@ def test_vary_writes_a_row_a_picture(checkpoint: str, pictures: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert Image.open(out).size == (3 * 32 + 4, 2 * 32 + 2)
     result = runner.invoke(app, ["vary", str(tmp_path / "none.png"), "-m", checkpoint])
-    assert result.exit_code == 2 and "no usable picture" in result.output.replace("\n", " ")
+    assert result.exit_code == 2 and "no usable image" in result.output.replace("\n", " ")
 
 
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
     args = ["embed", str(source), "--root", str(tmp_path / "root"), "--clip", clip_reference]
     first, second = runner.invoke(app, args), runner.invoke(app, args)
     assert first.exit_code == 0, first.output
-    assert "25 pictures found, 24 new, 24 in all" in first.output
+    assert "25 images found, 24 new, 24 in all" in first.output
     assert "1 rejected: not_an_image" in first.output
-    assert "25 pictures found, 0 new" in second.output and "0 embedded" in second.output
+    assert "25 images found, 0 new" in second.output and "0 embedded" in second.output
 
 
 def test_names_with_brackets_are_printed_as_they_are(
@@ -99,9 +99,15 @@ def test_names_with_brackets_are_printed_as_they_are(
         (["generate", "x", "-o", "/no/such/folder/a.png"], "does not exist"),
         (["generate", "x", "-o", "a.jpg"], "does not end in .png"),
         (["generate", "x", "-m", "/no/such/model"], "there is no model at /no/such/model"),
-        (["generate", "x", "--root", "/no/such/root"], "there is no transformer under /no/such/root"),
+        (
+            ["generate", "x", "--root", "/no/such/root"],
+            "there is no transformer_checkpoint under /no/such/root",
+        ),
         (["generate", "x", "-m", "models:/clip-gen@candidate"], "set MLFLOW_TRACKING_URI"),
-        (["search", "x", "--root", "/no/such/root"], "materialise embeddings first"),
+        (
+            ["search", "x", "--root", "/no/such/root"],
+            "materialise clip_embeddings, or run `clipgen embed` first",
+        ),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "there is no model to show"),

@@ -56,10 +56,10 @@ def test_the_command_asks_for_yes(filled: Storage) -> None:
     shown = run(app, ["folders", "--root", filled.root]).output
     assert "a             2" in shown.replace("  (", " ") or "a" in shown
     assert (
-        "1 pictures of a would go; repeat with --yes"
+        "1 images of a would be removed; repeat with --yes"
         in run(app, ["prune", "a", "--root", filled.root]).output
     )
     assert len(column(filled.images, "id")) == 3
     done = run(app, ["prune", "a", "--root", filled.root, "--yes"]).output
-    assert "1 pictures of a are gone" in done and "1 also lie in other folders and stay" in done
+    assert "1 images of a are removed" in done and "1 are in other folders too and stay" in done
     assert run(app, ["prune", "zzz", "--root", filled.root]).exit_code == 2
