@@ -24,7 +24,7 @@ def main(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows there too.")] = None,
     layers: Annotated[int, typer.Option(help="Layers of the paper's 24, for less memory.")] = 6,
-    batch: Annotated[int, typer.Option(help="Pictures a training step.")] = 8,
+    batch: Annotated[int, typer.Option(help="Images a training step.")] = 8,
 ) -> None:
     """Time ours beside a baseline and print a table of ratios."""
     unknown = set(names or ()) - set(NAMES)

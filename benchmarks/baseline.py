@@ -1,5 +1,5 @@
 """The method as its public implementation does it (HFAiLab/clip-gen), written from its description:
-fp32, pictures encoded by VQGAN and CLIP on every step, the whole prefix computed again for every code.
+fp32, images encoded by VQGAN and CLIP on every step, the whole prefix computed again for every code.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Ways across the text-image gap, compared on prompts whose pictures no model has seen.
+"""Ways across the text-image gap, compared on prompts whose images no model has seen.
 
 Trains one transformer a way of training on the token shards of a root, generates for the same prompts
 with the same seeds under each way of conditioning, and scores with a CLIP that conditioned nothing.
@@ -68,7 +68,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Training steps of each transformer.")] = 400,
     recipe: str = "demo",
     candidates: int = 4,
-    seeds: Annotated[int, typer.Option(help="Pictures scored for each prompt.")] = 2,
+    seeds: Annotated[int, typer.Option(help="Images scored for each prompt.")] = 2,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
     """Print one table."""
@@ -98,7 +98,7 @@ def train(name: str, root: str, recipe: str, steps: int, texts: str) -> str:
 def pictures_of(
     checkpoint: str, condition: str, prompts: list[str], seeds: int, candidates: int
 ) -> list[list[Any]]:
-    """`seeds` pictures a prompt, each the best of `candidates` by the conditioning CLIP."""
+    """`seeds` images a prompt, each the best of `candidates` by the conditioning CLIP."""
     generator = TextToImage(read_parts(checkpoint))
     settings: dict[str, Any] = {"condition": condition, "candidates": candidates}
     rows = [generator.generate(prompts, seed=seed, **settings) for seed in range(seeds)]

@@ -1,4 +1,4 @@
-"""The token-shard reader: how many pictures a second it gives, and what memory it takes at any size."""
+"""The token-shard reader: how many images a second it gives, and what memory it takes at any size."""
 
 import hashlib
 import statistics
@@ -36,11 +36,11 @@ def loader(trainer_pictures_per_second: float) -> list[Row]:
     return [
         Row(
             "loader",
-            "pictures/s, loader / trainer",
+            "images/s, loader / trainer",
             speed / trainer_pictures_per_second,
             "x",
             ">= 20",
-            f"{speed:.0f} against {trainer_pictures_per_second:.1f} pictures/s",
+            f"{speed:.0f} against {trainer_pictures_per_second:.1f} images/s",
         ),
         Row(
             "loader",

@@ -1,7 +1,7 @@
 """The page under load. Run: python -m benchmarks.page [-m MODEL] [--users 16] [--json FILE]
 
 Starts `clipgen ui` as a process and asks it by many clients at once, each its own prompt and seed. Each one
-must get its own picture, the one that the generator makes alone, and be served in the order of asking.
+must get its own image, the one that the generator makes alone, and be served in the order of asking.
 """
 
 import json

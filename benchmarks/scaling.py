@@ -26,17 +26,17 @@ from clipgen_core.training import distributed
 from clipgen_core.training.losses import code_cross_entropy
 from clipgen_core.training.optim import adamw
 
-CODES, GRID, DIM, EACH = 256, 8, 256, 64  # the demo's shape; pictures a process and step
-FEW, MANY = 240, 960  # pictures embedded; the difference leaves out starting the workers
+CODES, GRID, DIM, EACH = 256, 8, 256, 64  # the demo's shape; images a process and step
+FEW, MANY = 240, 960  # images embedded; the difference leaves out starting the workers
 
 
 def scaling() -> list[Row]:
-    """Pictures a second with two workers against one."""
+    """Images a second with two workers against one."""
     speeds = [_training_speed(processes) for processes in (1, 2)]
-    detail = "DDP over gloo, {:.1f} and {:.1f} pictures/s, a core a process".format(*speeds)
+    detail = "DDP over gloo, {:.1f} and {:.1f} images/s, a core a process".format(*speeds)
     rows = [Row("scaling", "training, 2 processes / 1", speeds[1] / speeds[0], "x", "reported", detail)]
     speeds = [_embedding_speed(workers) for workers in (1, 2)]
-    detail = "Ray actors, {:.1f} and {:.1f} pictures/s, a core an actor".format(*speeds)
+    detail = "Ray actors, {:.1f} and {:.1f} images/s, a core an actor".format(*speeds)
     return [*rows, Row("scaling", "embedding, 2 workers / 1", speeds[1] / speeds[0], "x", "reported", detail)]
 
 
@@ -68,7 +68,7 @@ def _embedding_speed(workers: int) -> float:
 
 
 def main() -> None:
-    """One process: time a training step and, in the first process, print all processes' pictures a second."""
+    """One process: time a training step and, in the first process, print all processes' images a second."""
     torch.set_num_threads(1)
     distributed.start()
     model = Transformer(TRANSFORMERS["nano"], CODES, GRID, DIM)

@@ -1,4 +1,4 @@
-"""Taking in, embedding and searching pictures: speed beside plain loops, cost and memory against size."""
+"""Taking in, embedding and searching images: speed beside plain loops, cost and memory against size."""
 
 import functools
 import hashlib
@@ -49,7 +49,7 @@ def small_clip(folder: Path, **shape: Any) -> str:
 
 
 def embedding() -> list[Row]:
-    """From picture files to the embeddings table: against the model alone, and against plain loops."""
+    """From image files to the embeddings table: against the model alone, and against plain loops."""
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "photos"
         write_photos(source)
@@ -75,8 +75,8 @@ def embedding() -> list[Row]:
         ]
         mine, model, *plain_loops = in_turn(ours, bare, *loops, rounds=2)
     loop, one, loop_bf16, one_bf16 = ([t * PHOTOS / PLAIN for t in times] for times in plain_loops)
-    detail = f"{PHOTOS / statistics.median(mine):.1f} pictures/s of {PHOTO_SIZE}, batch {BATCH}"
-    plain, single = "open_clip + DataLoader", "open_clip, one picture at a time"
+    detail = f"{PHOTOS / statistics.median(mine):.1f} images/s of {PHOTO_SIZE}, batch {BATCH}"
+    plain, single = "open_clip + DataLoader", "open_clip, one image at a time"
     return [
         Row("embedding", "share of the bare model's speed", ratio(model, mine), "", ">= 0.90", detail),
         Row("embedding", f"{plain} / ours", ratio(loop, mine), "x", ">= 1", "fp32, its default"),
@@ -124,7 +124,7 @@ def rerun() -> list[Row]:
         for number in range(FILES):
             folder = source / str(number // 10_000)
             folder.mkdir(parents=True, exist_ok=True)
-            distinct = photos[number % len(photos)] + number.to_bytes(8, "big")  # after the picture's end
+            distinct = photos[number % len(photos)] + number.to_bytes(8, "big")  # after the image's end
             (folder / f"{number}.jpg").write_bytes(distinct)
 
         shape = {"vision_width": 192, "vision_layers": 6, "patch_size": 8, "image_size": 64}
@@ -149,7 +149,7 @@ def rerun() -> list[Row]:
 
 
 def growth() -> list[Row]:
-    """Ingest and embedding of 10 thousand to a million small pictures from Parquet: time and peak memory."""
+    """Ingest and embedding of 10 thousand to a million small images from Parquet: time and peak memory."""
     rows, peaks = [], []
     with tempfile.TemporaryDirectory() as scratch:
         shape = {"vision_width": 64, "vision_layers": 1, "patch_size": 16, "image_size": 32}
@@ -167,7 +167,7 @@ def growth() -> list[Row]:
                 **cost
             )
             per = 1e3 * (cost["ingest"] + cost["embedding"]) / size
-            rows.append(Row("growth", f"{size:,} pictures: ms a picture", per, "", "flat", detail))
+            rows.append(Row("growth", f"{size:,} images: ms an image", per, "", "flat", detail))
     change = f"{peaks[-1]:.0f} MB against {peaks[0]:.0f} MB"
     rows.append(Row("growth", "peak memory, largest / smallest", peaks[-1] / peaks[0], "x", "flat", change))
     return rows

@@ -35,7 +35,7 @@ def training(layers: int, batch: int) -> list[Row]:
     speed = operations / statistics.median(ours)
     reached = ratio([operations / s for s in ours], [2 * 2048**3 / s for s in best])
     detail = (
-        f"{layers} layers, batch {batch}, {batch / statistics.median(ours):.2f} pictures/s, "
+        f"{layers} layers, batch {batch}, {batch / statistics.median(ours):.2f} images/s, "
         f"{speed / 1e9:.0f} of {2 * 2048**3 / statistics.median(best) / 1e9:.0f} GFLOP/s"
     )
     return [Row("training", "share of the matmul peak", reached, "", ">= 0.65", detail)]
@@ -48,7 +48,7 @@ def pictures_per_second(layers: int, batch: int) -> float:
 
 
 def against_encoding(layers: int, batch: int) -> list[Row]:
-    """Pictures a second from stored codes against encoding them on every step."""
+    """Images a second from stored codes against encoding them on every step."""
     device = default_device()
     plain = PlainGpt(_shape(layers), CODES, T, DIM).to(device)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-4, betas=(0.9, 0.95), foreach=False)
@@ -63,9 +63,9 @@ def against_encoding(layers: int, batch: int) -> list[Row]:
     slow, fast = in_turn(baseline, ours, rounds=3)
     detail = (
         f"{layers} layers, batch {batch}: {batch / statistics.median(fast):.2f} against "
-        f"{batch / statistics.median(slow):.2f} pictures/s"
+        f"{batch / statistics.median(slow):.2f} images/s"
     )
-    return [Row("against_encoding", "pictures/s, ours / baseline", ratio(slow, fast), "x", ">= 10", detail)]
+    return [Row("against_encoding", "images/s, ours / baseline", ratio(slow, fast), "x", ">= 10", detail)]
 
 
 def sampling(layers: int, batch: int = 8) -> list[Row]:

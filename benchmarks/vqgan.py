@@ -1,4 +1,4 @@
-"""Encoding and decoding 256 px pictures by the `paper` VQGAN as the stages run it (channels last, in the
+"""Encoding and decoding 256 px images by the `paper` VQGAN as the stages run it (channels last, in the
 fast floating point) against the same network in fp32, channels first."""
 
 import statistics
@@ -27,7 +27,7 @@ def vqgan(batch: int) -> list[Row]:
     slow_times, fast_times = in_turn(lambda: plain.decode(plain.encode(pictures)), fast, rounds=3)
     detail = (
         f"batch {batch}: {batch / statistics.median(fast_times):.2f} against "
-        f"{batch / statistics.median(slow_times):.2f} pictures/s"
+        f"{batch / statistics.median(slow_times):.2f} images/s"
     )
     return [
         Row(
