@@ -14,12 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from fsspec.core import url_to_fs
+from fsspec import core
 from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
 from clipgen_core.schema import Frozen, digest_of
 
 DEFAULT_ROOT = ".clipgen/default"
@@ -151,6 +152,17 @@ def last_root(stage: str) -> str:
     pointers = Path(DEFAULT_ROOT).parent.glob(f"*/current/{stage}.json")
     newest = max(pointers, key=lambda pointer: pointer.stat().st_mtime, default=None)
     return str(newest.parents[1]) if newest else DEFAULT_ROOT
+
+
+def url_to_fs(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem for a URL, and the path on it.
+
+    Raises:
+        ClipgenError: the package for such URLs is not installed.
+    """
+    with needed_for(url):
+        filesystem, path = core.url_to_fs(url)
+    return filesystem, path
 
 
 def is_local(url: str) -> bool:

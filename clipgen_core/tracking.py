@@ -9,12 +9,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
 
 EXPERIMENT = "clip-gen"
 LOCAL_FOLDER = ".clipgen/mlflow"
@@ -122,6 +124,19 @@ def default_uri(local_folder: str = LOCAL_FOLDER) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or local
 
 
+def require_store(uri: str) -> None:
+    """A server needs MLflow's client only, which is always installed.
+
+    Raises:
+        ClipgenError: the URI names a database, and MLflow itself is not installed.
+    """
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if uri.startswith(tuple(DATABASE_ENGINES)):
+        with needed_for(f"MLflow at {without_password(uri)}"):
+            version("mlflow")
+
+
 def mlflow_client(tracking_uri: str) -> Any:
     """A client of an MLflow that answers.
 
@@ -130,6 +145,7 @@ def mlflow_client(tracking_uri: str) -> Any:
     """
     from mlflow import MlflowClient
 
+    require_store(tracking_uri)
     try:
         if tracking_uri.startswith("sqlite:///"):
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
@@ -159,6 +175,7 @@ def download_registered(model_uri: str) -> Path:
 
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(registry_uri())
+    require_store(mlflow.get_tracking_uri())
     try:
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
     except Exception as error:

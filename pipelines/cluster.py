@@ -9,6 +9,8 @@ from typing import Any
 
 import dagster as dg
 
+from clipgen_core.extras import needed_for
+
 GPU = "nvidia.com/gpu"
 
 
@@ -24,11 +26,13 @@ def executor() -> dg.ExecutorDefinition:
     if name == "in-process":
         return dg.in_process_executor
     if name == "kubernetes":
-        from dagster_k8s import k8s_job_executor
+        with needed_for("CLIPGEN_EXECUTOR=kubernetes"):
+            from dagster_k8s import k8s_job_executor
 
         return k8s_job_executor
     if name == "ray":
-        from dagster_ray import ray_executor
+        with needed_for("CLIPGEN_EXECUTOR=ray"):
+            from dagster_ray import ray_executor
 
         return ray_executor
     raise dg.DagsterInvalidDefinitionError(

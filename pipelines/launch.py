@@ -15,6 +15,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
 from clipgen_core.train import train
@@ -66,12 +67,10 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
 def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> None:
     """Workers on the cluster that RAY_ADDRESS names. When one is lost, all start again from the newest
     checkpoint; an error that would come again is not tried again."""
-    try:
+    with needed_for("training on Ray"):
         import ray
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchTrainer
-    except ImportError as error:
-        raise dg.Failure("training on Ray needs Ray: install clipgen with the extra [ray]") from error
 
     environment = {"MLFLOW_TRACKING_URI": mlflow, **logs.for_children()}
 

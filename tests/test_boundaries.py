@@ -18,6 +18,11 @@ def test_the_core_loads_no_dagster() -> None:
     assert not modules & {"dagster", "pipelines", "mlflow"}
 
 
+def test_the_public_face_loads_torch_on_first_use_only() -> None:
+    assert "torch" not in loaded_by("import clipgen_core\nassert clipgen_core.__version__")
+    assert "torch" in loaded_by("from clipgen_core import ClipgenError, TextToImage")
+
+
 def test_loading_the_definitions_loads_no_torch() -> None:
     code = "from pipelines.definitions import defs\nassert defs().resolve_all_asset_specs()"
     modules = loaded_by(code)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.training.interrupt import Interrupted
 
@@ -51,7 +52,8 @@ class Command(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with needed_for(f"`clipgen {self.name}`"):
+                return super().invoke(ctx)
         except ClipgenError as error:
             errors.print(Text("error:", style="bold red"), str(error))
             raise typer.Exit(STOPPED if isinstance(error, Interrupted) else BAD_INPUT) from None

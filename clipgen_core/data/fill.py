@@ -15,7 +15,7 @@ import pyarrow as pa
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.data.tables import create_table, find_table, open_table, scan, scan_keys, upsert
-from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
 from clipgen_core.progress import track
 from clipgen_core.settings.compute import ComputeConfig
 
@@ -104,10 +104,8 @@ def _on_ray(
     filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray], compute: ComputeConfig
 ) -> Iterator[int]:
     """Blocks as rows of a Ray data set; an actor that dies is replaced and its block done again."""
-    try:
+    with needed_for("compute.on: ray"):
         import ray
-    except ImportError as error:
-        raise ClipgenError("compute on Ray needs Ray: install clipgen with the extra [ray]") from error
 
     class Actor:  # made anew on each worker
         def __init__(self) -> None:

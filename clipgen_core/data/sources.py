@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.storage import retried, stamp
+from clipgen_core.storage import retried, stamp, url_to_fs
 
 IN_TAR = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)  # others are labels
 IN_PARQUET = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
 
 FEATURES, LOGITS = "2048", "logits_unbiased"
 BATCH = 32
@@ -22,10 +23,8 @@ class Inception:
     """
 
     def __init__(self, weights: str) -> None:
-        try:
+        with needed_for("Inception"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as error:
-            raise ClipgenError("Inception needs torch-fidelity: pip install 'clipgen[inception]'") from error
         try:
             torch.load(weights, weights_only=True)  # the extractor itself would run any pickle
             self.network = FeatureExtractorInceptionV3(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clipgen_core.device import default_device, fast_dtype
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
 from clipgen_core.storage import local_copy
 
 HUB, LOCAL = "hub:", "local-dir:"
@@ -125,7 +126,10 @@ def _load(reference: str) -> tuple[nn.Module, Any, Any]:
     logging.getLogger().addFilter(_drop_open_clip_chatter)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-        tokenizer = open_clip.get_tokenizer(name)
+        with needed_for(f"the tokenizer of {reference}"):
+            tokenizer = open_clip.get_tokenizer(name)
+    except ClipgenError:
+        raise
     except Exception as error:
         if pretrained:
             raise ClipgenError(

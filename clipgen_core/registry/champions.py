@@ -9,6 +9,7 @@ import datetime
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 from clipgen_core import storage
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import base_packages
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.registry.lineage import lineage
@@ -29,21 +31,6 @@ CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
 EXAMPLE = ["a red heart"]
 PARAMS = ("candidates", "guidance_scale", "temperature")  # of sampling, that a request may set
 JUDGED_AGAINST = "judged_against"
-MODEL_NEEDS = (
-    "torch",
-    "torchvision",
-    "open_clip_torch",
-    "vector-quantize-pytorch",
-    "pylance",
-    "pyarrow",
-    "fsspec",
-    "tenacity",
-    "pydantic",
-    "safetensors",
-    "pillow",
-    "numpy",
-    "rich",
-)
 
 
 def _description(metrics: Mapping[str, float]) -> str:
@@ -82,10 +69,8 @@ def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker, 
 
 
 def requirements() -> list[str]:
-    """What a registered model needs to run, at the versions of this environment."""
-    from importlib.metadata import version
-
-    return [f"{package}=={version(package)}" for package in MODEL_NEEDS]
+    """What a registered model needs to run, at the versions of this environment; MLflow adds itself."""
+    return [f"{package}=={version_of(package)}" for package in base_packages() if package != "mlflow-skinny"]
 
 
 class Evaluated(Protocol):

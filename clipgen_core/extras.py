@@ -1,0 +1,65 @@
+"""What this package declares of others: its base dependencies, and the extra that brings an optional one.
+
+Reads the installed metadata, so that pyproject.toml is the only list.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, requires
+
+from clipgen_core.errors import ClipgenError
+
+DISTRIBUTION = "clipgen"
+OURS = ("clipgen_core", "pipelines")
+PACKAGES = {"sklearn": "scikit-learn"}  # modules that are named otherwise than their package
+REQUIREMENT = re.compile(r'([\w.-]+)[^;]*(?:;.*extra == "(\w+)")?')
+
+
+@contextmanager
+def needed_for(purpose: str) -> Iterator[None]:
+    """Say a missing package, on entering which imports may fail, in one sentence.
+
+    Args:
+        purpose: what needs the package; the sentence's subject, e.g. "compute.on: ray".
+
+    Raises:
+        ClipgenError: a package is not installed; names the extra that brings it.
+    """
+    try:
+        yield
+    except ImportError as error:
+        module = _missing_module(error)
+        if module is None or module in OURS:
+            raise
+        package = PACKAGES.get(module, module.replace("_", "-"))
+        extra = _extra_of(package)
+        install = f"'{DISTRIBUTION}[{extra}]'" if extra else package
+        raise ClipgenError(
+            f"{purpose} needs {package}, which is not installed: pip install {install}"
+        ) from error
+
+
+def base_packages() -> list[str]:
+    """The packages that every installation brings: what using a model needs."""
+    return [package for package, extra in _declared() if extra is None]
+
+
+def _missing_module(error: BaseException | None) -> str | None:
+    """The top-level module at the root of an import error; fsspec, for one, raises another from it."""
+    while error and not (isinstance(error, ModuleNotFoundError) and error.name):
+        error = error.__cause__
+    return error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
+
+
+def _extra_of(package: str) -> str | None:
+    try:
+        return next((extra for name, extra in _declared() if name == package), None)
+    except PackageNotFoundError:  # the code came alone, with a registered model
+        return None
+
+
+def _declared() -> list[tuple[str, str | None]]:
+    """Packages as pyproject.toml names them, with the extra that brings each, None for the base."""
+    found = (REQUIREMENT.match(line) for line in requires(DISTRIBUTION) or ())
+    return [(one[1], one[2]) for one in found if one]
