@@ -33,6 +33,7 @@ class Result:
 
 def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> Result:
     """Look up the pictures that have not been yet."""
+    tracker.params({"config": config.model_dump()})
     source = open_table(embeddings)
     url = out.duplicates(source.schema.metadata[b"clip_key"].decode())
     filling = Filling(
@@ -44,10 +45,11 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
         columns=("id", "folder", "vector"),
     )
     make = functools.partial(Neighbours, embeddings, source.version)
-    looked_up, _ = fill(filling, make, config.compute, "near-duplicates")
+    looked_up, speed = fill(filling, make, config.compute, "near-duplicates")
     pairs = open_table(url).count_rows(f"cosine >= {config.threshold}")
     redundant = len(redundant_keys(url, config.threshold))
-    tracker.metrics({"near_duplicate_pairs": pairs, "redundant": redundant}, step=0)
+    counts = {"looked_up": looked_up, "near_duplicate_pairs": pairs, "redundant": redundant}
+    tracker.metrics(counts | {"pictures_per_second": speed}, step=0)
     return Result(table=url, looked_up=looked_up, pairs=pairs, redundant=redundant)
 
 

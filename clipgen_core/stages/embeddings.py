@@ -47,6 +47,7 @@ def run(
     config: Config, *, images: str, clip: str, out: Storage, tracker: Tracker, folder: str | None = None
 ) -> Result:
     """Embed what is not embedded yet, of one top-level folder if given, committing block by block."""
+    tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size)
@@ -55,7 +56,8 @@ def run(
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)
     table = open_table(url)
-    tracker.metrics({"embedded": embedded, "pictures_per_second": speed}, step=0)
+    counts = {"embeddings": table.count_rows(), "embedded": embedded, "dimension": encoder.dim}
+    tracker.metrics(counts | {"pictures_per_second": speed}, step=0)
     digest = digest_of([encoder.key, table.version])
     out.publish_current("embeddings", url, digest)
     return Result(

@@ -71,6 +71,7 @@ def run(
     Args:
         champion: the generator in use, as `TextToImage.from_pretrained` takes it.
     """
+    tracker.params({"config": config.model_dump(), "prompts": prompts})
     known = read_prompts(prompts, config.pictures)
     generator = TextToImage(read_parts(transformer))
     rival = TextToImage.from_pretrained(champion) if champion else None

@@ -70,6 +70,7 @@ class Result:
 
 def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: str | None = None) -> Result:
     """Read what is new or changed under `source`, or under one of its top-level folders."""
+    tracker.params({"config": config.model_dump()})
     opened = Source(source)
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
@@ -82,6 +83,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
             taking.add(outcome)
             meter.advance(0 if outcome.ends else 1)
         taking.commit()
+        speed = meter.rate
     if not taking.found and folder is None:
         raise ClipgenError(f"the source folder {source} is empty: put pictures into it")
     images = open_table(out.images)
@@ -101,7 +103,9 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         vanished=vanished,
         listings={name: listing.hex for name, listing in taking.listings.items()},
     )
-    tracker.metrics({"images": result.total, "reject_share": result.reject_share}, step=0)
+    counts = {"images": result.total, "images_found": result.found, "images_added": result.added}
+    counts |= {f"rejects/{reason}": count for reason, count in result.rejects.items()}
+    tracker.metrics({**counts, "reject_share": result.reject_share, "pictures_per_second": speed}, step=0)
     return result
 
 

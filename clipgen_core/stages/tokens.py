@@ -65,6 +65,7 @@ def run(
     tracker: Tracker,
 ) -> Result:
     """Code the pictures that have no codes yet, and publish shards of them all."""
+    tracker.params({"config": config.model_dump()})
     model = load_vqgan(vqgan)
     vqgan_digest = digest_of(read_config(vqgan))
     codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
@@ -81,7 +82,8 @@ def run(
         "codebook_usage": manifest.codebook_usage,
         "codebook_perplexity": manifest.codebook_perplexity,
     }
-    tracker.metrics(usage, step=0)
+    counts = {"rows": manifest.rows, "parts": len(manifest.train) + len(manifest.validation), "coded": coded}
+    tracker.metrics(usage | counts | {"pictures_per_second": speed}, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
     return Result(shards=url, manifest=manifest, digest=digest, coded=coded, pictures_per_second=speed)
