@@ -1,7 +1,11 @@
-"""A stage's result as Dagster metadata: figures, digests, pictures and curves."""
+"""A stage's result as Dagster shows it: figures, previews, curves and checks.
+
+Knows Markdown and Dagster's types; knows nothing of what the figures mean.
+"""
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -9,6 +13,7 @@ import dagster as dg
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from clipgen_core.judging.checks import Verdict
     from clipgen_core.training.loop import Fitted
 
 PREVIEW_WIDTH = 1024
@@ -24,7 +29,12 @@ def picture(image: "Image") -> dg.MarkdownMetadataValue:
 
 
 def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValue:
-    """A figure over the training steps."""
+    """A figure over the training steps.
+
+    Args:
+        history: One row per logged step, each with `step`.
+        name: The figure; rows without it are left out.
+    """
     from matplotlib.figure import Figure
 
     points = [(row["step"], row[name]) for row in history if name in row]
@@ -38,9 +48,8 @@ def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValu
 
 
 def fitted(result: "Fitted") -> dict[str, Any]:
-    """What every training has to show."""
+    """Metadata of every training: its last metrics, its images and its loss."""
     return {
-        "checkpoint": dg.MetadataValue.path(result.checkpoint),
         "images_per_second": round(result.images_per_second, 2),
         "loss": curve(result.history, "loss"),
         **{name: round(value, 4) for name, value in result.metrics.items()},
@@ -49,7 +58,21 @@ def fitted(result: "Fitted") -> dict[str, Any]:
 
 
 def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
+    """One check of an asset, with the figures that it looked at."""
     return dg.AssetCheckResult(check_name=name, passed=passed, metadata=figures)
+
+
+def verdicts(judged: "Sequence[Verdict]") -> list[dg.AssetCheckResult]:
+    """An evaluation's checks as Dagster's; a failed one says why in its description."""
+    return [
+        dg.AssetCheckResult(
+            check_name=one.name,
+            passed=one.passed,
+            metadata=one.figures,
+            description=None if one.passed else one.reason,
+        )
+        for one in judged
+    ]
 
 
 def _inline(png: bytes) -> dg.MarkdownMetadataValue:

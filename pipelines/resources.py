@@ -51,10 +51,6 @@ class PicturesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             raise dg.Failure("no pictures are named: set resources.pictures.config.source, or CLIPGEN_SOURCE")
         return self.source
 
-    def clip_under(self, out: "Storage") -> str:
-        """The reference of the CLIP."""
-        return out.current("clip", "clip_embeddings").path if self.clip == TRAINED else self.clip
-
 
 class RecipeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The named configuration that fills every stage: see clipgen_core.recipes."""
@@ -89,9 +85,18 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def run(
         self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
     ) -> Iterator["MlflowTracker"]:
-        """An MLflow run named after the asset, tagged with the Dagster run and what it was made from."""
+        """One MLflow run for one materialisation, named after the asset.
+
+        Its tags name the Dagster run, the partition and what the asset is made from.
+
+        Args:
+            context: The context of the asset.
+            upstream: The digest, or else the address, of each input by its name.
+        """
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
+        if context.assets_def.partitions_def:
+            tags["dagster.partition"] = context.partition_key
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
@@ -100,17 +105,25 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             with logs.bound(**ids):
                 yield tracker
 
-    def links(self, tracker: "MlflowTracker", **artifacts: str) -> dict[str, dg.MetadataValue[Any]]:
-        """Web addresses of the run and of some of its artifacts; none where MLflow is a local file.
+    def links(self, tracker: "MlflowTracker", **artifacts: str) -> dict[str, Any]:
+        """Metadata that leads from a materialisation to its MLflow run.
 
-        CLIPGEN_MLFLOW_PAGE says where people open MLflow, if not at the tracking URI.
+        Args:
+            tracker: The run.
+            **artifacts: Files of the run that get a link of their own, by the name of the metadata.
+
+        Returns:
+            The run's id as `mlflow_run`. Where MLflow has web pages also their addresses: the run's as
+            `mlflow`, and those of `artifacts`. CLIPGEN_MLFLOW_PAGE says where people open MLflow, if not at
+            the tracking URI.
         """
         from clipgen_core.tracking import without_password
 
+        run_id = {"mlflow_run": tracker.run_id}
         page = os.environ.get("CLIPGEN_MLFLOW_PAGE") or without_password(self.uri)
         if not page.startswith("http"):
-            return {}
+            return run_id
         experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
         run = f"{page.rstrip('/')}/#/experiments/{experiment}/runs/{tracker.run_id}"
         addresses = {"mlflow": run} | {name: f"{run}/artifacts/{file}" for name, file in artifacts.items()}
-        return {name: dg.MetadataValue.url(address) for name, address in addresses.items()}
+        return run_id | {name: dg.MetadataValue.url(address) for name, address in addresses.items()}

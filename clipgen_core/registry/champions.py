@@ -1,4 +1,7 @@
-"""The model registry: registering, promoting, rolling back.
+"""The model registry: registering, marking with a judgement, promoting, rolling back.
+
+Knows versions, their tags and their aliases; knows nothing of how a generator is trained or judged. A
+checkpoint is registered once, however often it is judged: its version has the tags of the last judgement.
 
 Versions live in MLflow; which of them is champion is decided by `{root}/champions.lance`, a table with one
 row a promotion, because MLflow's aliases know no compare-and-set: of two promotions that were judged against
@@ -10,12 +13,11 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version as version_of
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from clipgen_core import storage
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import base_packages
@@ -31,12 +33,14 @@ CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
 EXAMPLE = ["a red heart"]
 PARAMS = ("candidates", "guidance_scale", "temperature")  # of sampling, that a request may set
 JUDGED_AGAINST = "judged_against"
+CONDITIONING = "the conditioning CLIP"
+SCORE, CHECK = "score.", "check."  # tags of a judgement
 
 
-def _description(metrics: Mapping[str, float]) -> str:
-    """The headline figures as a Markdown table, for MLflow's page of the version."""
+def _description(metrics: Mapping[str, float], judge: str) -> str:
+    """The headline metrics as a Markdown table, for MLflow's page of the version."""
     lines = [
-        "| prompts | CLIP score | recall@5 | real pictures: CLIP score | recall@5 |",
+        "| prompts | CLIP score | recall@5 | real images: CLIP score | recall@5 |",
         "|---|---|---|---|---|",
     ]
     for split in (name.removesuffix("/prompts") for name in metrics if name.endswith("/prompts")):
@@ -46,11 +50,20 @@ def _description(metrics: Mapping[str, float]) -> str:
             for score in ("clip_score", "recall@5")
         ]
         lines.append("| " + " | ".join([split, *(f"{metrics[key]:.3f}" for key in keys)]) + " |")
-    return "\n".join([*lines, "", "The report is an artifact of the run."])
+    return "\n".join([*lines, "", f"Scored by {judge}. The tag `report` says where the report is."])
 
 
-def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker, name: str) -> str:
-    """The signature comes from the types of `predict` and from the example's parameters, the defaults."""
+def _tags(judged: "Evaluated") -> dict[str, str]:
+    """The scores and checks of a judgement as tags of a version."""
+    scores = {f"{SCORE}{name.replace('@', '_at_')}": f"{v:.6g}" for name, v in judged.metrics.items()}
+    return scores | {
+        f"{CHECK}{one.name}": "passed" if one.passed else f"failed: {one.reason}" for one in judged.verdicts
+    }
+
+
+def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker) -> str:
+    """The logged model's URI. The signature comes from the types of `predict` and from the example's
+    parameters, the defaults."""
     import mlflow
 
     package = Path(__file__).parents[1]
@@ -62,10 +75,9 @@ def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker, 
             artifacts={"generator": str(generator)},
             code_paths=[str(package)],
             pip_requirements=requirements(),
-            registered_model_name=name,
             input_example=(EXAMPLE, params),
         )
-    return str(logged.registered_model_version)
+    return str(logged.model_uri)
 
 
 def requirements() -> list[str]:
@@ -74,13 +86,16 @@ def requirements() -> list[str]:
 
 
 class Evaluated(Protocol):
-    """What an evaluation left: where its report is, and its figures."""
+    """What an evaluation left: where its report is, its metrics and its checks."""
 
     @property
     def report(self) -> str: ...
 
     @property
     def metrics(self) -> dict[str, float]: ...
+
+    @property
+    def verdicts(self) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True)
@@ -126,37 +141,68 @@ class Registry:
         mlflow.set_tracking_uri(self.client.tracking_uri)
         return f"models:/{self.name}/{version}"
 
-    def register(self, transformer: str, result: Evaluated, tracker: MlflowTracker) -> str:
-        """Register a judged generator, self-contained, as the candidate.
+    def register(self, transformer: str, tracker: MlflowTracker) -> str:
+        """Register a generator, self-contained; once only.
+
+        A version that was registered from the same checkpoint is returned, and nothing is copied. A new
+        version has no judgement: `mark` gives it one, and makes it the candidate.
 
         Models from code: MLflow stores `registered_model.py` as text and runs it when loading; no Python
         object is pickled.
 
+        Args:
+            transformer: The URL of a transformer checkpoint.
+            tracker: The MLflow run that gets the model's files, if they are not registered yet.
+
         Returns:
-            Its version.
+            The version.
         """
+        import mlflow
+
         parts = read_parts(transformer)
-        report = storage.local_copy(result.report)
-        tracker.file(report)
+        tags = {key: value for key, value in lineage(parts).items() if key != "configuration"}
+        version = self._registered(tags["transformer"], tags["transformer_digest"])
+        if version:
+            return version
         with tempfile.TemporaryDirectory() as scratch:
             copy_parts(parts, Path(scratch) / "generator")
             params = {"seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
-            version = _log_model(Path(scratch) / "generator", params, tracker, self.name)
-        tags = {key: value for key, value in lineage(parts).items() if key != "configuration"}
-        tags |= {f"score.{key.replace('@', '_at_')}": f"{v:.6g}" for key, v in result.metrics.items()}
-        tags |= {"mlflow_run": tracker.run_id, "report": f"runs:/{tracker.run_id}/{report.name}"}
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, version, key, value)
-        self.client.update_model_version(self.name, version, _description(result.metrics))
-        self.client.set_registered_model_alias(self.name, CANDIDATE, version)
-        return version
+            model = _log_model(Path(scratch) / "generator", params, tracker)
+        return str(mlflow.register_model(model, self.name, tags=tags).version)
 
-    def mark(self, version: str, verdicts: list[Verdict], judged_against: str | None) -> None:
-        """Tag a version with what the checks said, and with the champion it was compared to."""
-        for verdict in verdicts:
-            said = "passed" if verdict.passed else f"failed: {verdict.reason}"
-            self.client.set_model_version_tag(self.name, version, f"check.{verdict.name}", said)
-        self.client.set_model_version_tag(self.name, version, JUDGED_AGAINST, judged_against or "none")
+    def _registered(self, transformer: str, digest: str) -> str | None:
+        """The newest version that was registered from this checkpoint."""
+        same = self.client.search_model_versions(
+            f"name = '{self.name}' and tags.transformer_digest = '{digest}'"
+        )
+        versions = [int(one.version) for one in same if one.tags.get("transformer") == transformer]
+        return str(max(versions)) if versions else None
+
+    def mark(
+        self, version: str, judged: Evaluated, *, judge: str | None, judged_against: str | None, run_id: str
+    ) -> None:
+        """Write a judgement on a version, in place of an earlier one; the version becomes the candidate.
+
+        Until all of it is written the version counts as not judged, so that `promote` never acts on a part.
+
+        Args:
+            version: The judged version.
+            judged: The metrics, the checks and the report.
+            judge: The CLIP that computed the scores; None for the one that conditions the model.
+            judged_against: The version that was champion, None if there was none.
+            run_id: The MLflow run that has the report among its artifacts.
+        """
+        judge = judge or CONDITIONING
+        report = f"runs:/{run_id}/{PurePosixPath(judged.report).name}"
+        tags = _tags(judged) | {"judge": judge, "mlflow_run": run_id, "report": report}
+        before = self.client.get_model_version(self.name, version).tags
+        earlier = {key for key in before if key.startswith((SCORE, CHECK))} - tags.keys()
+        for key in [JUDGED_AGAINST, *earlier] if JUDGED_AGAINST in before else earlier:
+            self.client.delete_model_version_tag(self.name, version, key)
+        for key, value in (tags | {JUDGED_AGAINST: judged_against or "none"}).items():
+            self.client.set_model_version_tag(self.name, version, key, value)
+        self.client.update_model_version(self.name, version, _description(judged.metrics, judge))
+        self.client.set_registered_model_alias(self.name, CANDIDATE, version)
 
     def promote(self, version: str | None = None) -> Promotion:
         """Make a judged version the champion; by default the candidate.
@@ -164,10 +210,10 @@ class Registry:
         Raises:
             ClipgenError: it failed a check, was never judged, or not against today's champion.
         """
-        wanted = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
-        found = find_version(self.client, f"models:/{wanted}")
-        version, tags, history = str(found.version), found.tags, self.history()
-        failed = {k: v for k, v in tags.items() if k.startswith("check.") and v != "passed"}
+        name = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
+        registered = find_version(self.client, f"models:/{name}")
+        version, tags, history = str(registered.version), registered.tags, self.history()
+        failed = {k: v for k, v in tags.items() if k.startswith(CHECK) and v != "passed"}
         if failed:
             (check, said), *_ = failed.items()
             raise ClipgenError(f"{self.name} version {version} is not promoted: {check} {said}")

@@ -1,4 +1,7 @@
-"""The way back from a generator to the pictures it was trained on."""
+"""The way back from a generator to the images it was trained on.
+
+Knows what checkpoints and manifests record of their inputs; knows nothing of MLflow.
+"""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +15,7 @@ from clipgen_core.training.checkpoint import Checkpoint
 
 
 def lineage(parts: Parts) -> dict[str, str]:
-    """What the generator was made from, for the report and the registry's tags."""
+    """What the generator was made from: for the report, and as tags of a registered version."""
     checkpoint = Checkpoint(parts.transformer)
     provenance, codes = checkpoint.provenance, checkpoint.codes
     return {
@@ -34,7 +37,7 @@ def lineage(parts: Parts) -> dict[str, str]:
 
 
 class Step(NamedTuple):
-    """One thing a model was made from. there: whether it is still where it was."""
+    """One input of a model. there: whether it is still available at its address."""
 
     name: str
     where: str
@@ -43,7 +46,7 @@ class Step(NamedTuple):
 
 
 def way_back(tags: Mapping[str, str]) -> list[Step]:
-    """From the transformer to the pictures, by the tags of a registered version."""
+    """The inputs from the transformer back to the images, by the tags of a registered version."""
     steps = [
         Step(name, tags.get(name, ""), tags.get(f"{name}_digest", ""), storage.exists(tags.get(name, "")))
         for name in ("transformer", "vqgan")
@@ -53,6 +56,6 @@ def way_back(tags: Mapping[str, str]) -> list[Step]:
     steps.append(Step("clip", clip, tags.get("clip_key", ""), local == clip or storage.exists(local)))
     for name in ("embeddings", "images"):
         url, version = tags.get(name, ""), tags.get(f"{name}_version", "")
-        known = bool(url) and version.isdigit() and find_table(url, int(version)) is not None
-        steps.append(Step(name, f"{url} @ version {version}", tags.get(f"{name}_digest", ""), known))
+        there = bool(url) and version.isdigit() and find_table(url, int(version)) is not None
+        steps.append(Step(name, f"{url} @ version {version}", tags.get(f"{name}_digest", ""), there))
     return steps

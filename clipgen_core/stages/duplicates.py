@@ -47,6 +47,7 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
         out: the root that gets the table of near-duplicates.
         tracker: gets the counts.
     """
+    tracker.params({"config": config.model_dump()})
     source = EmbeddingTable(embeddings)
     url = out.duplicates(source.clip_key)
     filling = Filling(
@@ -58,10 +59,11 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
         columns=("id", "folder", "vector"),
     )
     make = functools.partial(Neighbours, embeddings, source.version)
-    looked_up, _ = fill(filling, make, config.compute, "near-duplicates")
+    looked_up, speed = fill(filling, make, config.compute, "near-duplicates")
     pairs = open_table(url).count_rows(f"cosine >= {config.threshold}")
     redundant = len(redundant_keys(url, config.threshold))
-    tracker.metrics({"near_duplicate_pairs": pairs, "redundant": redundant}, step=0)
+    counts = {"looked_up": looked_up, "near_duplicate_pairs": pairs, "redundant": redundant}
+    tracker.metrics(counts | {"images_per_second": speed}, step=0)
     return Result(table=url, looked_up=looked_up, pairs=pairs, redundant=redundant)
 
 

@@ -61,6 +61,7 @@ def run(
     Raises:
         ClipgenError: the CLIP or the images table is not available.
     """
+    tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size)
@@ -69,7 +70,8 @@ def run(
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)
     table = open_table(url)
-    tracker.metrics({"embedded": embedded, "images_per_second": speed}, step=0)
+    counts = {"embeddings": table.count_rows(), "embedded": embedded, "dimension": encoder.dim}
+    tracker.metrics(counts | {"images_per_second": speed}, step=0)
     digest = digest_of([encoder.key, table.version])
     out.publish_current("embeddings", url, digest)
     return Result(

@@ -86,6 +86,7 @@ def run(
     Raises:
         ClipgenError: the prompts cannot be used, or a model is not available.
     """
+    tracker.params({"config": config.model_dump(), "prompts": prompts})
     all_prompts = read_prompts(prompts, config.pictures)
     generator = TextToImage(read_parts(transformer))
     in_use = TextToImage.from_pretrained(champion) if champion else None

@@ -73,13 +73,14 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     Raises:
         ClipgenError: the source is empty, holds no usable image, or no longer has the folder.
     """
+    tracker.params({"config": config.model_dump()})
     opened = Source(source)
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
     create_table(out.images, IMAGES)
     ingest = _Ingest(config, out, opened)
-    ingest.read(folder)
+    speed = ingest.read(folder)
     if not ingest.found and folder is None:
         raise ClipgenError(f"the source folder {source} is empty: put images into it")
     images = open_table(out.images)
@@ -99,7 +100,9 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         vanished=vanished,
         listings={name: listing.hex for name, listing in ingest.listings.items()},
     )
-    tracker.metrics({"images": result.total, "reject_share": result.reject_share}, step=0)
+    counts = {"images": result.total, "images_found": result.found, "images_added": result.added}
+    counts |= {f"rejects/{reason}": count for reason, count in result.rejects.items()}
+    tracker.metrics({**counts, "reject_share": result.reject_share, "images_per_second": speed}, step=0)
     return result
 
 
@@ -148,14 +151,15 @@ class _Ingest:
     added: int = 0
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
-    def read(self, folder: str | None) -> None:
-        """Read, examine and commit what is new or has changed."""
+    def read(self, folder: str | None) -> float:
+        """Read, examine and commit what is new or has changed; returns images per second."""
         readers = self.config.readers
         with track("images", None, "images") as meter:
             for outcome in bounded_map(self.examine, self.unread(folder), readers, 4 * readers):
                 self.add(outcome)
                 meter.advance(0 if outcome.ends else 1)
             self.commit()
+            return meter.rate
 
     def unread(self, folder: str | None) -> Iterator[Task]:
         """The images of files that are new or have changed; the others are counted from the record."""

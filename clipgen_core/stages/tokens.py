@@ -79,6 +79,7 @@ def run(
     Raises:
         ClipgenError: an image has no embedding, or the VQGAN is not available.
     """
+    tracker.params({"config": config.model_dump()})
     model = load_vqgan(vqgan)
     vqgan_digest = Checkpoint(vqgan).provenance.digest
     codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
@@ -97,7 +98,12 @@ def run(
         "codebook_usage": manifest.codebook_usage,
         "codebook_perplexity": manifest.codebook_perplexity,
     }
-    tracker.metrics(usage, step=0)
+    counts = {
+        "rows": manifest.rows,
+        "parts": len(manifest.train) + len(manifest.validation),
+        "encoded": encoded,
+    }
+    tracker.metrics(usage | counts | {"images_per_second": speed}, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
     return Result(shards=url, manifest=manifest, digest=digest, encoded=encoded, images_per_second=speed)

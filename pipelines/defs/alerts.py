@@ -1,4 +1,7 @@
-"""A failed run is told to a webhook: switch the sensor on, and name the hook in CLIPGEN_WEBHOOK."""
+"""The sensor that reports a failed run to a webhook: switch it on, and name the hook in CLIPGEN_WEBHOOK.
+
+Knows the hook's format; knows nothing of why a run failed beyond the error's text.
+"""
 
 import json
 import os

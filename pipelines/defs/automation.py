@@ -1,6 +1,7 @@
 """What runs by itself: new and changed folders as they come, stale ones every night.
 
-Both start switched off; CLIPGEN_SOURCE names the pictures (or the resource `pictures` does).
+Both start switched off; CLIPGEN_SOURCE names the source (or the resource `pictures` does).
+Knows folders, partitions and when they were materialised; knows nothing of what a run does with an image.
 """
 
 import json
@@ -13,12 +14,12 @@ from pipelines.defs.jobs import new_pictures
 from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale, usable
 from pipelines.resources import PicturesResource
 
-AT_ONCE = 50  # runs asked for by one tick; the next tick asks for the rest
+AT_ONCE = 50  # runs requested by one tick; the next tick requests the rest
 
 
 @dg.sensor(job=new_pictures, minimum_interval_seconds=60)
 def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource) -> dg.SensorResult:
-    """Ask for a run for each top-level folder that is new or whose files have changed.
+    """Request a run for each top-level folder that is new or whose files have changed.
 
     The cursor keeps each folder's listing, and the times of its directories where the store has them: a
     folder in which no file came or went is not listed again (a file overwritten in place is found by the

@@ -1,3 +1,8 @@
+"""The asset `clip_checkpoint`: a small CLIP of one's own.
+
+Knows the stage's settings and results; knows nothing of how a CLIP is trained, nor of who uses it.
+"""
+
 import dagster as dg
 from pydantic import Field
 
@@ -6,6 +11,7 @@ from pipelines.cluster import node
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact
 
 
 class ClipCheckpointConfig(TrainingConfig):
@@ -26,7 +32,7 @@ def clip_checkpoint(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """A small CLIP from captioned pictures, only where no public one fits; open_clip's local-dir format."""
+    """A small CLIP trained on captioned images, where no public CLIP fits; open_clip's local-dir format."""
     from clipgen_core.stages import clip
 
     stage, out = recipe.stage("clip", config.all_overrides()), storage.open()
@@ -35,12 +41,11 @@ def clip_checkpoint(
         result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)
     return dg.MaterializeResult(
         metadata={
-            "clip": result.clip,
-            "clip_key": result.clip_key,
+            **artefact(out, result.clip, result.clip_key),
+            **mlflow.links(tracker),
             "images": result.images,
             "captions": result.captions,
-            "mlflow_run": tracker.run_id,
-            **mlflow.links(tracker),
+            "checkpoint": dg.MetadataValue.path(result.fitted.checkpoint),
             **report.fitted(result.fitted),
         },
         data_version=dg.DataVersion(result.clip_key),

@@ -1,9 +1,15 @@
+"""The asset `near_duplicates`: for each image the other one that looks most like it.
+
+Knows the stage's settings and results; knows nothing of how neighbours are searched.
+"""
+
 import dagster as dg
 
 from pipelines import report
 from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig
-from pipelines.resources import RecipeResource, StorageResource
+from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 
 @dg.asset(
@@ -14,19 +20,24 @@ from pipelines.resources import RecipeResource, StorageResource
     automation_condition=WHEN_FRESH,
 )
 def near_duplicates(
-    config: StageConfig, storage: StorageResource, recipe: RecipeResource
+    context: dg.AssetExecutionContext,
+    config: StageConfig,
+    storage: StorageResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The nearest other picture of each picture; `exclude_duplicates` of token_shards leaves them out."""
+    """The nearest other image of each image; `exclude_duplicates` of token_shards leaves them out."""
     from clipgen_core.stages import duplicates
-    from clipgen_core.tracking import NullTracker
 
     stage, out = recipe.stage("duplicates", config.all_overrides()), storage.open()
-    embeddings = out.current("embeddings", "near_duplicates")
-    result = duplicates.run(stage, embeddings=embeddings.path, out=out, tracker=NullTracker())
+    embeddings = upstream(context, out, "embeddings")
+    with mlflow.run(context, {"embeddings": embeddings.digest}) as tracker:
+        result = duplicates.run(stage, embeddings=embeddings.path, out=out, tracker=tracker)
     shown = duplicates.preview(result.table, out.images, stage.threshold)
     return dg.MaterializeResult(
         metadata={
-            "table": dg.MetadataValue.path(result.table),
+            **artefact(out, result.table, embeddings.digest),
+            **mlflow.links(tracker),
             "looked_up": result.looked_up,
             "pairs": result.pairs,
             "redundant": result.redundant,

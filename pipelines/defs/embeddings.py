@@ -1,10 +1,16 @@
+"""The asset `clip_embeddings`: one CLIP embedding per image, in a Lance table, by top-level folder.
+
+Knows the stage's settings, results and partitions; knows nothing of models or tables.
+"""
+
 import dagster as dg
 
 from pipelines import report
 from pipelines.cluster import node
 from pipelines.config import StageConfig
 from pipelines.partitions import FOLDERS, folder_of, record_all
-from pipelines.resources import PicturesResource, RecipeResource, StorageResource
+from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 
 @dg.asset(
@@ -23,27 +29,25 @@ def clip_embeddings(
     storage: StorageResource,
     pictures: PicturesResource,
     recipe: RecipeResource,
+    mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """One L2-normalised CLIP image embedding a picture; pictures embedded before are not embedded again."""
-    from clipgen_core.data.tables import count, open_table
+    """One L2-normalised CLIP embedding per image; images that have one are not embedded again."""
+    from clipgen_core.data.keys import digest_of_keys
+    from clipgen_core.data.tables import count, open_table, scan_keys
     from clipgen_core.stages import embeddings
-    from clipgen_core.tracking import NullTracker
 
-    out = storage.open()
-    folder = folder_of(context.partition_key)
-    result = embeddings.run(
-        recipe.stage("embeddings", config.all_overrides()),
-        images=out.images,
-        clip=pictures.clip_under(out),
-        out=out,
-        tracker=NullTracker(),
-        folder=folder,
-    )
+    out, folder = storage.open(), folder_of(context.partition_key)
+    clip = upstream(context, out, "clip").path if pictures.clip == TRAINED else pictures.clip
+    stage = recipe.stage("embeddings", config.all_overrides())
+    images_digest = digest_of_keys(scan_keys(open_table(out.images)))
+    with mlflow.run(context, {"images": images_digest, "clip": clip}) as tracker:
+        result = embeddings.run(stage, images=out.images, clip=clip, out=out, tracker=tracker, folder=folder)
     record_all(context)
     rows, images = (count(open_table(url), folder) for url in (result.table, out.images))
     return dg.MaterializeResult(
         metadata={
-            "table": dg.MetadataValue.path(result.table),
+            **artefact(out, result.table, result.digest),
+            **mlflow.links(tracker),
             "lance_version": result.version,
             "dagster/row_count": result.total,
             "embedded": result.embedded,

@@ -1,3 +1,9 @@
+"""The assets `evaluation_report` and `champion`: judge the trained generator, register it, promote it.
+
+Knows the stage's settings, results and checks, and in which order a generator is judged, registered and
+marked; knows nothing of how scores are computed or where the registry keeps them.
+"""
+
 import os
 
 import dagster as dg
@@ -8,6 +14,7 @@ from pipelines.cluster import node
 from pipelines.conditions import when_updated
 from pipelines.config import StageConfig
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 TRAINED = "trained:"
 CHECKS = ("enough_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
@@ -55,12 +62,13 @@ def evaluation_report(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """A page of pictures and scores beside the champion's; the generator becomes clip-gen@candidate."""
+    """A report with images and scores beside the champion's; the generator becomes clip-gen@candidate."""
+    from clipgen_core.registry.champions import CONDITIONING
     from clipgen_core.stages import evaluation
-    from clipgen_core.storage import Storage
+    from clipgen_core.storage import Storage, local_copy
 
     out = storage.open()
-    transformer = out.current("transformer", "evaluation_report")
+    transformer = upstream(context, out, "transformer")
     judge = config.judge
     if judge and judge.startswith(TRAINED):
         judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
@@ -77,29 +85,23 @@ def evaluation_report(
             tracker=tracker,
             champion=versions.uri(champion) if champion else None,
         )
-        version = versions.register(transformer.path, result, tracker)
-        versions.mark(version, result.verdicts, champion)
+        tracker.file(local_copy(result.report))
+        version = versions.register(transformer.path, tracker)
+        versions.mark(version, result, judge=stage.judge, judged_against=champion, run_id=tracker.run_id)
     return dg.MaterializeResult(
         metadata={
+            **artefact(out, result.report, result.digest),
             "report": dg.MetadataValue.path(result.report),
             **mlflow.links(tracker, report_page="report.html"),
             "model": f"models:/{versions.name}/{version}",
             "model_version": version,
             "compared_with": f"version {champion}" if champion else "none",
-            "mlflow_run": tracker.run_id,
+            "judge": stage.judge or CONDITIONING,
             "grid": report.picture(result.grid),
             **{name: round(value, 4) for name, value in result.metrics.items()},
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=[
-            dg.AssetCheckResult(
-                check_name=one.name,
-                passed=one.passed,
-                metadata=one.figures,
-                description=None if one.passed else one.reason,
-            )
-            for one in result.verdicts
-        ],
+        check_results=report.verdicts(result.verdicts),
     )
 
 

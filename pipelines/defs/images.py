@@ -1,10 +1,16 @@
+"""The asset `raw_images`: the images of the source, in a Lance table, by top-level folder.
+
+Knows the stage's settings, results and partitions; knows nothing of file formats or tables.
+"""
+
 import dagster as dg
 from pydantic import Field
 
 from pipelines import report
 from pipelines.config import StageConfig
 from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
-from pipelines.resources import PicturesResource, RecipeResource, StorageResource
+from pipelines.resources import MlflowResource, PicturesResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact
 
 
 class RawImagesConfig(StageConfig):
@@ -24,30 +30,27 @@ def raw_images(
     storage: StorageResource,
     pictures: PicturesResource,
     recipe: RecipeResource,
+    mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Every distinct picture of the source, one row each; rejects are listed with their reason."""
+    """Every distinct image of the source, one row each; rejects are listed with their reason."""
     from clipgen_core.stages import images
-    from clipgen_core.tracking import NullTracker
 
-    result = images.run(
-        recipe.stage("images", config.all_overrides()),
-        source=pictures.require_source(),
-        out=storage.open(),
-        tracker=NullTracker(),
-        folder=folder_of(context.partition_key),
-    )
+    out, source, folder = storage.open(), pictures.require_source(), folder_of(context.partition_key)
+    stage = recipe.stage("images", config.all_overrides())
+    with mlflow.run(context, {"source": source}) as tracker:
+        result = images.run(stage, source=source, out=out, tracker=tracker, folder=folder)
     record_folders(context, result.listings)
     listings = {key_of(folder): listing for folder, listing in result.listings.items()}
     share = result.reject_share
     return dg.MaterializeResult(
         metadata={
-            "table": dg.MetadataValue.path(result.table),
+            **artefact(out, result.table, result.digest),
+            **mlflow.links(tracker),
             "dagster/row_count": result.total,
-            "pictures_found": result.found,
-            "pictures_added": result.added,
+            "images_found": result.found,
+            "images_added": result.added,
             "rejects": result.rejects,
             "vanished_folders": list(result.vanished),
-            "digest": result.digest,
             LISTING: listings.get(context.partition_key, result.digest),
             "preview": report.picture(images.preview(result.table)),
         },

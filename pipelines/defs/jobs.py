@@ -1,4 +1,7 @@
-"""The pipeline's public jobs."""
+"""The pipeline's public jobs: what is run together, by name.
+
+Knows the names of assets and the partition that stands for the whole source; knows nothing of what assets do.
+"""
 
 import dagster as dg
 
@@ -17,7 +20,7 @@ clip_gen = dg.define_asset_job(
         "champion",
     ],
     tags={"dagster/partition": ALL},
-    description="From a folder of pictures to an evaluated, registered and promoted text-to-image model.",
+    description="From a folder of images to an evaluated, registered and promoted text-to-image model.",
 )
 
 new_pictures = dg.define_asset_job(
@@ -41,5 +44,5 @@ evaluation = dg.define_asset_job(
 clip_training = dg.define_asset_job(
     "clip_training",
     selection=["clip_checkpoint"],
-    description="Train a small CLIP on captioned pictures, where no public CLIP fits.",
+    description="Train a small CLIP on captioned images, where no public CLIP fits.",
 )

@@ -1,3 +1,8 @@
+"""The resources and the executor of all jobs, by the environment of the code location.
+
+Knows the environment variables and their defaults; knows nothing of what assets do with the resources.
+"""
+
 import os
 
 import dagster as dg

@@ -1,9 +1,15 @@
+"""The asset `token_shards`: images as discrete codes, which the transformer is trained on.
+
+Knows the stage's settings and results; knows nothing of VQGANs or of the shards' format.
+"""
+
 import dagster as dg
 
 from pipelines.cluster import node
 from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig
-from pipelines.resources import RecipeResource, StorageResource
+from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 
 @dg.asset(
@@ -20,27 +26,32 @@ def token_shards(
     config: StageConfig,
     storage: StorageResource,
     recipe: RecipeResource,
+    mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """Every picture as codes beside its embedding, in Parquet parts with a checked manifest."""
+    """The codes of every image beside its embedding, in Parquet files that a manifest lists and checks."""
     from clipgen_core.stages import tokens
-    from clipgen_core.tracking import NullTracker
 
     out = storage.open()
-    result = tokens.run(
-        recipe.stage("tokens", config.all_overrides()),
-        images=out.images,
-        embeddings=out.current("embeddings", "token_shards").path,
-        vqgan=out.current("vqgan", "token_shards").path,
-        out=out,
-        tracker=NullTracker(),
-    )
+    embeddings, vqgan = (upstream(context, out, name) for name in ("embeddings", "vqgan"))
+    stage = recipe.stage("tokens", config.all_overrides())
+    with mlflow.run(context, {"embeddings": embeddings.digest, "vqgan": vqgan.digest}) as tracker:
+        result = tokens.run(
+            stage,
+            images=out.images,
+            embeddings=embeddings.path,
+            vqgan=vqgan.path,
+            out=out,
+            tracker=tracker,
+        )
+        tracker.tags({"upstream.images": result.manifest.images_digest})
     manifest = result.manifest
     return dg.MaterializeResult(
         metadata={
-            "shards": dg.MetadataValue.path(result.shards),
+            **artefact(out, result.shards, result.digest),
+            **mlflow.links(tracker),
             "dagster/row_count": manifest.rows,
             "parts": len(manifest.train) + len(manifest.validation),
-            "codes_per_picture": manifest.grid**2,
+            "codes_per_image": manifest.grid**2,
             "codebook_usage": manifest.codebook_usage,
             "codebook_perplexity": manifest.codebook_perplexity,
             "images_digest": manifest.images_digest,

@@ -1,3 +1,8 @@
+"""The asset `transformer_checkpoint`: the model that generates codes from a CLIP embedding.
+
+Knows the stage's settings, results and when it is worth training again; knows nothing of how it is trained.
+"""
+
 import math
 
 import dagster as dg
@@ -9,6 +14,7 @@ from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 
 class TransformerCheckpointConfig(TrainingConfig):
@@ -34,12 +40,12 @@ def transformer_checkpoint(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The transformer that writes codes from a CLIP embedding."""
+    """The transformer that generates codes from a CLIP embedding."""
     from clipgen_core.data.tokens import read_manifest
     from clipgen_core.stages import transformer
 
     out = storage.open()
-    shards = out.current("tokens", "transformer_checkpoint")
+    shards = upstream(context, out, "tokens")
     manifest = read_manifest(shards.path)
     stage = recipe.stage("transformer", config.all_overrides())
     with mlflow.run(context, {"tokens": shards.digest}) as tracker:
@@ -48,11 +54,10 @@ def transformer_checkpoint(
     loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
     return dg.MaterializeResult(
         metadata={
-            "digest": result.digest,
+            **artefact(out, result.checkpoint, result.digest),
+            **mlflow.links(tracker),
             "parameters": result.parameters,
             TRAINED_ON: manifest.rows,
-            "mlflow_run": tracker.run_id,
-            **mlflow.links(tracker),
             "validation_curve": report.curve(result.fitted.history, "validation_loss"),
             **transformer.upstream_tags(manifest),
             **report.fitted(result.fitted),

@@ -1,3 +1,8 @@
+"""The asset `table_upkeep`, its job and its weekly schedule: compact the Lance tables.
+
+Knows how long old versions are kept; knows nothing of how tables are compacted.
+"""
+
 from datetime import timedelta
 
 import dagster as dg

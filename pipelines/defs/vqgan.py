@@ -1,3 +1,8 @@
+"""The asset `vqgan_checkpoint`: the model that turns images into codes and back.
+
+Knows the stage's settings, results and when it is worth training again; knows nothing of how it is trained.
+"""
+
 import dagster as dg
 from pydantic import Field
 
@@ -7,6 +12,7 @@ from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
+from pipelines.upstream import artefact, upstream
 
 
 class VqganCheckpointConfig(TrainingConfig):
@@ -30,12 +36,12 @@ def vqgan_checkpoint(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """The VQGAN that turns pictures into a grid of discrete codes and back."""
+    """The VQGAN that turns images into a grid of discrete codes and back."""
     from clipgen_core.data.tables import open_table
     from clipgen_core.stages import vqgan
 
     out = storage.open()
-    table = out.current("embeddings", "vqgan_checkpoint")
+    table = upstream(context, out, "embeddings")
     clip = open_table(table.path).schema.metadata[b"clip"].decode()
     stage = recipe.stage("vqgan", config.all_overrides())
     with mlflow.run(context, {"embeddings": table.digest}) as tracker:
@@ -44,10 +50,9 @@ def vqgan_checkpoint(
     usage = result.fitted.metrics["codebook_usage"]
     return dg.MaterializeResult(
         metadata={
-            "digest": result.digest,
-            TRAINED_ON: open_table(out.images).count_rows(),
-            "mlflow_run": tracker.run_id,
+            **artefact(out, result.checkpoint, result.digest),
             **mlflow.links(tracker),
+            TRAINED_ON: open_table(out.images).count_rows(),
             "psnr_curve": report.curve(result.fitted.history, "psnr"),
             **report.fitted(result.fitted),
         },

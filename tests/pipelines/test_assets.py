@@ -35,6 +35,17 @@ TINY = recipes.Recipe(
 )
 
 
+FIGURES = {  # of each stage, in MLflow
+    "raw_images": {"images", "images_added", "reject_share", "images_per_second"},
+    "clip_embeddings": {"embeddings", "embedded", "images_per_second"},
+    "near_duplicates": {"looked_up", "near_duplicate_pairs", "redundant"},
+    "vqgan_checkpoint": {"loss", "psnr"},
+    "token_shards": {"rows", "codebook_usage", "codebook_perplexity", "images_per_second"},
+    "transformer_checkpoint": {"loss", "validation_loss"},
+    "evaluation_report": {"train/generated/clip_score"},
+}
+
+
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
@@ -98,6 +109,16 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert run.data.tags["dagster.run_id"] == result.run_id
     assert run.data.tags["upstream.images"] == made["raw_images"].metadata["digest"].value
     assert run.data.tags["upstream.vqgan"] == made["vqgan_checkpoint"].metadata["digest"].value
+    for name, figures in FIGURES.items():
+        run = client.get_run(made[name].metadata["mlflow_run"].value)
+        assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+        assert figures <= run.data.metrics.keys(), name
+        assert [one for one in run.data.params if one.startswith("config.")], name
+        partition = "all folders" if name in ("raw_images", "clip_embeddings") else None
+        assert run.data.tags.get("dagster.partition") == partition
+    shards = client.get_run(made["token_shards"].metadata["mlflow_run"].value).data
+    assert shards.metrics["codebook_usage"] == made["token_shards"].metadata["codebook_usage"].value
+    assert shards.tags["upstream.images"] == made["raw_images"].metadata["digest"].value
     version = client.get_model_version_by_alias("clip-gen", "candidate")
     assert str(version.version) == made["evaluation_report"].metadata["model_version"].value
     assert Path(str(made["evaluation_report"].metadata["report"].value)).is_file()
@@ -114,6 +135,11 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     page = Path(str(event.step_materialization_data.materialization.metadata["report"].value)).read_text()
     assert "which did not condition the model" in page
     assert "The champion is models:/clip-gen/1" in page
+    (version,) = client.search_model_versions("name = 'clip-gen'")  # judged again, not registered again
+    again_run = event.step_materialization_data.materialization.metadata["mlflow_run"].value
+    tags = client.get_model_version("clip-gen", str(version.version)).tags
+    assert tags["report"] == f"runs:/{again_run}/report.html" and tags["judged_against"] == "1"
+    assert tags["judge"].startswith("local-dir:")
 
 
 @pytest.mark.slow
@@ -136,11 +162,13 @@ def test_a_failed_check_keeps_the_champion(
     assert bad.check_name == "enough_prompts" and bad.description == "4 prompts, 1000 needed"
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
+    tags = client.get_model_version("clip-gen", "1").tags
+    assert tags["check.enough_prompts"] == "failed: 4 prompts, 1000 needed"
     assert evaluate().success
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")  # of this process; the asset has its own
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert evaluate().success  # the same again: no worse than the champion
-    assert client.get_registered_model("clip-gen").aliases == {"candidate": 3, "champion": 3, "previous": 2}
+    assert client.get_registered_model("clip-gen").aliases == {"candidate": 1, "champion": 1}
 
 
 def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: str, tmp_path: Path) -> None:
@@ -162,6 +190,16 @@ def test_too_many_rejects_stop_what_comes_after(pictures: Path, clip_reference: 
     (check,) = result.get_asset_check_evaluations()
     assert not check.passed and check.metadata["share"].value == 0.25
     assert not (tmp_path / "root" / "embeddings").exists()
+    (event,) = result.get_asset_materialization_events()
+    run_id = event.step_materialization_data.materialization.metadata["mlflow_run"].value
+    metrics = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db").get_run(run_id).data.metrics
+    assert {
+        "images": 3,
+        "images_found": 4,
+        "images_added": 3,
+        "reject_share": 0.25,
+    }.items() <= metrics.items()
+    assert metrics["rejects/not_an_image"] == 1
     del asked["ops"]["evaluation_report"]
     asked["ops"]["raw_images"]["config"]["max_reject_share"] = 0.3
     assert execute("clip_gen", asked, asset_selection=selection).success

@@ -43,6 +43,7 @@ class World:
                 "storage": {"config": {"root": str(self.root)}},
                 "pictures": {"config": pictures},
                 "recipe": {"config": {"name": "tiny"}},
+                "mlflow": {"config": {"local_folder": str(self.root.parent / "mlflow")}},
             }
         }
 

@@ -3,12 +3,14 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,19 @@ from clipgen_core.tracking import describe, mlflow_client, mlflow_run
 from tests.conftest import answers, free_port, wait_for
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An evaluation as the registry sees it."""
+
+    verdicts: list[Verdict]
+    metrics: dict[str, float] = field(default_factory=dict)
+    report: str = "/reports/1/report.html"
+
+
+def mark(registry: Registry, version: str, verdicts: list[Verdict], judged_against: str | None) -> None:
+    registry.mark(version, Judged(verdicts), judge=None, judged_against=judged_against, run_id="1")
 
 
 @pytest.fixture
@@ -57,19 +72,20 @@ def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Stora
     registry = versions(tracking_uri, storage, 3)
     with pytest.raises(ClipgenError, match="no other champion"):
         registry.rollback()
-    registry.mark("1", GOOD, None)
-    assert registry.promote("1").before == "" and aliases(registry) == {"champion": "1"}
-    registry.mark("2", GOOD, "1")
+    mark(registry, "1", GOOD, None)
+    assert registry.promote().before == ""
+    assert aliases(registry) == {"candidate": "1", "champion": "1"}
+    mark(registry, "2", GOOD, "1")
     assert registry.promote("2").before == "1"
-    assert aliases(registry) == {"champion": "2", "previous": "1"}
+    assert aliases(registry) == {"candidate": "2", "champion": "2", "previous": "1"}
     assert registry.promote("2").number == 2  # it is champion already
-    registry.mark("3", GOOD, "1")
+    mark(registry, "3", GOOD, "1")
     with pytest.raises(ClipgenError, match="compared with version 1, but the champion is 2 now"):
         registry.promote("3")
     runner = CliRunner()
     done = runner.invoke(app, ["rollback", "--root", storage.root])
     assert done.exit_code == 0 and "version 1 again" in done.output
-    assert aliases(registry) == {"champion": "1", "previous": "2"}
+    assert aliases(registry) == {"candidate": "3", "champion": "1", "previous": "2"}
     assert runner.invoke(app, ["promote", "3", "--root", storage.root]).exit_code == 0
     shown = runner.invoke(app, ["champions", "--root", storage.root]).output
     assert [row.version for row in registry.history()] == ["1", "2", "1", "3"]
@@ -84,10 +100,10 @@ def test_a_failed_check_or_none_at_all_is_not_promoted(tracking_uri: str, storag
         registry.promote()
     with pytest.raises(ClipgenError, match="the registry has no models:/clip-gen/9"):
         registry.promote("9")
-    registry.mark("1", [*GOOD, Verdict("not_memorised", False, {}, "0.90 of the pictures copy")], None)
+    mark(registry, "1", [*GOOD, Verdict("not_memorised", False, {}, "0.90 of the pictures copy")], None)
     with pytest.raises(ClipgenError, match=r"check.not_memorised failed: 0.90 of the pictures"):
         registry.promote("1")
-    assert registry.champion() is None and aliases(registry) == {}
+    assert registry.champion() is None and aliases(registry) == {"candidate": "1"}
 
 
 def race(uri: str, root: str, version: str, at: float) -> str:
@@ -102,21 +118,19 @@ def race(uri: str, root: str, version: str, at: float) -> str:
 @pytest.mark.slow
 def test_of_promotions_at_once_one_wins_and_the_alias_is_on_it(tracking_uri: str, storage: Storage) -> None:
     registry = versions(tracking_uri, storage, 5)
-    registry.mark("1", GOOD, None)
+    mark(registry, "1", GOOD, None)
     registry.promote("1")
     rivals = ["2", "3", "4", "5"]
     for version in rivals:
-        registry.mark(version, GOOD, "1")
+        mark(registry, version, GOOD, "1")
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         at = time.time() + 15
         asked = [pool.submit(race, tracking_uri, storage.root, version, at) for version in rivals]
         said = [one.result() for one in asked]
     winners = [one.removeprefix("won ") for one in said if one.startswith("won")]
     assert len(winners) == 1
-    assert registry.champion() == winners[0] and aliases(registry) == {
-        "champion": winners[0],
-        "previous": "1",
-    }
+    assert registry.champion() == winners[0]
+    assert aliases(registry) == {"candidate": "5", "champion": winners[0], "previous": "1"}
     for one in said:
         assert one.startswith("won") or "came first" in one or "compared with version 1" in one
 
@@ -141,8 +155,10 @@ def registered(
             out=storage,
             tracker=tracker,
         )
+        tracker.file(Path(result.report))
         registry = Registry(tracker.client, storage)
-        assert registry.register(checkpoint, result, tracker) == "1"
+        assert registry.register(checkpoint, tracker) == "1"
+        registry.mark("1", result, judge=None, judged_against=None, run_id=tracker.run_id)
     return registry
 
 
@@ -178,6 +194,36 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     assert way["embeddings"].where.startswith(pipeline.current("embeddings", "tests").path)
     missing = way_back({**tags, "vqgan": "/no/longer/there", "images_version": "999"})
     assert [step.name for step in missing if not step.there] == ["vqgan", "images"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_registered_once_and_has_the_tags_of_the_last_judgement(
+    registered: Registry, tracking_uri: str, tmp_path: Path, checkpoint: str
+) -> None:
+    first = registered.client.get_model_version("clip-gen", "1")
+    assert (
+        first.tags["judge"] == "the conditioning CLIP" and "Scored by the conditioning" in first.description
+    )
+    artifacts = f"file://{tmp_path}/artifacts"
+    bad = [Verdict("not_memorised", False, {}, "0.90 of the images copy")]
+    with mlflow_run("again", tracking_uri=tracking_uri, artifacts=artifacts, tags={}) as tracker:
+        assert registered.register(checkpoint, tracker) == "1"
+        again = Judged(bad, {"train/generated/recall@5": 0.5})
+        registered.mark("1", again, judge="hub:other/clip", judged_against="7", run_id=tracker.run_id)
+    assert not (tmp_path / "artifacts" / tracker.run_id).exists()  # nothing was copied
+    tags = registered.client.get_model_version("clip-gen", "1").tags
+    assert {k: v for k, v in tags.items() if k.startswith(("score.", "check."))} == {
+        "score.train/generated/recall_at_5": "0.5",
+        "check.not_memorised": "failed: 0.90 of the images copy",
+    }
+    assert (tags["judge"], tags["judged_against"]) == ("hub:other/clip", "7")
+    assert tags["report"] == f"runs:/{tracker.run_id}/report.html" and tags["transformer"] == checkpoint
+    elsewhere = shutil.copytree(checkpoint, tmp_path / "another" / "step-6")
+    with mlflow_run("new", tracking_uri=tracking_uri, artifacts=artifacts, tags={}) as tracker:
+        assert registered.register(str(elsewhere), tracker) == "2"
+    assert aliases(registered) == {"candidate": "1"}  # the second was not judged yet
+    with pytest.raises(ClipgenError, match="version 2 was not judged"):
+        registered.promote("2")
 
 
 @pytest.fixture
