@@ -3,13 +3,16 @@ from pydantic import Field
 
 from pipelines import report
 from pipelines.cluster import node
-from pipelines.config import TrainingConfig
+from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
 
+@of_stage("clip")
 class ClipCheckpointConfig(TrainingConfig):
-    captions: str = Field(description="A CSV with the columns file and caption.")
+    """Settings of the stage clip, and where it is trained."""
+
+    captions: str = Field(description="A CSV file with the columns file and caption.")
 
 
 @dg.asset(
@@ -29,7 +32,7 @@ def clip_checkpoint(
     """A small CLIP from captioned pictures, only where no public one fits; open_clip's local-dir format."""
     from clipgen_core.stages import clip
 
-    stage, out = recipe.stage("clip", config.all_overrides()), storage.open()
+    stage, out = recipe.override(config.overrides()).clip, storage.open()
     with mlflow.run(context, {"captions": config.captions}) as tracker:
         train_in_processes("clip", config, recipe, out, tracker, captions=config.captions)
         result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)

@@ -2,9 +2,14 @@ import dagster as dg
 
 from pipelines import report
 from pipelines.cluster import node
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, folder_of, record_all
 from pipelines.resources import PicturesResource, RecipeResource, StorageResource
+
+
+@of_stage("embeddings")
+class ClipEmbeddingsConfig(StageConfig):
+    """Settings of the stage embeddings."""
 
 
 @dg.asset(
@@ -19,7 +24,7 @@ from pipelines.resources import PicturesResource, RecipeResource, StorageResourc
 )
 def clip_embeddings(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: ClipEmbeddingsConfig,
     storage: StorageResource,
     pictures: PicturesResource,
     recipe: RecipeResource,
@@ -32,7 +37,7 @@ def clip_embeddings(
     out = storage.open()
     folder = folder_of(context.partition_key)
     result = embeddings.run(
-        recipe.stage("embeddings", config.all_overrides()),
+        recipe.override(config.overrides()).embeddings,
         images=out.images,
         clip=pictures.clip_under(out),
         out=out,

@@ -2,13 +2,18 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
 from pipelines.resources import PicturesResource, RecipeResource, StorageResource
 
 
+@of_stage("images")
 class RawImagesConfig(StageConfig):
-    max_reject_share: float = Field(default=0.1, description="More rejects than this fail the check.")
+    """Settings of the stage images."""
+
+    max_reject_share: float = Field(
+        default=0.1, description="Largest share of rejected images that passes the check reject_share."
+    )
 
 
 @dg.asset(
@@ -30,7 +35,7 @@ def raw_images(
     from clipgen_core.tracking import NullTracker
 
     result = images.run(
-        recipe.stage("images", config.all_overrides()),
+        recipe.override(config.overrides()).images,
         source=pictures.require_source(),
         out=storage.open(),
         tracker=NullTracker(),

@@ -2,8 +2,13 @@ import dagster as dg
 
 from pipelines.cluster import node
 from pipelines.conditions import WHEN_FRESH
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.resources import RecipeResource, StorageResource
+
+
+@of_stage("tokens")
+class TokenShardsConfig(StageConfig):
+    """Settings of the stage tokens."""
 
 
 @dg.asset(
@@ -17,7 +22,7 @@ from pipelines.resources import RecipeResource, StorageResource
 )
 def token_shards(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: TokenShardsConfig,
     storage: StorageResource,
     recipe: RecipeResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -27,7 +32,7 @@ def token_shards(
 
     out = storage.open()
     result = tokens.run(
-        recipe.stage("tokens", config.all_overrides()),
+        recipe.override(config.overrides()).tokens,
         images=out.images,
         embeddings=out.current("embeddings", "token_shards").path,
         vqgan=out.current("vqgan", "token_shards").path,

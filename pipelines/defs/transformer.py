@@ -6,14 +6,18 @@ from pydantic import Field
 from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
-from pipelines.config import TrainingConfig
+from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 
 
+@of_stage("transformer")
 class TransformerCheckpointConfig(TrainingConfig):
+    """Settings of the stage transformer, and where it is trained."""
+
     texts: str | None = Field(
-        default=None, description="Texts like the prompts to come, one a line; ImageNet's names if unset."
+        default=None,
+        description="A file of texts like the prompts to come, one per line. Null: ImageNet's class names.",
     )
 
 
@@ -41,7 +45,7 @@ def transformer_checkpoint(
     out = storage.open()
     shards = out.current("tokens", "transformer_checkpoint")
     manifest = read_manifest(shards.path)
-    stage = recipe.stage("transformer", config.all_overrides())
+    stage = recipe.override(config.overrides()).transformer
     with mlflow.run(context, {"tokens": shards.digest}) as tracker:
         train_in_processes("transformer", config, recipe, out, tracker, texts=config.texts)
         result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker, texts=config.texts)
