@@ -21,17 +21,17 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.metrics import bootstrap
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.recipes import configure
+from clipgen_core.recipes import named
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 
 TRAINED: dict[str, dict[str, Any]] = {
     "direct": {},
-    "isotropic": {"gap.noise": "isotropic"},
-    "centred": {"gap.noise": "isotropic", "gap.centred": True},
-    "residual": {"gap.noise": "residual"},
-    "neighbours": {"model.neighbours": 4},
+    "isotropic": {"transformer.gap.noise": "isotropic"},
+    "centred": {"transformer.gap.noise": "isotropic", "transformer.gap.centred": True},
+    "residual": {"transformer.gap.noise": "residual"},
+    "neighbours": {"transformer.model.neighbours": 4},
 }
 WAYS = (
     ("a", "nothing: the text embedding", "direct", "text"),
@@ -89,7 +89,7 @@ def main(
 
 def train(name: str, root: str, recipe: str, steps: int, texts: str) -> str:
     """The transformer of one way of training: its checkpoint; one that is there already is taken."""
-    config = configure(recipe, "transformer", {"train.steps": steps, **TRAINED[name]})
+    config = named(recipe).override({"transformer.train.steps": steps, **TRAINED[name]}).transformer
     shards = Storage(root).current("tokens", "the comparison").path
     out = Storage(f"{root}/gap/{name}")
     return transformer.run(config, tokens=shards, out=out, tracker=NullTracker(), texts=texts).checkpoint

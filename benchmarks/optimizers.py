@@ -16,7 +16,7 @@ from benchmarks.timing import seconds
 from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.progress import track
-from clipgen_core.recipes import configure
+from clipgen_core.recipes import named
 from clipgen_core.stages.transformer import Config, TransformerTask
 from clipgen_core.storage import Storage
 from clipgen_core.training.provenance import GOAL
@@ -39,9 +39,11 @@ def main(
     )
     for optimizer, rates in RATES.items():
         for rate in rates:
-            given = {"train.optimizer": optimizer, "train.learning_rate": rate}
-            steps = steps_in(minutes * 60, configure(recipe, "transformer", given), shards, lines)
-            config = configure(recipe, "transformer", {**given, "train.steps": steps})
+            chosen = named(recipe).override(
+                {"transformer.train.optimizer": optimizer, "transformer.train.learning_rate": rate}
+            )
+            steps = steps_in(minutes * 60, chosen.transformer, shards, lines)
+            config = chosen.override({"transformer.train.steps": steps}).transformer
             taken, loss, held_out = fit(config, shards, lines)
             sheet.add_row(
                 optimizer, f"{rate:g}", str(steps), f"{taken:.0f}", f"{loss:.3f}", f"{held_out:.3f}"

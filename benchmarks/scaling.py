@@ -53,7 +53,7 @@ def _embedding_speed(workers: int) -> float:
     os.environ |= {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     with tempfile.TemporaryDirectory() as scratch:
         clip = small_clip(Path(scratch) / "clip", **VIT_B_32)
-        compute = ComputeConfig(on="ray", workers=workers, cpus=1)
+        compute = ComputeConfig(where="ray", workers=workers, cpus=1)
         config = embeddings.Config(batch_size=BATCH, block_size=60, compute=compute)
         times = []
         for count in (FEW, MANY):

@@ -1,80 +1,91 @@
-"""Named full configurations. A number that two stages share stands here once.
+"""Named full configurations, and new values for single settings of them.
 
 demo   64 px emoji, 20 minutes on two CPU cores
 long   the demo with more codes, a deeper CLIP and up to three times the steps
-quick  the demo's shape in under 3 minutes: every stage runs, the pictures mean nothing
+quick  the demo's architectures in under 3 minutes: every stage runs, the images show nothing yet
 paper  256 px as CLIP-GEN: VQGAN f16 with 16,384 codes of 256 dimensions, GPT-2 of 24 layers (0.3 B)
 b l xl 256 px as LlamaGen: VQGAN f16 with 16,384 codes of 8 dimensions, decoders of 0.1 B, 0.3 B, 0.8 B
 
-The 256 px recipes take a public CLIP, are written for GPUs under bf16, and train their VQGAN from
-scratch unless vqgan.start_from names an imported one, which is the better start.
+The 256 px recipes use a public CLIP, are meant for GPUs with bf16, and train their VQGAN from scratch unless
+`vqgan.start_from` names an imported one, which gives better images sooner.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.shapes import TRANSFORMERS, VQGANS
 from clipgen_core.schema import Frozen
-from clipgen_core.settings import clip, duplicates, embeddings, evaluation, images, tokens, transformer, vqgan
-from clipgen_core.settings.evaluation import Thresholds
+from clipgen_core.settings import (
+    catalogue,
+    clip,
+    duplicates,
+    embeddings,
+    evaluation,
+    images,
+    tokens,
+    transformer,
+    vqgan,
+)
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.training import TrainConfig
 
+DEFAULT = "demo"
+
 
 class Recipe(Frozen):
-    """One configuration for every stage."""
+    """One configuration for every stage.
+
+    >>> named("demo").override({"vqgan.train.steps": 10}).vqgan.train.steps
+    10
+    """
 
     clip: clip.Config
+    """Training a small CLIP on captioned images, where no public one fits."""
     images: images.Config
+    """Reading the images of a source into a table."""
     embeddings: embeddings.Config
+    """Embedding all images by CLIP."""
     duplicates: duplicates.Config
+    """Looking up near-duplicates among the embeddings."""
     vqgan: vqgan.Config
+    """Training the VQGAN, which turns images into discrete codes and back."""
     tokens: tokens.Config
+    """Encoding all images by the VQGAN into token shards."""
     transformer: transformer.Config
+    """Training the transformer, which generates codes from a CLIP embedding."""
     evaluation: evaluation.Config
+    """Generating and scoring images, and deciding whether a model may be promoted."""
+
+    def override(self, overrides: Mapping[str, Any]) -> "Recipe":
+        """A recipe with other values for some settings; this one stays as it is.
+
+        Args:
+            overrides: the new values by dotted name, the stage first. All of them are validated together, so
+                settings that depend on each other can change at once.
+
+        Returns:
+            A new frozen recipe.
+
+        Raises:
+            ClipgenError: there is no setting of that name, or its value is not allowed.
+        """
+        return catalogue.override(self, overrides)
 
 
 def named(recipe: str) -> Recipe:
     """A recipe by name.
 
     Raises:
-        ClipgenError: there is none.
+        ClipgenError: there is no recipe of that name.
     """
     if recipe not in RECIPES:
         raise ClipgenError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     return RECIPES[recipe]
 
 
-def configure(recipe: str, stage: str, overrides: Mapping[str, Any]) -> Any:
-    """A stage's config from a recipe, single fields overridden by dotted names.
-
-    >>> configure("demo", "vqgan", {"train.steps": 10})
-
-    Raises:
-        ClipgenError: an unknown recipe or field, or a value that does not fit.
-    """
-    config: Frozen = getattr(named(recipe), stage)
-    values = config.model_dump()
-    for name, value in overrides.items():
-        *parents, last = name.split(".")
-        target: Any = values
-        for parent in parents:
-            target = target.get(parent)
-            if not isinstance(target, dict):
-                raise ClipgenError(f"{stage} has no setting {name!r}: see clipgen_core.recipes")
-        target[last] = value
-    try:
-        return type(config).model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(map(str, problem["loc"]))
-        raise ClipgenError(f"{stage} setting {name!r}: {problem['msg']}") from error
-
-
-def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: int = 660) -> Recipe:
+def demo() -> Recipe:
+    """64 px emoji, small enough for two CPU cores."""
     return Recipe(
         clip=clip.Config(
             image_size=64,
@@ -85,7 +96,7 @@ def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: in
             patch_dropout=0.5,
             soften=0.3,
             train=TrainConfig(
-                steps=clip_steps,
+                steps=700,
                 batch_size=160,
                 learning_rate=2e-3,
                 weight_decay=0.1,
@@ -99,16 +110,14 @@ def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: in
         duplicates=duplicates.Config(),
         vqgan=vqgan.Config(
             model=VQGANS["demo"],
-            train=TrainConfig(steps=vqgan_steps, batch_size=16, learning_rate=4e-4, checkpoint_every=280),
+            train=TrainConfig(steps=560, batch_size=16, learning_rate=4e-4, checkpoint_every=280),
             perceptual_blocks=3,
             adversarial_from=0.75,
         ),
         tokens=tokens.Config(views=1),
         transformer=transformer.Config(
             model=TRANSFORMERS["nano"],
-            train=TrainConfig(
-                steps=transformer_steps, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99
-            ),
+            train=TrainConfig(steps=660, batch_size=64, learning_rate=4e-3, optimizer="muon", ema_decay=0.99),
             sampling=SamplingConfig(
                 temperature=0.6, guidance_scale=1.5, candidates=4, condition="nearest", neighbours=3
             ),
@@ -119,36 +128,47 @@ def demo(*, clip_steps: int = 700, vqgan_steps: int = 560, transformer_steps: in
 
 
 def quick() -> Recipe:
-    """The demo with a handful of steps."""
-    full = demo(clip_steps=12, vqgan_steps=8, transformer_steps=8)
-    return full.model_copy(
-        update={
-            "evaluation": evaluation.Config(
-                shown=DOZEN,
-                pictures_shown=1,
-                scored=16,
-                candidates=1,
-                reconstructions=6,
-                thresholds=Thresholds(min_codebook_usage=0, max_copies=1),
-            ),
+    """The demo with a handful of steps, and thresholds that every model reaches."""
+    return demo().override(
+        {
+            "clip.train.steps": 12,
+            "vqgan.train.steps": 8,
+            "transformer.train.steps": 8,
+            "evaluation.pictures_shown": 1,
+            "evaluation.scored": 16,
+            "evaluation.candidates": 1,
+            "evaluation.reconstructions": 6,
+            "evaluation.thresholds.min_codebook_usage": 0,
+            "evaluation.thresholds.max_copies": 1,
         }
     )
 
 
 def long() -> Recipe:
-    """The demo trained on past the best held-out loss: pictures get sharper by reciting what was seen,
-    so that copies are no reason to refuse it."""
-    full = demo(clip_steps=800, vqgan_steps=1800, transformer_steps=1900)
-    deeper = full.clip.model_copy(update={"text_layers": 3})
-    quantizer = VQGANS["demo"].quantizer.model_copy(update={"codebook_size": 512})
-    model = VQGANS["demo"].model_copy(update={"quantizer": quantizer})
-    judged = full.evaluation.model_copy(update={"thresholds": Thresholds(max_copies=1)})
-    trained = full.vqgan.model_copy(update={"model": model})
-    return full.model_copy(update={"clip": deeper, "vqgan": trained, "evaluation": judged})
+    """The demo trained beyond the lowest validation loss: images get sharper as they become memorised copies,
+    so copies do not prevent promotion."""
+    return demo().override(
+        {
+            "clip.train.steps": 800,
+            "clip.text_layers": 3,
+            "vqgan.train.steps": 1800,
+            "vqgan.model.quantizer.codebook_size": 512,
+            "transformer.train.steps": 1900,
+            "evaluation.thresholds.max_copies": 1,
+        }
+    )
 
 
 def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
-    """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA."""
+    """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA.
+
+    Args:
+        vqgan_shape: a name in `clipgen_core.models.shapes.VQGANS`.
+        transformer_shape: a name in `clipgen_core.models.shapes.TRANSFORMERS`.
+
+    Returns:
+        The recipe; its demo CLIP is used only where a CLIP is trained at all.
+    """
     seldom = {"log_every": 50, "checkpoint_every": 5_000}
     return Recipe(
         clip=demo().clip,

@@ -140,7 +140,9 @@ def tokens_schema(codebook_size: int, positions: int, dim: int) -> pa.Schema:
 class Frozen(BaseModel):
     """A record that refuses unknown keys and never changes: every config and manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), use_attribute_docstrings=True
+    )
 
 
 class Part(Frozen):

@@ -1,79 +1,103 @@
-"""Training from the command line: `clipgen train`, alone or under torchrun."""
+"""Train one stage on what the stages before it left under a root.
 
-import json
-from typing import Annotated, Any, Literal
+Knows which artefacts each training stage reads; knows nothing of who starts it: the command line, torchrun,
+Ray or Dagster.
+"""
 
-import typer
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 
-Stage = Literal["clip", "vqgan", "transformer"]
+if TYPE_CHECKING:
+    from clipgen_core.recipes import Recipe
+    from clipgen_core.storage import Storage
+    from clipgen_core.tracking import Tracker
+
+TrainingStage = Literal["clip", "vqgan", "transformer"]
 
 
 def train(
-    stage: Annotated[Stage, typer.Argument(help="What to train.")],
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
-    recipe: Annotated[str, typer.Option(help="A named configuration: see clipgen_core/recipes.py.")],
-    given: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, e.g. train.steps=1000 (repeatable).")
-    ] = None,
-    captions: Annotated[str | None, typer.Option(help="For clip: a CSV with file and caption.")] = None,
-    texts: Annotated[
-        str | None, typer.Option(help="For transformer: texts like the prompts to come.")
-    ] = None,
-    mlflow_run: Annotated[
-        str | None, typer.Option(help="Log to this MLflow run, at MLFLOW_TRACKING_URI.")
-    ] = None,
-) -> None:
-    """Train one stage on what the stages before it left under the root, or go on where it stopped.
+    stage: TrainingStage,
+    root: str,
+    recipe: "Recipe | str",
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    captions: str | None = None,
+    clip: str | None = None,
+    tokens: str | None = None,
+    texts: str | None = None,
+    mlflow_run: str | None = None,
+) -> str:
+    """Train one stage, or resume its training from the latest checkpoint.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m clipgen_core.cli train transformer ...
+    Each of several processes calls this; they find each other as torchrun and Ray tell them to.
+
+    Args:
+        stage: what to train.
+        root: where artefacts are stored: a folder or an fsspec URL.
+        recipe: the configuration, or the name of a recipe.
+        overrides: new values for single settings of the recipe by dotted name, the stage first:
+            `{"vqgan.train.steps": 10}`.
+        captions: for the stage clip: a CSV file with the columns file and caption.
+        clip: for the stage vqgan: the CLIP that measures perceptual distance, as ClipEncoder takes it; that
+            of the latest embeddings under the root by default.
+        tokens: for the stage transformer: the folder of the token shards; the latest under the root by
+            default.
+        texts: for the stage transformer: a file of texts like the prompts to come, one per line.
+        mlflow_run: id of the MLflow run to log to, at MLFLOW_TRACKING_URI. Without it, nothing is logged.
+
+    Returns:
+        The checkpoint of the trained model; for the stage clip, the reference of the CLIP.
+
+    Raises:
+        ClipgenError: an unknown recipe or setting, a value that is not allowed, or a missing input.
+        Interrupted: a stop was requested; a checkpoint was saved.
     """
-    from clipgen_core.recipes import configure
-    from clipgen_core.stages import clip as clip_stage
-    from clipgen_core.stages import transformer as transformer_stage
-    from clipgen_core.stages import vqgan as vqgan_stage
+    from clipgen_core.recipes import named
     from clipgen_core.storage import Storage
     from clipgen_core.training import distributed
 
+    chosen = named(recipe) if isinstance(recipe, str) else recipe
+    chosen = chosen.override(overrides or {})
     logs.take_over()
     distributed.start()
-    out, tracker = Storage(root), tracker_for(mlflow_run if distributed.rank() == 0 else None)
-    config = configure(recipe, stage, dict(setting(one) for one in given or []))
+    out, tracker = Storage(root), _tracker(mlflow_run if distributed.rank() == 0 else None)
     if stage == "clip":
-        if captions is None:
-            raise ClipgenError("training a CLIP needs captioned pictures: give --captions FILE.csv")
-        made = clip_stage.run(config, captions=captions, out=out, tracker=tracker).clip
-    elif stage == "vqgan":
-        clip = clip_of(out)
-        made = vqgan_stage.run(config, images=out.images, clip=clip, out=out, tracker=tracker).checkpoint
-    else:
-        shards = out.current("tokens", "training the transformer").path
-        made = transformer_stage.run(config, tokens=shards, out=out, tracker=tracker, texts=texts).checkpoint
-    if distributed.rank() == 0:
-        typer.echo(f"{stage} is at {made}")
+        return _train_clip(chosen, captions, out, tracker)
+    if stage == "vqgan":
+        return _train_vqgan(chosen, clip, out, tracker)
+    return _train_transformer(chosen, tokens, texts, out, tracker)
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """`name=value`, the value read as JSON where it is some."""
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise ClipgenError(f"--set {text!r} has no '=': write name=value")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+def _train_clip(recipe: "Recipe", captions: str | None, out: "Storage", tracker: "Tracker") -> str:
+    from clipgen_core.stages import clip
+
+    if captions is None:
+        raise ClipgenError("training a CLIP needs captioned images: give --captions FILE.csv")
+    return clip.run(recipe.clip, captions=captions, out=out, tracker=tracker).clip
 
 
-def clip_of(out: Any) -> str:
-    """The CLIP of the current embeddings."""
+def _train_vqgan(recipe: "Recipe", clip: str | None, out: "Storage", tracker: "Tracker") -> str:
     from clipgen_core.data.embeddings import EmbeddingTable
+    from clipgen_core.stages import vqgan
 
-    return EmbeddingTable(out.current("embeddings", "training the VQGAN").path).clip
+    clip = clip or EmbeddingTable(out.current("embeddings", "training the VQGAN").path).clip
+    return vqgan.run(recipe.vqgan, images=out.images, clip=clip, out=out, tracker=tracker).checkpoint
 
 
-def tracker_for(run_id: str | None) -> Any:
+def _train_transformer(
+    recipe: "Recipe", tokens: str | None, texts: str | None, out: "Storage", tracker: "Tracker"
+) -> str:
+    from clipgen_core.stages import transformer
+
+    tokens = tokens or out.current("tokens", "training the transformer").path
+    result = transformer.run(recipe.transformer, tokens=tokens, out=out, tracker=tracker, texts=texts)
+    return result.checkpoint
+
+
+def _tracker(run_id: str | None) -> "Tracker":
     from clipgen_core.tracking import MlflowTracker, NullTracker, default_uri, mlflow_client
 
     return MlflowTracker(mlflow_client(default_uri()), run_id) if run_id else NullTracker()

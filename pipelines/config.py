@@ -1,33 +1,132 @@
-"""What a person may set on an asset in the launchpad or a run config."""
+"""What can be set on an asset, in the launchpad or in a run config.
 
-from typing import Any
+The config of an asset has the settings of its stage as fields, nested as they are in the recipe:
+`train: {batch_size: 64}`. The fields are made from the settings' own classes, so their names and descriptions
+are those of `clipgen settings`. A setting that is not given keeps the recipe's value.
+"""
+
+import enum
+import functools
+import json
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import dagster as dg
-from pydantic import Field
+from pydantic import Field, create_model
+
+from clipgen_core.recipes import DEFAULT, named
+from clipgen_core.schema import Frozen
+from clipgen_core.settings.catalogue import meaning, settings_of
+
+AssetConfig = TypeVar("AssetConfig", bound="StageConfig")
 
 
 class StageConfig(dg.Config):
-    """Any field of the stage's own config, by dotted name: {"train.batch_size": 64}."""
+    """The config of an asset that runs a stage; `of_stage` adds the stage's settings."""
 
-    overrides: dict[str, Any] = Field(default={}, description="Dotted names of the stage's config.")
+    stage: ClassVar[str]
 
-    def all_overrides(self) -> dict[str, Any]:
-        return dict(self.overrides)
+    def overrides(self) -> dict[str, Any]:
+        """The given settings by dotted name, the stage first, as `Recipe.override` takes them.
+
+        Null counts as not given, except for settings for which null is a value.
+        """
+        given = dict(_flat(self.model_dump(mode="json", exclude_unset=True), self.stage))
+        overrides = {}
+        for setting in settings_of(named(DEFAULT)):
+            nullable = type(None) in get_args(setting.field.annotation)
+            if setting.name in given and (nullable or given[setting.name] is not None):
+                overrides[setting.name] = given[setting.name]
+        return overrides
 
 
 class TrainingConfig(StageConfig):
-    """A training stage."""
+    """The config of an asset that trains a model, and where the training runs."""
 
-    steps: int | None = Field(default=None, description="Optimizer steps; the recipe's if unset.")
-    seed: int | None = Field(default=None, description="Seed of the training; the recipe's if unset.")
-    processes: int = Field(default=1, ge=1, description="Processes, one a GPU.")
-    workers_on: str = Field(
+    processes: int = Field(default=1, ge=1, description="Training processes, one per GPU.")
+    workers_on: Literal["here", "ray"] = Field(
         default="here",
-        pattern="^(here|ray)$",
-        description="`here`: this machine (torchrun); `ray`: the cluster that RAY_ADDRESS names.",
+        description="`here`: this machine (torchrun). `ray`: the cluster that RAY_ADDRESS names.",
     )
-    restarts: int = Field(default=3, ge=0, description="How often lost workers of Ray are replaced.")
+    restarts: int = Field(default=3, ge=0, description="How often lost workers on Ray are replaced.")
 
-    def all_overrides(self) -> dict[str, Any]:
-        given = {"train.steps": self.steps, "train.seed": self.seed}
-        return {k: v for k, v in given.items() if v is not None} | dict(self.overrides)
+
+def of_stage(stage: str) -> Callable[[type[AssetConfig]], type[AssetConfig]]:
+    """Add the settings of a stage to the config class of an asset.
+
+    >>> @of_stage("tokens")
+    ... class TokenShardsConfig(StageConfig):
+    ...     pass
+
+    Args:
+        stage: a field of `Recipe`. A setting that the class declares itself keeps that declaration.
+
+    Returns:
+        A decorator that returns a subclass of the same name.
+    """
+
+    def add(config: type[AssetConfig]) -> type[AssetConfig]:
+        fields = _fields(getattr(named(DEFAULT), stage))
+        added = {name: field for name, field in fields.items() if name not in config.model_fields}
+        made = create_model(
+            config.__name__,
+            __base__=config,
+            __module__=config.__module__,
+            __doc__=config.__doc__,
+            **added,
+        )
+        made.stage = stage
+        return made
+
+    return add
+
+
+def _fields(default: Frozen) -> dict[str, Any]:
+    """The fields of a config class for Dagster, as `create_model` takes them.
+
+    The fields have no default as far as Dagster sees, so a setting that was not given can be told from null.
+
+    Args:
+        default: a stage's config, or a part of it, in the default recipe.
+    """
+    fields: dict[str, Any] = {}
+    for name, field in type(default).model_fields.items():
+        value, description = getattr(default, name), meaning(field)
+        if isinstance(value, Frozen):
+            group = create_model(type(value).__name__, __base__=dg.Config, **_fields(value))
+            fields[name] = (group, Field(default_factory=group, description=description))
+        else:
+            description = f"{description} In the recipe {DEFAULT}: {json.dumps(value)}."
+            given = Field(default_factory=_not_given, description=description)
+            fields[name] = (_launchable(field.annotation) | None, given)
+    return fields
+
+
+def _not_given() -> None:
+    return None
+
+
+def _launchable(kind: Any) -> Any:
+    """The type that Dagster can check for the type of a setting: enums for literals, lists for tuples."""
+    if get_origin(kind) is Literal:
+        return _enum(get_args(kind))
+    if get_origin(kind) is tuple:
+        return types.GenericAlias(list, get_args(kind)[0])
+    if type(None) in get_args(kind):
+        return next(one for one in get_args(kind) if one is not type(None))
+    return kind
+
+
+@functools.cache  # Dagster allows a name for one type only
+def _enum(values: tuple[str, ...]) -> Any:
+    return enum.Enum(" | ".join(values), {value: value for value in values}, type=str)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Nested values as pairs of a dotted name and a value."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value

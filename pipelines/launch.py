@@ -1,7 +1,7 @@
 """How an asset's training is started: in its own process, in several by torchrun, or on Ray's workers.
 
-Whatever starts it calls `clipgen_core.train.train`; the asset's own `run()` then finds the training finished.
-SIGTERM is handed on to the workers, which save and stop.
+All of them call `clipgen_core.train.train`; the asset's own `run()` then finds the training finished.
+SIGTERM is forwarded to the workers, which save a checkpoint and stop.
 """
 
 import json
@@ -34,15 +34,22 @@ def train_in_processes(
     tracker: MlflowTracker,
     **inputs: str | None,
 ) -> None:
-    """Train `stage` as `config` says. With one process here the caller's `run()` trains: nothing to do.
+    """Train a stage in several processes or on Ray. With one process here, the asset's own `run()` trains.
+
+    Args:
+        stage: the stage to train.
+        config: its settings, and where it is trained.
+        recipe: the recipe that the settings override.
+        out: the root of all artefacts, which every process can reach.
+        tracker: the MLflow run that the training logs to.
+        inputs: further arguments of `clipgen_core.train.train`; those that are None are left out.
 
     Raises:
-        dg.Failure: the training failed; on Ray, again and again.
+        dg.Failure: the training failed, or a stop was requested; on Ray, more often than `restarts`.
     """
-    given = [f"{name}={json.dumps(value)}" for name, value in config.all_overrides().items()]
-    arguments: dict[str, Any] = {"stage": stage, "root": out.root, "recipe": recipe.name, "given": given}
+    arguments: dict[str, Any] = {"stage": stage, "root": out.root, "recipe": recipe.name}
     arguments |= {name: value for name, value in inputs.items() if value is not None}
-    arguments["mlflow_run"] = tracker.run_id
+    arguments |= {"overrides": config.overrides(), "mlflow_run": tracker.run_id}
     if config.workers_on == "ray":
         _by_ray(arguments, config, tracker.client.tracking_uri)
     elif config.processes > 1:
@@ -50,23 +57,35 @@ def train_in_processes(
 
 
 def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None:
+    """Processes on this machine. Overrides become text here, for torchrun's command line.
+
+    Args:
+        arguments: those of `clipgen_core.train.train`.
+        processes: how many to start.
+        mlflow: the tracking URI of MLflow.
+    """
     options = dict(arguments)
-    stage, given = options.pop("stage"), options.pop("given")
+    stage, overrides = options.pop("stage"), options.pop("overrides")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "clipgen_core.cli", "train", stage, *(f"--set={one}" for one in given)]
+    command += ["-m", "clipgen_core.cli", "train", stage]
+    command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()
     with subprocess.Popen(command, env=environment) as process, sigterm(process.terminate) as request:
         process.wait()
     if request.signalled:
-        raise dg.Failure(f"training the {stage} was asked to stop: run it again to go on where it saved")
+        raise dg.Failure(f"training the {stage} was stopped on request: run it again to resume")
     if process.returncode:
-        raise dg.Failure(f"training the {stage} in {processes} processes failed: its output says why")
+        raise dg.Failure(f"training the {stage} in {processes} processes failed: see its output")
 
 
 def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> None:
-    """Workers on the cluster that RAY_ADDRESS names. When one is lost, all start again from the newest
-    checkpoint; an error that would come again is not tried again."""
+    """Workers on the cluster that RAY_ADDRESS names, or on this machine.
+
+    When a worker is lost, all of them start again from the latest checkpoint, up to `config.restarts` times.
+    An error that clipgen itself raised would occur again, so it is not retried.
+    Every worker calls `train` with `arguments`; `mlflow` is the tracking URI as workers reach it.
+    """
     with needed_for("training on Ray"):
         import ray
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
@@ -76,7 +95,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
 
     def work() -> None:
         os.environ.update(environment)
-        with heard(lambda: ray.get(stop.is_asked.remote())):
+        with heard(lambda: ray.get(stop.is_requested.remote())):
             train(**arguments)
 
     def lost(error: BaseException) -> bool:
@@ -95,7 +114,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     )
     try:
         for attempt in trying:
-            with attempt, sigterm(stop.ask.remote):
+            with attempt, sigterm(stop.request.remote):
                 TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
     except WorkerGroupError as error:
         reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
@@ -103,20 +122,20 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
 
 
 class Stop:
-    """An actor that workers ask whether to stop."""
+    """An actor that tells the workers whether a stop was requested."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
 
-    def ask(self) -> None:
-        self.asked = True
+    def request(self) -> None:
+        self.requested = True
 
-    def is_asked(self) -> bool:
-        return self.asked
+    def is_requested(self) -> bool:
+        return self.requested
 
 
 def own_reason(error: Any) -> str | None:
-    """What clipgen itself has to say, where that ended a worker."""
+    """The message of the ClipgenError that ended a worker, if one did."""
     failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
     return next((str(one) for one in failures if isinstance(one, ClipgenError)), None)
 

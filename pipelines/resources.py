@@ -10,6 +10,7 @@ import dagster as dg
 from pydantic import Field
 
 from clipgen_core import logs
+from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
 
@@ -53,15 +54,23 @@ class PicturesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 
 class RecipeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """The named configuration that fills every stage: see clipgen_core.recipes."""
+    """The named configuration of all stages: see clipgen_core.recipes."""
 
-    name: str = "demo"
+    name: str = Field(default=DEFAULT, description=f"One of {', '.join(RECIPES)}: see `clipgen settings`.")
 
-    def stage(self, stage: str, overrides: Mapping[str, Any] | None = None) -> Any:
-        """A stage's full config, with single fields overridden by dotted names."""
-        from clipgen_core.recipes import configure
+    def override(self, overrides: Mapping[str, Any]) -> Recipe:
+        """The recipe with other values for some settings.
 
-        return configure(self.name, stage, overrides or {})
+        Args:
+            overrides: the new values by dotted name, the stage first, as `StageConfig.overrides` gives them.
+
+        Returns:
+            A frozen recipe; the asset takes its stage's config from it.
+
+        Raises:
+            ClipgenError: there is no such recipe or setting, or a value is not allowed.
+        """
+        return named(self.name).override(overrides)
 
 
 class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]

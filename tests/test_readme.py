@@ -10,8 +10,11 @@ import yaml
 from dagster_shared.yaml_utils import merge_yamls
 
 from clipgen_core.cli import app
-from clipgen_core.recipes import RECIPES, configure
+from clipgen_core.recipes import RECIPES, named
 from pipelines.definitions import defs
+from pipelines.defs.embeddings import ClipEmbeddingsConfig
+from pipelines.defs.tokens import TokenShardsConfig
+from pipelines.defs.transformer import TransformerCheckpointConfig
 from tests.conftest import commands
 
 REPOSITORY = Path(__file__).parents[1]
@@ -87,7 +90,11 @@ def test_the_run_config_of_your_own_pictures_is_valid() -> None:
 def test_the_settings_for_ray_exist() -> None:
     (line,) = re.findall(r"^    clip_embeddings: (\{config.+)$", README, flags=re.M)
     config = yaml.safe_load(line)["config"]
-    assert configure("b", "embeddings", config["overrides"]).compute.workers == 8
+    assert dg.validate_run_config(
+        defs().resolve_job_def("clip_gen"), {"ops": {"clip_embeddings": {"config": config}}}
+    )
+    overrides = ClipEmbeddingsConfig(**config).overrides()
+    assert named("b").override(overrides).embeddings.compute.workers == 8
 
 
 def test_the_judges_run_configs_are_valid() -> None:
@@ -112,13 +119,17 @@ def test_the_run_configs_for_gpus_set_what_their_recipe_takes(name: str) -> None
     config = yaml.safe_load((REPOSITORY / "infra" / "run_configs" / f"{name}.yaml").read_text())
     checked = dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
     assert checked["resources"]["recipe"]["config"]["name"] == name
-    stages = {
-        "clip_embeddings": "embeddings",
-        "token_shards": "tokens",
-        "transformer_checkpoint": "transformer",
+    assets = {
+        "clip_embeddings": ClipEmbeddingsConfig,
+        "token_shards": TokenShardsConfig,
+        "transformer_checkpoint": TransformerCheckpointConfig,
     }
-    for asset, stage in stages.items():
-        assert configure(name, stage, config["ops"][asset]["config"].get("overrides", {}))
+    overrides = {}
+    for asset, kind in assets.items():
+        overrides |= kind(**config["ops"][asset]["config"]).overrides()
+    recipe = named(name).override(overrides)
+    assert recipe.embeddings.compute.where == recipe.tokens.compute.where == "ray"
+    assert recipe.embeddings.compute.gpus == 1 and recipe.embeddings.batch_size == 1024
 
 
 def test_every_picture_and_path_the_readme_names_exists() -> None:

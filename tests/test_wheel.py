@@ -215,7 +215,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 
 def embed():
-    config = embeddings.Config(compute={"on": "ray"})
+    config = embeddings.Config(compute={"where": "ray"})
     images, clip = sys.argv[1:]
     embeddings.run(config, images=images, clip=clip, out=Storage("root"), tracker=NullTracker())
 
@@ -244,7 +244,7 @@ def test_the_library_names_ray_and_inception(base: Path, pipeline: Storage, tmp_
     clip = pipeline.current("clip", "tests").path
     done = run(base / "python", "-c", RAY_AND_INCEPTION, pipeline.images, clip, cwd=tmp_path)
     assert done.stdout.splitlines() == [
-        "compute.on: ray needs ray, which is not installed: pip install 'clipgen[ray]'",
+        "compute.where: ray needs ray, which is not installed: pip install 'clipgen[ray]'",
         "Inception needs torch-fidelity, which is not installed: pip install 'clipgen[inception]'",
     ], done.stderr
 

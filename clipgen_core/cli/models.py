@@ -1,4 +1,4 @@
-"""Commands about models: training, published weights, and the registry."""
+"""Commands about models: published weights, and the registry."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,14 +9,11 @@ from rich.text import Text
 
 from clipgen_core.cli.options import Command, Name, Root, app, console
 from clipgen_core.storage import Storage, last_root
-from clipgen_core.train import train
 
 if TYPE_CHECKING:
     from clipgen_core.registry.champions import Registry
 
 Kind = Literal["taming", "llamagen", "clip-gen"]
-
-app.command(cls=Command)(train)
 
 
 @app.command(cls=Command, name="import-vqgan")

@@ -87,7 +87,7 @@ def fill(
         create_table(filling.target, make_worker().schema)
         return 0, 0.0
     blocks = filling.missing(folder)
-    done = _on_ray(filling, make_worker, blocks, compute) if compute.on == "ray" else None
+    done = _on_ray(filling, make_worker, blocks, compute) if compute.where == "ray" else None
     with track(label, total, "pictures") as meter:
         for count in done or _here(filling, make_worker, blocks):
             meter.advance(count)
@@ -104,7 +104,7 @@ def _on_ray(
     filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray], compute: ComputeConfig
 ) -> Iterator[int]:
     """Blocks as rows of a Ray data set; an actor that dies is replaced and its block done again."""
-    with needed_for("compute.on: ray"):
+    with needed_for("compute.where: ray"):
         import ray
 
     class Actor:  # made anew on each worker

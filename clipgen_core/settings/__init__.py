@@ -1,4 +1,5 @@
-"""Everything that can be set: one frozen config a stage, and the parts they share.
+"""Everything that can be set: one frozen config per stage, and the parts that stages share.
 
-Knows no torch, so that the command line and Dagster read settings without loading a model.
+The docstring below a setting is its documentation: `clipgen settings`, docs/settings.md and Dagster's
+launchpad show it. Knows no torch, so that the command line and Dagster read settings without loading a model.
 """

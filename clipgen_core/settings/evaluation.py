@@ -1,4 +1,4 @@
-"""Settings of the stage evaluation, and what promotion asks for."""
+"""Settings of the stage evaluation, and the thresholds of promotion."""
 
 from pydantic import Field
 
@@ -6,38 +6,48 @@ from clipgen_core.schema import Frozen
 
 
 class Thresholds(Frozen):
-    """What a candidate must reach.
-
-    min_prompts: fewer say nothing; tolerance: the CLIP score may be worse than the champion's by this much,
-    with 97.5 % confidence; min_codebook_usage; max_copies: the share of generated pictures that repeat a
-    training picture.
-    """
+    """What a candidate must reach to become the champion."""
 
     min_prompts: int = Field(default=30, gt=0)
+    """Fewest scored prompts, over all splits. With fewer, the scores are too uncertain to promote a model."""
     tolerance: float = Field(default=0.03, ge=0)
+    """By how much the mean CLIP score may be below the champion's, with 97.5 % confidence."""
     min_codebook_usage: float = Field(default=0.5, ge=0, le=1)
+    """Smallest share of the VQGAN's codes that are in use."""
     max_copies: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of generated images that are memorised copies: see `copy_share`."""
 
 
 class Config(Frozen):
-    """shown: prompts of the grid, the first twelve if none; scored: how many prompts of each split are
-    generated and scored; judge: a CLIP to score with, the conditioning one if None; inception: a file of
-    Inception weights; pictures: the folder of the prompts' pictures; reference: a folder of pictures that no
-    model has seen, for the distances between sets (the prompts' own pictures if None); copy_share: a picture
-    with this share of its codes in common with a training picture counts as its copy; thresholds: what
-    promotion asks for."""
+    """What is generated for the report, what it is compared with, and by which models."""
 
     shown: tuple[str, ...] = ()
+    """Prompts of the report's first grid. If empty: the first twelve of the prompts file."""
     pictures_shown: int = Field(default=4, gt=0)
+    """Images shown for each prompt of that grid."""
     scored: int = Field(default=64, gt=1)
+    """Prompts of each split to generate and score, drawn at random if there are more."""
     candidates: int = Field(default=4, gt=0)
+    """Images sampled for each one that is kept. CLIP keeps the one nearest to the prompt."""
     reconstructions: int = Field(default=12, gt=0)
+    """Stored images that the report shows next to the VQGAN's reconstructions of them."""
     batch_prompts: int = Field(default=16, gt=0)
+    """Prompts to generate in one batch. Fewer need less memory."""
     seed: int = 0
+    """Seed of the choice of prompts and of the generated images."""
     judge: str | None = None
+    """CLIP that computes the scores: hub:MODEL/PRETRAINED or local-dir:FOLDER. Null: the CLIP that the model
+    is conditioned on, which flatters the model."""
     inception: str | None = None
+    """File of Inception v3 weights (torch-fidelity's). With it, FID and Inception score are computed too."""
     pictures: str | None = None
+    """Folder that the file names of the prompts file are relative to. Null: the folder of a CSV file."""
     reference: str | None = None
+    """Folder of held-out images: the reference set of FID, CMMD, precision and recall. Null: the prompts' own
+    images."""
     reference_pictures: int = Field(default=1000, gt=1)
+    """Most images of the reference set."""
     copy_share: float = Field(default=0.9, gt=0, le=1)
+    """Share of equal codes from which on an image counts as a memorised copy of a training image."""
     thresholds: Thresholds = Thresholds()
+    """What a candidate must reach to become the champion."""

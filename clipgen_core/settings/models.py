@@ -1,4 +1,4 @@
-"""The shapes of the models that are trained."""
+"""The architectures of the models that are trained."""
 
 import math
 from typing import Literal
@@ -12,27 +12,29 @@ GROUPS = 32  # of every group norm of the VQGAN
 
 
 class QuantizerConfig(Frozen):
-    """kind: how features become codes.
-
-    ema     codes are running means of the features they stand for (van den Oord et al. 2017, appendix A.1);
-            k-means start, dead codes revived
-    cosine  the same on features of length 1 (ViT-VQGAN, arXiv:2110.04627; LlamaGen)
-    simvq   a frozen random codebook behind one learned linear layer (arXiv:2411.02038)
-    fsq     each feature rounded to one of `levels` values: no codebook to learn (arXiv:2309.15505)
-
-    commitment: weight of the pull of features towards their codes; rotation_trick: pass the gradient
-    through the rotation from feature to code instead of straight (arXiv:2410.06424), where there is one;
-    revive_below: replace codes whose running count falls below.
-    """
+    """How the encoder's features become discrete codes."""
 
     kind: Literal["ema", "cosine", "simvq", "fsq"] = "ema"
+    """`ema`: codes are running means of their features (VQ-VAE, arXiv:1711.00937, appendix A.1), started by
+    k-means. `cosine`: the same on features of length 1 (ViT-VQGAN, arXiv:2110.04627). `simvq`: a frozen
+    random codebook behind a learned linear layer (arXiv:2411.02038). `fsq`: each dimension is rounded to
+    one of `levels` values, without a codebook to learn (arXiv:2309.15505)."""
     codebook_size: int = Field(gt=1)
+    """Number of codes."""
     code_dim: int = Field(gt=0)
+    """Dimension of a code vector."""
     levels: tuple[int, ...] = ()
+    """For `fsq` only: number of values of each dimension. Their product must be `codebook_size`."""
     decay: float = Field(default=0.95, gt=0, lt=1)
+    """For `ema` and `cosine`: decay of the running means. Higher moves the codes more slowly."""
     commitment: float = Field(default=0.25, ge=0)
+    """Weight of the commitment loss, which pulls features towards their codes. `fsq` has none."""
     rotation_trick: bool = True
+    """Pass the gradient through the rotation from feature to code (arXiv:2410.06424) instead of straight
+    through. `fsq` has no rotation."""
     revive_below: float = Field(default=0.5, ge=0)
+    """For `ema` and `cosine`: a code is replaced by a feature of the batch when its running count falls
+    below this."""
 
     @model_validator(mode="after")
     def _check(self) -> "QuantizerConfig":
@@ -48,22 +50,30 @@ class QuantizerConfig(Frozen):
 
 
 class VqganConfig(Frozen):
-    """channels: one entry a level, finest first; downsampling is patch * 2 ** (levels - 1).
+    """The architecture of the VQGAN (arXiv:2012.09841).
 
-    blocks: residual blocks a level of the encoder; the decoder has `decoder_blocks`.
-    attention: in the middle alone, or after every block of the coarsest level too.
-    z_channels: width of the encoder's output before it is projected to `code_dim`.
+    It downsamples by `patch * 2 ** (len(channels) - 1)`.
     """
 
     image_size: int = Field(gt=0)
+    """Side of the square images, in pixels. Must be a multiple of the downsampling factor."""
     channels: tuple[int, ...] = Field(min_length=1)
+    """Channels of each resolution level, finest first; each level halves the side. Multiples of 32."""
     blocks: int = Field(default=2, gt=0)
+    """Residual blocks of each level of the encoder."""
     decoder_blocks: int = Field(default=3, gt=0)
+    """Residual blocks of each level of the decoder."""
     patch: int = Field(default=1, gt=0)
+    """Side of the patches that are folded into channels before the first level, in pixels. More is faster
+    and loses detail; 1 folds nothing."""
     attention: Literal["middle", "coarsest"] = "coarsest"
+    """Self-attention in the `middle` alone, or also after every block of the `coarsest` level."""
     z_channels: int = Field(default=256, gt=0)
+    """Channels of the encoder's output, before the projection to the code dimension."""
     norm_epsilon: float = 1e-6
+    """Epsilon of the group norms, as in taming-transformers."""
     quantizer: QuantizerConfig
+    """How the encoder's features become discrete codes."""
 
     @property
     def downsampling(self) -> int:
@@ -86,20 +96,32 @@ class VqganConfig(Frozen):
 
 
 class TransformerConfig(Frozen):
-    """norm: "layer" is fused on CPUs, "rms" on GPUs; condition: "everywhere" adds the embedding at every
-    position and modulates each block by it; neighbours: prefix tokens beside the embedding's own."""
+    """The architecture of the decoder-only transformer."""
 
     width: int = Field(gt=0)
+    """Width of the residual stream. Must be a multiple of `heads`."""
     layers: int = Field(gt=0)
+    """Transformer blocks."""
     heads: int = Field(gt=0)
+    """Attention heads of each block."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability of the input and of the output of every attention and feed-forward layer."""
     norm: Literal["rms", "layer"] = "rms"
+    """`rms`: RMSNorm (arXiv:1910.07467), faster on GPUs. `layer`: LayerNorm, faster on CPUs."""
     feed_forward: Literal["swiglu", "gelu"] = "swiglu"
+    """Feed-forward layers: `swiglu` (arXiv:2002.05202), or `gelu` as in GPT-2."""
     positions: Literal["rope", "learned"] = "rope"
+    """`rope`: 2-D rotary embedding (arXiv:2104.09864). `learned`: a position embedding, as in GPT-2."""
     qk_norm: bool = True
+    """Whether to normalise queries and keys (arXiv:2010.04245), which keeps training stable."""
     bias: bool = False
+    """Whether linear layers and layer norms have biases, as in GPT-2."""
     condition: Literal["token", "everywhere"] = "token"
+    """How the CLIP embedding conditions the model. `token`: as the first token. `everywhere`: also as a
+    global condition, added to every input and through adaptive layer norm in every block (adaLN,
+    arXiv:2212.09748)."""
     neighbours: int = Field(default=0, ge=0)
+    """Neighbour embeddings given besides the image's own embedding, each as one token."""
 
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
@@ -113,9 +135,14 @@ class TransformerConfig(Frozen):
 
 
 class GapConfig(Frozen):
-    """noise: the direction in which a training embedding is moved; cosine: how near it stays (LAFITE,
-    CapDec and C3 all use about 0.32); centred: take off the mean of image or text embeddings."""
+    """Training against the gap between CLIP's text and image embeddings."""
 
     noise: Literal["none", "isotropic", "residual"] = "none"
+    """Noise added to training embeddings: `none`, `isotropic`, or `residual`, which has the covariance of
+    the difference between texts and their nearest images."""
     cosine: float = Field(default=0.32, gt=0, lt=1)
+    """Cosine similarity of the noisy to the clean embedding. About 0.32 in LAFITE (arXiv:2111.13792), CapDec
+    (arXiv:2211.00575) and C3 (arXiv:2401.08567)."""
     centred: bool = False
+    """Whether to subtract the mean of all image embeddings from images, and that of texts from texts (C3,
+    arXiv:2401.08567)."""

@@ -1,4 +1,4 @@
-"""How codes are sampled: the defaults travel with the model, and every call may override them."""
+"""How codes are sampled: the defaults are stored with the model, and every call may override them."""
 
 from typing import Literal
 
@@ -11,23 +11,26 @@ Condition = Literal["text", "shifted", "retrieval", "nearest"]
 
 
 class SamplingConfig(Frozen):
-    """Defaults that travel with the model.
-
-    candidates: pictures sampled for each one returned, re-ranked by CLIP.
-    condition: what takes the image embedding's place: "text", the prompt's own embedding; "shifted",
-        that moved by the difference of the modalities' means; "retrieval", the mean of the prompt's
-        `neighbours` nearest image embeddings, weighted by softmax(cosine / neighbour_temperature);
-        "nearest", one of those for each candidate in turn, so that CLIP chooses among them by the pictures.
-    """
+    """Sampling parameters of generation, and what conditions it."""
 
     temperature: float = Field(default=0.9, gt=0)
+    """Divides the logits. Lower is safer, higher is more varied."""
     top_k: int = Field(default=0, ge=0)
+    """Sample from this many likeliest codes only (arXiv:1805.04833). 0: from all."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the fewest likeliest codes that together have this probability (arXiv:1904.09751)."""
     guidance_scale: float = Field(default=2.0, ge=0)
+    """Classifier-free guidance (arXiv:2207.12598). Higher follows the prompt more closely; 1: no guidance."""
     candidates: int = Field(default=4, ge=1)
+    """Images sampled for each one returned. CLIP keeps those nearest to the prompt."""
     condition: Condition = "retrieval"
+    """What takes the image embedding's place. `text`: the prompt's text embedding. `shifted`: that, moved by
+    the difference of the mean embeddings (arXiv:2203.02053). `retrieval`: the weighted mean of the prompt's
+    nearest image embeddings. `nearest`: one of those for each candidate in turn."""
     neighbours: int = Field(default=8, gt=0)
+    """Nearest image embeddings to retrieve for `retrieval` and `nearest`."""
     neighbour_temperature: float = Field(default=0.05, gt=0)
+    """For `retrieval`: the weights are softmax(cosine / temperature). Lower favours the nearest image."""
 
     def override(self, **given: object) -> "SamplingConfig":
         """These settings with others in their place; what is None stays.

@@ -7,14 +7,19 @@ from clipgen_core.settings.compute import ComputeConfig
 
 
 class Config(Frozen):
-    """views: how many codings a picture gets: its central square, then random crops, half mirrored;
-    block_size: pictures a commit, coded again at most after a kill; exclude_duplicates: leave all but one
-    of pictures out whose embeddings have at least this cosine."""
+    """The encoding of all images by the VQGAN."""
 
     views: int = Field(default=1, ge=1, le=255)
+    """Crops of each image to encode: its central square first, then random crops, half of them mirrored."""
     smallest_crop: float = Field(default=0.85, gt=0, le=1)
+    """Smallest side of the random crops, as a share of the image's short side."""
     batch_size: int = Field(default=128, gt=0)
+    """Images decoded at once. The VQGAN encodes at most 128 views in one forward pass."""
     block_size: int = Field(default=4096, gt=0)
+    """Images in one commit. A killed run repeats at most one block."""
     rows_per_part: int = Field(default=4096, gt=0)
+    """Rows of one Parquet part of the token shards. A row is one view of one image."""
     exclude_duplicates: float | None = Field(default=None, gt=0, le=1)
+    """Cosine similarity from which on only one of a group of near-duplicates is kept. Null: keep all."""
     compute: ComputeConfig = ComputeConfig()
+    """Where the VQGAN runs."""

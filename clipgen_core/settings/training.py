@@ -1,4 +1,4 @@
-"""How long and how fast to train: what every training stage shares."""
+"""Optimization settings that all training stages share."""
 
 from typing import Literal
 
@@ -12,32 +12,45 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class TrainConfig(Frozen):
-    """`steps` counts optimizer steps of `batch_size` pictures, over all processes together.
-
-    accumulate: backward passes a step, for batches that do not fit in memory.
-    patience: stop after so many checkpoints without a better validation loss, and use the best; 0 never.
-    precision: auto is bf16 where the machine is fast in it, else fp32.
-    parallel: what several processes do: ddp copies the model to each, fsdp shards it (FSDP2).
-    """
+    """How long a model trains, how fast, and what is saved on the way."""
 
     steps: int = Field(gt=0)
+    """Optimizer steps. The learning rate schedule spans all of them."""
     batch_size: int = Field(gt=0)
+    """Examples in one optimizer step, over all processes and accumulated passes together."""
     learning_rate: float = Field(gt=0)
+    """Peak learning rate. It warms up linearly, then decays to 2 % along half a cosine."""
     accumulate: int = Field(default=1, gt=0)
+    """Backward passes in one optimizer step. More of them need less memory; must divide `batch_size`."""
     weight_decay: float = Field(default=0.05, ge=0)
+    """Decoupled weight decay of weight matrices; with `muon`, of the hidden ones only."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of AdamW's running means of the gradient and of its square (arXiv:1711.05101)."""
     optimizer: OptimizerName = "adamw"
+    """`adamw`; or `muon` for hidden weight matrices and AdamW for the rest (arXiv:2502.16982).
+    The VQGAN always uses AdamW."""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0 to its peak."""
     clip_norm: float = Field(default=1.0, gt=0)
+    """Largest L2 norm of the gradient of all parameters. A larger gradient is scaled down to it."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the exponential moving average (EMA) of the weights, which is what is saved. 0: no EMA."""
     precision: Precision = "auto"
+    """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where the hardware is fast in it."""
     compile: bool = False
+    """Whether to compile the model with `torch.compile`."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: `ddp` copies the model to each, `fsdp` shards it over them (FSDP2)."""
     seed: int = 0
+    """Seed of the initial weights, of the order of the examples and of all random draws."""
     log_every: int = Field(default=10, gt=0)
+    """Steps from one logged point of the training metrics to the next."""
     checkpoint_every: int = Field(default=100, gt=0)
+    """Steps from one validation and checkpoint to the next. A killed training resumes from the last one."""
     keep_checkpoints: int = Field(default=2, gt=0)
+    """Latest checkpoints to keep. The one with the lowest validation loss is kept as well."""
     patience: int = Field(default=0, ge=0)
+    """Stop early after this many validations without a lower loss, and use the best checkpoint. 0: never."""
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":

@@ -9,15 +9,23 @@ from clipgen_core.settings.training import TrainConfig
 
 
 class Config(Frozen):
-    """corrupt: up to this share of a row's input codes is replaced by random ones in training, so that
-    the model learns to go on from its own mistakes; drop_condition: share of rows trained without;
-    recompute: spend time to save memory: blocks are computed again in the backward pass."""
+    """The transformer, its training, and the defaults of generation."""
 
     model: TransformerConfig
+    """Architecture of the transformer."""
     train: TrainConfig
+    """Optimization of the transformer."""
     sampling: SamplingConfig = SamplingConfig()
+    """Defaults of generation, stored with the model."""
     gap: GapConfig = GapConfig()
+    """Training against the gap between text and image embeddings."""
     drop_condition: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the rows trained with the null condition, which classifier-free guidance needs
+    (arXiv:2207.12598)."""
     corrupt: float = Field(default=0.0, ge=0, lt=1)
+    """Largest share of a row's input codes that are replaced by random ones in training, so that the model
+    learns to continue after its own mistakes."""
     embedding_weight: float = Field(default=0.0, ge=0)
+    """Weight of CLIP-GEN's embedding reconstruction loss (arXiv:2203.00386, section 3.3). 0: not computed."""
     recompute: bool = False
+    """Whether to recompute blocks in the backward pass (activation checkpointing): slower, less memory."""

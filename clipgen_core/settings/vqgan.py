@@ -8,22 +8,32 @@ from clipgen_core.settings.training import TrainConfig
 
 
 class Config(Frozen):
-    """perceptual_blocks: how many of CLIP's blocks measure the perceptual distance, all if None;
-    lpips_weights: measure by LPIPS instead, with torchvision's VGG16 weights at this path;
-    adversarial_from: the share of training after which the discriminator joins;
-    lecam, gradient_penalty: weights of the discriminator's regularisers;
-    start_from: a VQGAN checkpoint of the same shape to go on from (fine-tuning)."""
+    """The VQGAN, its training, and the terms of its loss."""
 
     model: VqganConfig
+    """Architecture of the VQGAN."""
     train: TrainConfig
+    """Optimization of the VQGAN and of its discriminator."""
     smallest_crop: float = Field(default=0.8, gt=0, le=1)
+    """Smallest side of the random training crops, as a share of the image's short side."""
     perceptual: float = Field(default=1.0, ge=0)
+    """Weight of the perceptual loss, relative to the L1 loss of the pixels."""
     perceptual_blocks: int | None = Field(default=None, gt=0)
+    """First blocks of CLIP's image tower that measure the perceptual distance. Null: all of them."""
     lpips_weights: str | None = None
+    """File of torchvision's VGG16 weights: measure by LPIPS (arXiv:1801.03924) instead of by CLIP."""
     adversarial: float = Field(default=0.8, ge=0)
+    """Weight of the adversarial loss, times VQGAN's adaptive weight (arXiv:2012.09841, equation 7). 0: train
+    without a discriminator."""
     adversarial_from: float = Field(default=0.6, ge=0, le=1)
+    """Share of the steps after which the adversarial loss is switched on."""
     discriminator_width: int = 64
+    """Channels of the discriminator's first layer, a multiple of 8. They double with each further layer."""
     discriminator_layers: int = 2
+    """Downsampling layers of the PatchGAN discriminator (arXiv:1611.07004). More see larger patches."""
     lecam: float = Field(default=0.0, ge=0)
+    """Weight of the discriminator's LeCam regularisation (arXiv:2104.03310), for small data sets."""
     gradient_penalty: float = Field(default=0.0, ge=0)
+    """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
     start_from: str | None = None
+    """VQGAN checkpoint of the same architecture to start from (fine-tuning). Null: train from scratch."""

@@ -65,7 +65,7 @@ def run(
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size)
-    here = config.compute.on == "local"
+    here = config.compute.where == "local"
     make = functools.partial(Embedder, clip, encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)

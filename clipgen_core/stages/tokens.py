@@ -85,7 +85,7 @@ def run(
     codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
     source = open_table(images)
     filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
-    here = config.compute.on == "local"
+    here = config.compute.where == "local"
     make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
     encoded, speed = fill(filling, make, config.compute, "codes")
     shards = _Shards(config, source, EmbeddingTable(embeddings), open_table(codes))

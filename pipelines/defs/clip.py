@@ -8,14 +8,17 @@ from pydantic import Field
 
 from pipelines import report
 from pipelines.cluster import node
-from pipelines.config import TrainingConfig
+from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
 
 
+@of_stage("clip")
 class ClipCheckpointConfig(TrainingConfig):
-    captions: str = Field(description="A CSV with the columns file and caption.")
+    """Settings of the stage clip, and where it is trained."""
+
+    captions: str = Field(description="A CSV file with the columns file and caption.")
 
 
 @dg.asset(
@@ -35,7 +38,7 @@ def clip_checkpoint(
     """A small CLIP trained on captioned images, where no public CLIP fits; open_clip's local-dir format."""
     from clipgen_core.stages import clip
 
-    stage, out = recipe.stage("clip", config.all_overrides()), storage.open()
+    stage, out = recipe.override(config.overrides()).clip, storage.open()
     with mlflow.run(context, {"captions": config.captions}) as tracker:
         train_in_processes("clip", config, recipe, out, tracker, captions=config.captions)
         result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)

@@ -7,9 +7,14 @@ import dagster as dg
 
 from pipelines import report
 from pipelines.conditions import WHEN_FRESH
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
+
+
+@of_stage("duplicates")
+class NearDuplicatesConfig(StageConfig):
+    """Settings of the stage duplicates."""
 
 
 @dg.asset(
@@ -21,7 +26,7 @@ from pipelines.upstream import artefact, upstream
 )
 def near_duplicates(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: NearDuplicatesConfig,
     storage: StorageResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
@@ -29,7 +34,7 @@ def near_duplicates(
     """The nearest other image of each image; `exclude_duplicates` of token_shards leaves them out."""
     from clipgen_core.stages import duplicates
 
-    stage, out = recipe.stage("duplicates", config.all_overrides()), storage.open()
+    stage, out = recipe.override(config.overrides()).duplicates, storage.open()
     embeddings = upstream(context, out, "embeddings")
     with mlflow.run(context, {"embeddings": embeddings.digest}) as tracker:
         result = duplicates.run(stage, embeddings=embeddings.path, out=out, tracker=tracker)

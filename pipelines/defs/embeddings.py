@@ -7,10 +7,15 @@ import dagster as dg
 
 from pipelines import report
 from pipelines.cluster import node
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, folder_of, record_all
 from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
+
+
+@of_stage("embeddings")
+class ClipEmbeddingsConfig(StageConfig):
+    """Settings of the stage embeddings."""
 
 
 @dg.asset(
@@ -25,7 +30,7 @@ from pipelines.upstream import artefact, upstream
 )
 def clip_embeddings(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: ClipEmbeddingsConfig,
     storage: StorageResource,
     pictures: PicturesResource,
     recipe: RecipeResource,
@@ -38,7 +43,7 @@ def clip_embeddings(
 
     out, folder = storage.open(), folder_of(context.partition_key)
     clip = upstream(context, out, "clip").path if pictures.clip == TRAINED else pictures.clip
-    stage = recipe.stage("embeddings", config.all_overrides())
+    stage = recipe.override(config.overrides()).embeddings
     images_digest = digest_of_keys(scan_keys(open_table(out.images)))
     with mlflow.run(context, {"images": images_digest, "clip": clip}) as tracker:
         result = embeddings.run(stage, images=out.images, clip=clip, out=out, tracker=tracker, folder=folder)

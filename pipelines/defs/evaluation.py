@@ -12,7 +12,7 @@ from pydantic import Field
 from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import when_updated
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -20,15 +20,20 @@ TRAINED = "trained:"
 CHECKS = ("enough_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
 
 
+@of_stage("evaluation")
 class EvaluationConfig(StageConfig):
+    """Settings of the stage evaluation."""
+
     prompts: str | None = Field(
         default=None,
-        description="CSV with the column prompt, COCO captions, or one prompt a line; else CLIPGEN_PROMPTS.",
+        description="A CSV file with the column prompt, COCO captions, or a text file with one prompt per "
+        "line. Null: the file that CLIPGEN_PROMPTS names.",
     )
     judge: str | None = Field(
         default=None,
-        description="A CLIP that did not condition the model, to score with; trained:ROOT takes the one "
-        "that clip_training left under a root; the conditioning CLIP if unset.",
+        description="CLIP that computes the scores: hub:MODEL/PRETRAINED, local-dir:FOLDER, or trained:ROOT "
+        "for the CLIP that clip_training left under a root. Null: the CLIP that the model is conditioned on, "
+        "which flatters the model.",
     )
 
     def require_prompts(self) -> str:
@@ -72,7 +77,7 @@ def evaluation_report(
     judge = config.judge
     if judge and judge.startswith(TRAINED):
         judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
-    stage = recipe.stage("evaluation", {"judge": judge, **config.all_overrides()})
+    stage = recipe.override(config.overrides() | {"evaluation.judge": judge}).evaluation
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
         versions = mlflow.registry(out)
         champion = versions.champion()

@@ -7,14 +7,19 @@ import dagster as dg
 from pydantic import Field
 
 from pipelines import report
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
 from pipelines.resources import MlflowResource, PicturesResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
 
 
+@of_stage("images")
 class RawImagesConfig(StageConfig):
-    max_reject_share: float = Field(default=0.1, description="More rejects than this fail the check.")
+    """Settings of the stage images."""
+
+    max_reject_share: float = Field(
+        default=0.1, description="Largest share of rejected images that passes the check reject_share."
+    )
 
 
 @dg.asset(
@@ -36,7 +41,7 @@ def raw_images(
     from clipgen_core.stages import images
 
     out, source, folder = storage.open(), pictures.require_source(), folder_of(context.partition_key)
-    stage = recipe.stage("images", config.all_overrides())
+    stage = recipe.override(config.overrides()).images
     with mlflow.run(context, {"source": source}) as tracker:
         result = images.run(stage, source=source, out=out, tracker=tracker, folder=folder)
     record_folders(context, result.listings)

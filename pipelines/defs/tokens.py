@@ -7,9 +7,14 @@ import dagster as dg
 
 from pipelines.cluster import node
 from pipelines.conditions import WHEN_FRESH
-from pipelines.config import StageConfig
+from pipelines.config import StageConfig, of_stage
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
+
+
+@of_stage("tokens")
+class TokenShardsConfig(StageConfig):
+    """Settings of the stage tokens."""
 
 
 @dg.asset(
@@ -23,7 +28,7 @@ from pipelines.upstream import artefact, upstream
 )
 def token_shards(
     context: dg.AssetExecutionContext,
-    config: StageConfig,
+    config: TokenShardsConfig,
     storage: StorageResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
@@ -33,7 +38,7 @@ def token_shards(
 
     out = storage.open()
     embeddings, vqgan = (upstream(context, out, name) for name in ("embeddings", "vqgan"))
-    stage = recipe.stage("tokens", config.all_overrides())
+    stage = recipe.override(config.overrides()).tokens
     with mlflow.run(context, {"embeddings": embeddings.digest, "vqgan": vqgan.digest}) as tracker:
         result = tokens.run(
             stage,

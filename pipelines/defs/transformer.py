@@ -11,15 +11,19 @@ from pydantic import Field
 from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
-from pipelines.config import TrainingConfig
+from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
 
+@of_stage("transformer")
 class TransformerCheckpointConfig(TrainingConfig):
+    """Settings of the stage transformer, and where it is trained."""
+
     texts: str | None = Field(
-        default=None, description="Texts like the prompts to come, one a line; ImageNet's names if unset."
+        default=None,
+        description="A file of texts like the prompts to come, one per line. Null: ImageNet's class names.",
     )
 
 
@@ -47,9 +51,11 @@ def transformer_checkpoint(
     out = storage.open()
     shards = upstream(context, out, "tokens")
     manifest = read_manifest(shards.path)
-    stage = recipe.stage("transformer", config.all_overrides())
+    stage = recipe.override(config.overrides()).transformer
     with mlflow.run(context, {"tokens": shards.digest}) as tracker:
-        train_in_processes("transformer", config, recipe, out, tracker, texts=config.texts)
+        train_in_processes(
+            "transformer", config, recipe, out, tracker, tokens=shards.path, texts=config.texts
+        )
         result = transformer.run(stage, tokens=shards.path, out=out, tracker=tracker, texts=config.texts)
     loss, uniform = result.fitted.metrics["validation_loss"], math.log(manifest.codebook_size)
     return dg.MaterializeResult(

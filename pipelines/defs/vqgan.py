@@ -9,14 +9,19 @@ from pydantic import Field
 from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
-from pipelines.config import TrainingConfig
+from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
 
+@of_stage("vqgan")
 class VqganCheckpointConfig(TrainingConfig):
-    min_codebook_usage: float = Field(default=0.5, description="Less codebook usage fails the check.")
+    """Settings of the stage vqgan, and where it is trained."""
+
+    min_codebook_usage: float = Field(
+        default=0.5, description="Smallest share of codes in use that passes the check codebook_usage."
+    )
 
 
 @dg.asset(
@@ -43,9 +48,9 @@ def vqgan_checkpoint(
     out = storage.open()
     table = upstream(context, out, "embeddings")
     clip = open_table(table.path).schema.metadata[b"clip"].decode()
-    stage = recipe.stage("vqgan", config.all_overrides())
+    stage = recipe.override(config.overrides()).vqgan
     with mlflow.run(context, {"embeddings": table.digest}) as tracker:
-        train_in_processes("vqgan", config, recipe, out, tracker)
+        train_in_processes("vqgan", config, recipe, out, tracker, clip=clip)
         result = vqgan.run(stage, images=out.images, clip=clip, out=out, tracker=tracker)
     usage = result.fitted.metrics["codebook_usage"]
     return dg.MaterializeResult(

@@ -49,10 +49,10 @@ def test_scores_of_a_way_by_hand() -> None:
 
 
 def test_every_way_is_trained_by_a_configuration_that_exists() -> None:
-    from clipgen_core.recipes import configure
+    from clipgen_core.recipes import named
 
     for name in {trained for _, _, trained, _ in gap.WAYS}:
-        config = configure("demo", "transformer", gap.TRAINED[name])
+        config = named("demo").override(gap.TRAINED[name]).transformer
         assert (config.model.neighbours > 0) == (name == "neighbours")
 
 

@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
+from pydantic import ValidationError
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.recipes import RECIPES, configure
+from clipgen_core.recipes import RECIPES, named
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -12,23 +15,61 @@ def test_every_recipe_fits_together(name: str) -> None:
     assert type(recipe).model_validate(recipe.model_dump()) == recipe
 
 
-def test_overrides_change_single_fields() -> None:
-    config = configure("demo", "vqgan", {"train.steps": 3, "model.quantizer.codebook_size": 64})
-    assert config.train.steps == 3
-    assert config.model.quantizer.codebook_size == 64
-    assert config.train.batch_size == RECIPES["demo"].vqgan.train.batch_size
+def test_overrides_change_single_settings_of_a_copy() -> None:
+    demo = named("demo")
+    recipe = demo.override({"vqgan.train.steps": 3, "vqgan.model.quantizer.codebook_size": 64})
+    assert recipe.vqgan.train.steps == 3
+    assert recipe.vqgan.model.quantizer.codebook_size == 64
+    assert recipe.vqgan.train.batch_size == demo.vqgan.train.batch_size
+    assert recipe.transformer == demo.transformer
+    assert demo.vqgan.train.steps == RECIPES["demo"].vqgan.train.steps != 3
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.vqgan.train.steps = 4
+
+
+def test_settings_that_depend_on_each_other_change_at_once() -> None:
+    fsq = {"kind": "fsq", "levels": [8, 5, 5, 5], "codebook_size": 1000, "code_dim": 4}
+    overrides = {f"vqgan.model.quantizer.{name}": value for name, value in fsq.items()}
+    assert named("demo").override(overrides).vqgan.model.quantizer.levels == (8, 5, 5, 5)
+
+
+def test_a_setting_can_be_null_where_null_is_a_value() -> None:
+    assert named("demo").vqgan.perceptual_blocks == 3
+    assert named("demo").override({"vqgan.perceptual_blocks": None}).vqgan.perceptual_blocks is None
 
 
 @pytest.mark.parametrize(
-    ("recipe", "overrides", "message"),
+    ("overrides", "message"),
     [
-        ("typo", {}, "there is no recipe 'typo': choose one of demo"),
-        ("demo", {"train.stepz": 1}, "vqgan setting 'train.stepz'"),
-        ("demo", {"nothing.at.all": 1}, "vqgan has no setting 'nothing.at.all'"),
-        ("demo", {"train.steps": 0}, "vqgan setting 'train.steps'"),
-        ("demo", {"model.image_size": 60}, "60 is not divisible by the downsampling factor 8"),
+        (
+            {"vqgan.train.step": 1},
+            "there is no setting 'vqgan.train.step': did you mean 'vqgan.train.steps'? "
+            "`clipgen settings vqgan` lists all",
+        ),
+        ({"nothing.at.all": 1}, "there is no setting 'nothing.at.all': `clipgen settings` lists all"),
+        ({"vqgan.train": {}}, "'vqgan.train' is a group of settings: set one of them"),
+        ({"vqgan.train.steps": 0}, "the setting 'vqgan.train.steps' is 0: it should be greater than 0"),
+        (
+            {"vqgan.model.quantizer.kind": "emma"},
+            "the setting 'vqgan.model.quantizer.kind' is 'emma': it should be 'ema', 'cosine', 'simvq' or ",
+        ),
+        ({"vqgan.train.betas": [0.9, "x"]}, "the setting 'vqgan.train.betas' is [0.9, 'x']: it should be a"),
+        (
+            {"vqgan.train.steps": None},
+            "the setting 'vqgan.train.steps' is None: it should be a valid integer",
+        ),
+        (
+            {"vqgan.model.image_size": 60},
+            "vqgan.model.image_size=60 does not fit: image_size 60 is not divisible by the downsampling ",
+        ),
     ],
 )
-def test_bad_settings_are_one_sentence(recipe: str, overrides: dict[str, int], message: str) -> None:
-    with pytest.raises(ClipgenError, match=message):
-        configure(recipe, "vqgan", overrides)
+def test_a_bad_override_is_one_sentence(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ClipgenError) as raised:
+        named("demo").override(overrides)
+    assert str(raised.value).startswith(message)
+
+
+def test_an_unknown_recipe_is_one_sentence() -> None:
+    with pytest.raises(ClipgenError, match="there is no recipe 'typo': choose one of demo"):
+        named("typo")

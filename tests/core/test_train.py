@@ -1,70 +1,35 @@
-"""`clipgen train`: one stage from the command line, in one process and under torchrun."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""`train()`: what the command line, torchrun, Ray and Dagster call."""
 
 import pytest
-from typer.testing import CliRunner
 
-from clipgen_core.cli import app
 from clipgen_core.errors import ClipgenError
+from clipgen_core.recipes import named
+from clipgen_core.settings.models import TransformerConfig
 from clipgen_core.storage import Storage
-from clipgen_core.train import setting
+from clipgen_core.train import train
 from clipgen_core.training.checkpoint import Checkpoint
 
-SETTINGS = (
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "train.steps=2",
-    "train.batch_size=4",
-    "train.optimizer=adamw",
-)
+OVERRIDES = {
+    "transformer.model.width": 32,
+    "transformer.model.layers": 1,
+    "transformer.model.heads": 2,
+    "transformer.train.steps": 2,
+    "transformer.train.batch_size": 4,
+    "transformer.train.optimizer": "adamw",
+}
 
 
-def arguments(root: str, *settings: str) -> list[str]:
-    chosen = [f"--set={one}" for one in (*SETTINGS, *settings)]
-    return ["train", "transformer", "--root", root, "--recipe", "demo", *chosen]
-
-
-@pytest.fixture
-def root(pipeline: Storage, storage: Storage) -> str:
+def test_a_recipe_or_its_name_and_overrides_train_the_same_model(pipeline: Storage, storage: Storage) -> None:
     tokens = pipeline.current("tokens", "tests")
     storage.publish_current("tokens", tokens.path, tokens.digest)
-    return storage.root
-
-
-def test_settings_reach_the_training(root: str) -> None:
-    done = CliRunner().invoke(app, arguments(root))
-    assert done.exit_code == 0, done.output
-    checkpoint = Storage(root).current("transformer", "tests").path
-    assert Checkpoint(checkpoint).provenance.config["model"]["width"] == 32
+    checkpoint = train("transformer", storage.root, "demo", OVERRIDES)
     assert Checkpoint(checkpoint).state.step == 2
-    assert "transformer is at" in done.output
+    assert Checkpoint(checkpoint).settings("model", TransformerConfig).width == 32
+    assert train("transformer", storage.root, named("demo").override(OVERRIDES)) == checkpoint
 
 
-@pytest.mark.slow
-def test_torchrun_trains_in_two_processes(root: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "clipgen_core.cli", *arguments(root, "train.parallel=fsdp")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("transformer is at") == 1
-    assert Checkpoint(Storage(root).current("transformer", "tests").path).state.step == 2
-
-
-def test_values_are_read_as_json_where_they_are_some() -> None:
-    assert setting("train.steps=10") == ("train.steps", 10)
-    assert setting("train.optimizer=muon") == ("train.optimizer", "muon")
-    assert setting("model.channels=[32, 64]") == ("model.channels", [32, 64])
-    with pytest.raises(ClipgenError, match="has no '='"):
-        setting("train.steps")
-
-
-def test_what_is_missing_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, arguments(storage.root))
-    assert done.exit_code == 2
-    assert "no tokens under" in " ".join(done.output.split())
-    done = CliRunner().invoke(app, ["train", "clip", "--root", storage.root, "--recipe", "demo"])
-    assert done.exit_code == 2 and "--captions" in done.output
+def test_a_missing_input_and_an_unknown_setting_are_one_sentence(storage: Storage) -> None:
+    with pytest.raises(ClipgenError, match="captioned images: give --captions"):
+        train("clip", storage.root, "demo")
+    with pytest.raises(ClipgenError, match="there is no setting 'clip.train.step'"):
+        train("clip", storage.root, "demo", {"clip.train.step": 1})

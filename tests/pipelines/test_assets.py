@@ -151,12 +151,12 @@ def test_a_failed_check_keeps_the_champion(
     shutil.copytree(pipeline.images, root.images)
     selection = [dg.AssetKey("evaluation_report"), dg.AssetKey("champion")]
 
-    def evaluate(**overrides: Any) -> dg.ExecuteInProcessResult:
-        given = {"prompts": str(pictures / "prompts.csv"), "overrides": overrides}
+    def evaluate(**settings: Any) -> dg.ExecuteInProcessResult:
+        given = {"prompts": str(pictures / "prompts.csv"), **settings}
         asked = config(tmp_path, pictures, evaluation_report=given)
         return execute("clip_gen", asked, asset_selection=selection, raise_on_error=False)
 
-    failed = evaluate(**{"thresholds.min_prompts": 1000})
+    failed = evaluate(thresholds={"min_prompts": 1000})
     assert not failed.success
     (bad,) = [e for e in failed.get_asset_check_evaluations() if not e.passed]
     assert bad.check_name == "enough_prompts" and bad.description == "4 prompts, 1000 needed"
@@ -219,9 +219,11 @@ def test_several_processes_log_to_the_assets_own_run(
 ) -> None:
     shards = pipeline.current("tokens", "tests")
     Storage(str(tmp_path / "root")).publish_current("tokens", shards.path, shards.digest)
-    settings = {"model.width": 32, "model.layers": 1, "model.heads": 2, "train.log_every": 1}
-    settings |= {"train.batch_size": 4, "train.optimizer": "adamw"}
-    training = {"processes": 2, "steps": 3, "overrides": settings}
+    training = {
+        "processes": 2,
+        "model": {"width": 32, "layers": 1, "heads": 2},
+        "train": {"steps": 3, "batch_size": 4, "optimizer": "adamw", "log_every": 1},
+    }
     asked = config(tmp_path, pictures, transformer_checkpoint=training)
     asked["resources"]["recipe"] = {"config": {"name": "demo"}}
     asked["ops"] = {"transformer_checkpoint": asked["ops"]["transformer_checkpoint"]}

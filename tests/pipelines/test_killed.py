@@ -27,7 +27,9 @@ def test_a_killed_run_is_failed_and_leaves_its_slot(
             "mlflow": {"config": {"local_folder": str(tmp_path / "mlflow")}},
         },
         "ops": {
-            "clip_checkpoint": {"config": {"captions": str(pictures / "captions.csv"), "steps": 100_000}}
+            "clip_checkpoint": {
+                "config": {"captions": str(pictures / "captions.csv"), "train": {"steps": 100_000}}
+            }
         },
     }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run_config))

@@ -24,21 +24,14 @@ from pipelines.launch import own_reason
 from tests.conftest import RAY, wait_for
 
 STEPS = 120
-SETTINGS = {
-    "model.width": 32,
-    "model.layers": 1,
-    "model.heads": 2,
-    "train.batch_size": 4,
-    "train.log_every": 10,
-    "train.checkpoint_every": 20,
-    "train.precision": "fp32",
-}
+MODEL = {"width": 32, "layers": 1, "heads": 2}
+TRAIN = {"steps": STEPS, "batch_size": 4, "log_every": 10, "checkpoint_every": 20, "precision": "fp32"}
 
 
 def materialise(root: str, **training: Any) -> None:
     """transformer_checkpoint by Dagster, in this process; its workers on Ray."""
     torch.set_num_threads(1)
-    training = {"processes": 2, "workers_on": "ray", "steps": STEPS, **training}
+    training = {"processes": 2, "workers_on": "ray", "model": MODEL, "train": TRAIN, **training}
     asked = {
         "resources": {
             "storage": {"config": {"root": root}},
@@ -51,7 +44,6 @@ def materialise(root: str, **training: Any) -> None:
 
 
 def started(root: Storage, **training: Any) -> Any:
-    training = {"overrides": SETTINGS, **training}
     spawn = multiprocessing.get_context("spawn")
     driver = spawn.Process(target=materialise, args=(root.root,), kwargs=training)
     driver.start()
@@ -141,7 +133,7 @@ def test_sigterm_reaches_the_workers_which_save_and_another_run_goes_on(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = root_at(tmp_path, pipeline)
-    rarely = {"workers_on": workers_on, "overrides": {**SETTINGS, "train.checkpoint_every": STEPS}}
+    rarely = {"workers_on": workers_on, "train": {**TRAIN, "checkpoint_every": STEPS}}
     driver = started(out, **rarely)
     wait_for(lambda: steps_in_mlflow(out), "a step in MLflow", alive=driver.is_alive, pause=0.02)
     driver.terminate()

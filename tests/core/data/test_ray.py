@@ -36,7 +36,7 @@ def test_a_killed_worker_loses_and_doubles_nothing(
         draw(COLOURS[i % 8], SHAPES[i // 8 % 3], 24 + i // 24).save(source / f"{i}.png")
     out = Storage(str(tmp_path / "root"))
     images.run(images.Config(), source=str(source), out=out, tracker=NullTracker())
-    compute = ComputeConfig(on="ray", workers=2, cpus=0.5)
+    compute = ComputeConfig(where="ray", workers=2, cpus=0.5)
     spawn = multiprocessing.get_context("spawn")
     driver = spawn.Process(target=embed, args=(out.root, clip_reference, compute))
     driver.start()

@@ -1,0 +1,87 @@
+"""`clipgen train`: one training stage from the command line, alone or under torchrun."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from clipgen_core.cli.options import Command, app, console
+from clipgen_core.errors import ClipgenError
+from clipgen_core.train import TrainingStage
+from clipgen_core.train import train as train_stage
+
+
+@app.command(cls=Command)
+def train(
+    stage: Annotated[TrainingStage, typer.Argument(help="What to train.")],
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts are stored.")],
+    recipe: Annotated[str, typer.Option(help="A named configuration: see `clipgen settings`.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting's value, such as train.steps=1000; may be repeated."),
+    ] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="For clip: a CSV file with the columns file and caption.")
+    ] = None,
+    clip: Annotated[
+        str | None, typer.Option(help="For vqgan: the CLIP; by default that of the latest embeddings.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="For transformer: the token shards; by default the latest.")
+    ] = None,
+    texts: Annotated[
+        str | None, typer.Option(help="For transformer: texts like the prompts to come, one per line.")
+    ] = None,
+    mlflow_run: Annotated[
+        str | None, typer.Option(help="Log to this MLflow run, at MLFLOW_TRACKING_URI.")
+    ] = None,
+) -> None:
+    """Train one stage on what the stages before it left under the root, or resume where it stopped.
+
+    On several GPUs: torchrun --nproc-per-node 8 -m clipgen_core.cli train transformer ...
+    """
+    from clipgen_core.training import distributed
+
+    overrides = read_settings(stage, settings or [])
+    checkpoint = train_stage(
+        stage,
+        root,
+        recipe,
+        overrides,
+        captions=captions,
+        clip=clip,
+        tokens=tokens,
+        texts=texts,
+        mlflow_run=mlflow_run,
+    )
+    if distributed.rank() == 0:
+        console.print(f"{stage} is at {checkpoint}")
+
+
+def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Settings from the command line.
+
+    Args:
+        stage: the stage that names without a stage's prefix belong to.
+        texts: `name=value` each. The value is read as JSON if it is JSON, otherwise it is a string.
+
+    Returns:
+        The values by dotted name, the stage first, as `Recipe.override` takes them.
+
+    Raises:
+        ClipgenError: a text has no `=`.
+    """
+    from clipgen_core.recipes import Recipe
+
+    overrides: dict[str, Any] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign:
+            raise ClipgenError(f"--set {text!r} has no '=': write name=value")
+        prefix = "" if name.partition(".")[0] in Recipe.model_fields else f"{stage}."
+        try:
+            overrides[prefix + name] = json.loads(value)
+        except json.JSONDecodeError:
+            overrides[prefix + name] = value
+    return overrides

@@ -1,0 +1,107 @@
+"""Every setting of a config by its dotted name, and new values for some of them.
+
+Knows how configs nest and what their fields say of themselves; knows no stage and no recipe.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import Frozen
+
+Config = TypeVar("Config", bound=Frozen)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its dotted name, its value in a config, and what it means."""
+
+    name: str
+    value: Any
+    field: FieldInfo
+
+    @property
+    def meaning(self) -> str:
+        return meaning(self.field)
+
+
+def meaning(field: FieldInfo) -> str:
+    """The docstring of a field, on one line."""
+    return " ".join((field.description or "").split())
+
+
+def settings_of(config: Frozen, prefix: str = "") -> Iterator[Setting]:
+    """All settings of a config, those of nested configs included, in the order of their declaration.
+
+    Args:
+        config: a stage's config, or a whole recipe.
+        prefix: what every name starts with, such as `vqgan.`.
+
+    Yields:
+        One record per setting that holds a value; configs that only group settings are not listed.
+    """
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Frozen):
+            yield from settings_of(value, f"{prefix}{name}.")
+        else:
+            yield Setting(f"{prefix}{name}", value, field)
+
+
+def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy of a config with other values for some of its settings, validated as a whole.
+
+    Args:
+        config: the config that keeps all other values.
+        overrides: the new values by dotted name, such as `{"vqgan.train.steps": 10}`.
+
+    Returns:
+        A config of the same class.
+
+    Raises:
+        ClipgenError: there is no setting of that name, or its value is not allowed.
+    """
+    names = [setting.name for setting in settings_of(config)]
+    values = config.model_dump()
+    for name, value in overrides.items():
+        if name not in names:
+            raise ClipgenError(_unknown(name, names))
+        *groups, last = name.split(".")
+        target = values
+        for group in groups:
+            target = target[group]
+        target[last] = value
+    try:
+        return type(config).model_validate(values)
+    except ClipgenError as error:  # settings that do not fit each other
+        given = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
+        raise ClipgenError(f"{given} does not fit: {error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = ".".join(part for part in problem["loc"] if isinstance(part, str))
+        given = overrides.get(name, problem["input"])
+        allowed = re.sub("^[A-Z][a-z]+ should", "it should", problem["msg"])
+        raise ClipgenError(f"the setting {name!r} is {given!r}: {allowed}") from error
+
+
+def suggestion(name: str, names: Iterable[str]) -> str:
+    """`: did you mean 'NAME'?` with the most similar of some names, or nothing if none is similar."""
+    similar = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {similar[0]!r}?" if similar else ""
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    members = [one for one in names if one.startswith(f"{name}.")]
+    if members:
+        return f"{name!r} is a group of settings: set one of them, such as {members[0]!r}"
+    stage = name.partition(".")[0]
+    known = any(one.startswith(f"{stage}.") for one in names)
+    command = f"`clipgen settings {stage}`" if known else "`clipgen settings`"
+    guess = suggestion(name, names)
+    return f"there is no setting {name!r}{guess or ':'} {command} lists all"
