@@ -46,8 +46,9 @@ class Generated:
 class TextToImage:
     """A trained generator; safe to call from several threads.
 
-    >>> generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
-    >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
+    Examples:
+        >>> generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
+        >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
     """
 
     def __init__(self, parts: Parts) -> None:
