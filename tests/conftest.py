@@ -178,13 +178,20 @@ def random_images() -> Callable[[int], list[Image.Image]]:
     return make
 
 
-PROGRAMS = {"make", "clipgen", ".venv/bin/clipgen", "dagster", "mlflow", "export", "curl"}
-PROGRAMS |= {"docker", "kubectl", "helm", "infra/compose/secrets.sh"}
+PROGRAMS = {"make", "clipgen", ".venv/bin/clipgen", "dagster", "mlflow", "export", "curl", "pip", "python"}
+PROGRAMS |= {"torchrun", "docker", "kubectl", "helm", "infra/compose/secrets.sh"}
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.M | re.S)
+
+
+def blocks(file: Path, language: str) -> list[str]:
+    """The fenced blocks of code of one language in a Markdown file."""
+    return [code for marked, code in FENCE.findall(file.read_text()) if marked == language]
 
 
 def commands(file: Path) -> list[str]:
-    """The commands in a Markdown file's blocks of code, without their comments."""
-    lines = [line[4:] for line in file.read_text().splitlines() if line.startswith("    ")]
+    """The commands in a Markdown file's fenced and indented blocks of code, without their comments."""
+    indented = [line[4:] for line in file.read_text().splitlines() if line.startswith("    ")]
+    lines = [*indented, *(line for block in blocks(file, "sh") for line in block.splitlines())]
     return [
         re.split(r"  +#", one)[0].rstrip() for one in lines if one.split()[:1] and one.split()[0] in PROGRAMS
     ]

@@ -1,7 +1,6 @@
 """The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
 
 import csv
-import itertools
 import json
 import os
 import re
@@ -16,10 +15,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.conftest import EMOJI, free_port, needs_emoji, wait_for
+from tests.conftest import EMOJI, blocks, commands, free_port, needs_emoji, wait_for
 
 REPOSITORY = Path(__file__).parents[1]
-README = REPOSITORY / "README.md"
+DOCS = [REPOSITORY / "README.md"]
+DOCS += [REPOSITORY / "docs" / f"{page}.md" for page in ("demo", "registry", "gap", "serving")]
 
 
 @needs_emoji
@@ -69,22 +69,24 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
 
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/.clipgen/quick/mlflow/mlflow.db"
     Image.open(next(EMOJI.rglob("*.png"))).save(tmp_path / "photo.png")
-    said = {args[0]: run("clipgen", *args) for args in readme_commands()}
-    assert Image.open(tmp_path / "out.png").width == 4 * 64 + 3 * 2
+    said = {args[0]: run("clipgen", *args) for args in documented_commands()}
+    assert said.keys() == {"generate", "search", "vary", "champions", "lineage"}
+    assert Image.open(tmp_path / "out.png").size == (4 * 64 + 3 * 2, 2 * 64 + 2)
     assert said["search"].count("file://") == 10
     assert "-" in said["champions"] and "images" in said["lineage"]
-    (tmp_path / "use.py").write_text(readme_python())
-    run("python", "use.py")
-    assert Image.open(tmp_path / "heart.png").size == (64, 64)
+    for code in documented_python():
+        (tmp_path / "heart.png").unlink(missing_ok=True)
+        (tmp_path / "use.py").write_text(code)
+        run("python", "use.py")
+        assert Image.open(tmp_path / "heart.png").size == (64, 64)
     assert_dagsters_page_shows_the_run(tmp_path, environment)
 
 
-def readme_python() -> str:
-    """The README's block of Python."""
-    lines = README.read_text().splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("    from clipgen_core"))
-    block = itertools.takewhile(lambda line: not line or line.startswith("    "), lines[start:])
-    return "\n".join(line[4:] for line in block)
+def documented_python() -> list[str]:
+    """The Python of the README and of the page about using a model."""
+    found = [code for file in DOCS for code in blocks(file, "python")]
+    assert len(found) == 2
+    return found
 
 
 def assert_dagsters_page_shows_the_run(folder: Path, environment: dict[str, str]) -> None:
@@ -123,9 +125,8 @@ def answer_of(request: urllib.request.Request) -> Any:
         return None
 
 
-def readme_commands() -> list[list[str]]:
-    """The README's commands about the demo's model, as they stand there."""
-    lines = re.findall(r"^    (?:\.venv/bin/)?clipgen (.+)$", README.read_text(), flags=re.M)
-    commands = [shlex.split(line, comments=True) for line in lines]
+def documented_commands() -> list[list[str]]:
+    """The documentation's commands about the demo's model, as they are written there."""
+    words = [shlex.split(line) for file in DOCS for line in commands(file)]
     wanted = ("generate", "search", "vary", "champions", "lineage")
-    return [one for one in commands if one[0] in wanted and "public/" not in one]
+    return [one for program, *one in words if program.endswith("clipgen") and one[0] in wanted]

@@ -184,7 +184,11 @@ def test_kubectl_renders_what_is_ours_and_reads_the_secret(tmp_path: Path) -> No
         for pod in [one["spec"]["template"]["spec"]] if one["kind"] == "Deployment" else []:
             assert {c["image"] for c in pod["containers"]} == {"registry.example/clipgen:0.1.0"}
     (tmp_path / "FILE").write_text("AWS_ACCESS_KEY_ID=someone\nAWS_SECRET_ACCESS_KEY=s3cr3t\n")
-    (line,) = [text for text in commands(INFRA / "README.md") if text.startswith("kubectl -n clipgen create")]
+    (line,) = [
+        text
+        for text in commands(REPOSITORY / "docs" / "cluster.md")
+        if text.startswith("kubectl -n clipgen create")
+    ]
     command = line.replace("=FILE", f"={tmp_path}/FILE").split()
     made = yaml.safe_load(run(*command, "--dry-run=client", "-o", "yaml").stdout)
     assert made["metadata"] == {"name": "clipgen", "namespace": "clipgen", "creationTimestamp": None}

@@ -34,8 +34,9 @@ OnStep = Callable[[Tensor], None]
 class TextToImage:
     """A trained generator; safe to call from several threads.
 
-    >>> generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
-    >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
+    Examples:
+        >>> generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
+        >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
 
     Args:
         parts: where CLIP, VQGAN, transformer and image embeddings are.

@@ -1,7 +1,10 @@
-"""What the README and the run configs say is what the code takes."""
+"""What the documentation and the run configs say is what the code takes."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -15,7 +18,7 @@ from pipelines.definitions import defs
 from pipelines.defs.embeddings import ClipEmbeddingsConfig
 from pipelines.defs.tokens import TokenShardsConfig
 from pipelines.defs.transformer import TransformerCheckpointConfig
-from tests.conftest import commands
+from tests.conftest import blocks, commands
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -24,8 +27,8 @@ DOCS = [
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 RUN_BY = {
-    r"make (demo|ui)$": "test_demo.py::test_the_quick_demo_from_pictures_to_a_registered_model",
-    r"clipgen (generate|search|vary|champions|lineage)": "test_demo.py::readme_commands",
+    r"make (demo|demo QUICK=1|ui)$": "test_demo.py::test_the_quick_demo_from_pictures_to_a_registered_model",
+    r"clipgen (generate|search|vary|champions|lineage)": "test_demo.py::documented_commands",
     r"clipgen generate .* -m public/$": "core/published/test_published.py::"
     "test_the_public_generator_makes_pictures",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
@@ -34,14 +37,29 @@ RUN_BY = {
     r"clipgen import-vqgan": "core/published/test_published.py::"
     "test_a_published_vqgan_gives_the_published_codes_and_pictures",
     r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
+    r"clipgen settings": "core/cli/test_settings.py::test_a_stage_is_readable_at_100_columns",
+    r"clipgen plan": "core/test_plan.py::test_the_command_prints_a_table_and_bad_input_one_sentence",
+    r"clipgen folders$": "core/cli/test_cli.py::test_names_with_brackets_are_printed_as_they_are",
+    r"clipgen prune": "core/data/test_prune.py::test_the_command_asks_for_yes",
+    r"clipgen embed": "core/stages/test_images.py::"
+    "test_a_mended_file_is_no_reject_any_more_and_rejects_can_be_tried_again",
     r"mlflow models serve|curl|export": "core/registry/test_champions.py::"
     "test_mlflow_serves_the_model_over_http",
+    r"torchrun .* train transformer": "core/cli/test_train.py::test_torchrun_trains_in_two_processes",
+    r"python -m pipelines.killed$": "pipelines/test_killed.py::"
+    "test_a_killed_run_is_failed_and_leaves_its_slot",
+    r"python examples/generate.py": "test_examples.py::test_images_are_generated_and_saved",
+    r"python examples/embed_and_search.py": "test_examples.py::test_a_folder_is_embedded_and_searched",
+    r"python examples/train_on_folder.py": "test_examples.py::test_a_folder_becomes_a_generator",
     r"infra/compose/secrets.sh$": "test_infra.py::test_secrets_are_made_once",
     r"kubectl .*create secret": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",
     r"kubectl apply -k": "test_infra.py::test_kubectl_renders_what_is_ours_and_reads_the_secret",
 }
 NOT_RUN = {
     r"make (test|check)$": "what runs this",
+    r"make demo LONG=1$": "40 minutes: the config is checked",
+    r"pip install": "a package index",
+    r"python -m benchmarks": "minutes of all cores: its parts are tested in tests/benchmarks",
     r"dagster job execute .* -c (my|infra/run_configs/l).yaml$": "GPUs: the config is checked",
     r"docker compose": "an engine: the file is checked against its schema",
     r"kubectl .*raycluster.yaml$": "a cluster with KubeRay: its pods are checked against their schema",
@@ -75,26 +93,31 @@ def test_every_clipgen_command_and_option_exists() -> None:
         "champions",
         "ui",
     }
+    page = (REPOSITORY / "docs" / "cli.md").read_text()
+    assert all(f"`clipgen {name}`" in page for name in group.commands)  # type: ignore[attr-defined]
     for name, rest in lines:
         known = {option for p in group.commands[name].params for option in p.opts}  # type: ignore[attr-defined]
         assert set(re.findall(r"(?<= )--?[a-z][\w-]*", rest)) <= known
 
 
-def test_the_run_config_of_your_own_pictures_is_valid() -> None:
-    block = re.search(r"^    resources:\n(?:    .*\n|\n)+?(?=\n    dagster)", README, flags=re.M)
-    assert block
-    config = yaml.safe_load("\n".join(line[4:] for line in block.group().splitlines()))
+def test_the_run_config_of_your_own_images_is_valid() -> None:
+    (config, *_) = run_configs(REPOSITORY / "docs" / "images.md")
+    assert config["resources"].keys() >= {"storage", "recipe"}
     assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
 
 
-def test_the_settings_for_ray_exist() -> None:
-    (line,) = re.findall(r"^    clip_embeddings: (\{config.+)$", README, flags=re.M)
-    config = yaml.safe_load(line)["config"]
-    assert dg.validate_run_config(
-        defs().resolve_job_def("clip_gen"), {"ops": {"clip_embeddings": {"config": config}}}
-    )
-    overrides = ClipEmbeddingsConfig(**config).overrides()
-    assert named("b").override(overrides).embeddings.compute.workers == 8
+@pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)
+def test_every_run_config_in_the_docs_is_valid(file: Path) -> None:
+    for config in run_configs(file):
+        assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+
+
+def run_configs(file: Path) -> list[dict[str, Any]]:
+    return [yaml.safe_load(block) for block in blocks(file, "yaml")]
+
+
+def test_the_run_configs_of_the_docs_are_found() -> None:
+    assert sum(len(run_configs(file)) for file in DOCS) >= 8
 
 
 def test_the_judges_run_configs_are_valid() -> None:
@@ -136,7 +159,9 @@ def test_every_picture_and_path_the_readme_names_exists() -> None:
     for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         assert (REPOSITORY / picture).is_file()
     for file in DOCS:
-        for path in re.findall(r"`((?:clipgen_core|pipelines|infra|docs)/[\w/.-]*)`", file.read_text()):
+        for path in re.findall(
+            r"`((?:clipgen_core|pipelines|infra|docs|examples|benchmarks)/[\w/.-]*)`", file.read_text()
+        ):
             assert (REPOSITORY / path).exists(), (file, path)
         for path in re.findall(r"\]\((?!http)([^)#]+)\)", file.read_text()):
             assert (file.parent / path).exists(), (file, path)
@@ -152,3 +177,31 @@ def test_every_command_of_the_docs_is_run_by_a_test_or_said_not_to_be() -> None:
     for test in RUN_BY.values():
         file, _, name = test.partition("::")
         assert f"def {name}(" in (REPOSITORY / "tests" / file).read_text(), test
+
+
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_the_network(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {page.parent.name: page.read_text() for page in tmp_path.rglob("index.html")}
+    assert len(pages) == len(list((REPOSITORY / "docs").glob("*.md")))
+    for name, page in pages.items():
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\s\">]+)", page)
+        loaded += re.findall(
+            r"<link[^>]* href=\"?([^\s\">]+)[^>]*rel=\"?(?:stylesheet|icon|preconnect)", page
+        )
+        loaded += re.findall(
+            r"<link[^>]* rel=\"?(?:stylesheet|icon|preconnect)[^>]* href=\"?([^\s\">]+)", page
+        )
+        assert loaded and not [url for url in loaded if re.match(r"(\w+:)?//", url)], name
+    assert "clipgen import-vqgan" in pages["cli"] and "--guidance-scale" in pages["cli"]
+    assert "from_pretrained" in pages["api"] and "ClipgenError" in pages["api"]
+
+
+def test_make_help_lists_every_target_and_is_the_default() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.M))
+    for command in (["make"], ["make", "help"]):
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        listed = re.findall(r"^make (\w+) +\w.+$", done.stdout, flags=re.M)
+        assert set(listed) == targets and len(listed) == len(done.stdout.splitlines())
