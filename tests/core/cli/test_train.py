@@ -11,7 +11,7 @@ from clipgen_core.cli import app
 from clipgen_core.cli.train import read_settings
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
-from clipgen_core.training.checkpoint import read_config, read_state
+from clipgen_core.training.checkpoint import Checkpoint
 
 SETTINGS = (
     "model.width=32",
@@ -39,8 +39,8 @@ def test_settings_reach_the_training(root: str) -> None:
     done = CliRunner().invoke(app, arguments(root))
     assert done.exit_code == 0, done.output
     checkpoint = Storage(root).current("transformer", "tests").path
-    assert read_config(checkpoint)["config"]["model"]["width"] == 32
-    assert read_state(checkpoint)["step"] == 2
+    assert Checkpoint(checkpoint).provenance.config["model"]["width"] == 32
+    assert Checkpoint(checkpoint).state.step == 2
     assert "transformer is at" in done.output
 
 
@@ -51,7 +51,7 @@ def test_torchrun_trains_in_two_processes(root: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("transformer is at") == 1
-    assert read_state(Storage(root).current("transformer", "tests").path)["step"] == 2
+    assert Checkpoint(Storage(root).current("transformer", "tests").path).state.step == 2
 
 
 def test_values_are_read_as_json_if_they_are_json() -> None:
@@ -73,7 +73,7 @@ def test_a_name_may_start_with_the_stage() -> None:
 def test_bad_input_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments(storage.root))
     assert done.exit_code == 2
-    assert "no tokens under" in " ".join(done.output.split())
+    assert "no token_shards under" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["train", "clip", "--root", storage.root, "--recipe", "demo"])
     assert done.exit_code == 2 and "--captions" in done.output
     done = CliRunner().invoke(app, arguments(storage.root, "train.step=3"))
