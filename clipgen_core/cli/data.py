@@ -57,7 +57,7 @@ def plan(
 
     made = plan(folder, named(recipe), clip)
     console.print(
-        f"{made.files} files, about {made.pictures} pictures, {made.usable:.0%} usable, "
+        f"{made.files} files, about {made.images} pictures, {made.usable:.0%} usable, "
         f"{made.mean_side:.0f} px a side; {made.device}"
     )
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
@@ -99,6 +99,6 @@ def prune(
 
     gone = prune(Storage(root), folder, dry_run=not yes)
     verb = "are gone" if yes else "would go; repeat with --yes"
-    console.print(f"{gone.pictures} pictures of {folder} {verb}")
-    if gone.filed_elsewhere:
-        console.print(f"{gone.filed_elsewhere} also lie in other folders and stay")
+    console.print(f"{gone.images} pictures of {folder} {verb}")
+    if gone.moved:
+        console.print(f"{gone.moved} also lie in other folders and stay")

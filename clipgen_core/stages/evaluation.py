@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from clipgen_core import storage
-from clipgen_core.data.images import pictures_by_id
+from clipgen_core.data.images import images_by_id
 from clipgen_core.data.pixels import Rejected, decode, fit_square, png_bytes, to_tensor
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.sources import Source
@@ -181,7 +181,7 @@ def _real_picture(prompt: Prompt, generator: TextToImage, images: str) -> Image.
         picture = decode(storage.read_bytes(prompt.file)).image
     else:
         found = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
-        (picture,) = pictures_by_id(open_table(images), [found]).values()
+        (picture,) = images_by_id(open_table(images), [found]).values()
     return fit_square(picture, generator.vqgan.config.image_size)
 
 
@@ -201,9 +201,9 @@ def _figures(
     metrics: dict[str, float] = {}
     for trial in trials:
         kinds = scored[trial.split]
-        reference = held_out or judge.reference(kinds[REAL].pictures, kinds[REAL].embedded)
+        reference = held_out or judge.reference(kinds[REAL].images, kinds[REAL].embeddings)
         for kind, seen in kinds.items():
-            figures = seen.figures() | reference.distances(seen.pictures, seen.embedded)
+            figures = seen.metrics() | reference.distances(seen.images, seen.embeddings)
             metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in figures.items()}
         metrics[f"{trial.split}/prompts"] = len(trial.prompts)
     return metrics
@@ -280,7 +280,7 @@ def _by_prompt(trials: Sequence[_Trial], scored: Mapping[str, Mapping[str, Score
             "prompt": text,
             "split": trial.split,
             "clip_score": {kind: float(one.clip_score[i]) for kind, one in scored[trial.split].items()},
-            "better_prompts": {kind: int(one.better[i]) for kind, one in scored[trial.split].items()},
+            "better_prompts": {kind: int(one.rank[i]) for kind, one in scored[trial.split].items()},
             "nearest_training_picture": near
             and {"id": near.id, "cosine": near.cosine, "same_codes": near.same_codes},
         }

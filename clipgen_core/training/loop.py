@@ -61,17 +61,17 @@ def fit(task: Task, config: TrainConfig, *, checkpoints: Checkpoints, tracker: T
             run.train(step, batches)
             meter.advance(1)
             logging = run.done % config.log_every == 0
-            asked = distributed.agreed(request.asked, at=logging)
+            stop_requested = distributed.agreed(request.stop_requested, at=logging)
             planned = run.done % config.checkpoint_every == 0 or run.done == config.steps
-            if logging or planned or asked:
+            if logging or planned or stop_requested:
                 meter.show(loss=run.log(meter))
             if planned:
                 run.validate()
-            if planned or asked:
+            if planned or stop_requested:
                 run.save(meter.rate * config.batch_size)
             if run.finished:
                 break
-            if asked:
+            if stop_requested:
                 raise Interrupted(
                     f"{label} was asked to stop at step {run.done} and saved {run.url}: run it again to go on"
                 )
@@ -98,15 +98,15 @@ class _Run:
         if not self.url:
             return
         training, state = read_training(self.url), read_state(self.url)
+        if self.average:
+            distributed.load_module(self.task.model, read_weights(self.url))
+            self.average.restart(self.task.model)
         distributed.load_module(self.task.model, training["model"])
         for name, module in self.task.extras.items():
             distributed.load_module(module, training["extras"][name])
         for name, optimizers in self.optimizers.items():
             for optimizer, saved in zip(optimizers, training["optimizers"][name], strict=True):
                 distributed.load_optimizer(optimizer, saved)
-        if self.average:
-            weights = read_weights(self.url)
-            self.average.state = {k: distributed.like(weights[k], v) for k, v in self.average.state.items()}
         self.done, self.history = int(state["step"]), list(state["history"])
         self.finished = self.done >= self.config.steps or self.stale
 
@@ -157,16 +157,16 @@ class _Run:
     def save(self, speed: float) -> None:
         """Publish a checkpoint."""
         task = self.task
-        own = distributed.whole(task.model.state_dict())
+        own = distributed.gather(task.model.state_dict())
         training = {
             "model": own,
             "extras": {name: module.state_dict() for name, module in task.extras.items()},
             "optimizers": {
-                name: [distributed.whole(o.state_dict()) for o in optimizers]
+                name: [distributed.gather(o.state_dict()) for o in optimizers]
                 for name, optimizers in self.optimizers.items()
             },
         }
-        weights = distributed.whole(self.average.state) if self.average else own
+        weights = distributed.gather(self.average.state) if self.average else own
         state = {"history": self.history, "pictures_per_second": speed}
         if distributed.rank() == 0:
             self.url = self.checkpoints.save(self.done, weights, training, state, best=self.best)
