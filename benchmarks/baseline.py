@@ -16,7 +16,7 @@ class PlainGpt(nn.Module):
         super().__init__()
         width = config.width
         self.codes = nn.Embedding(codebook_size, width)
-        self.place = nn.Parameter(torch.randn(positions, width) * 0.02)
+        self.position_embedding = nn.Parameter(torch.randn(positions, width) * 0.02)
         self.condition = nn.Linear(dim, width)
         layer = nn.TransformerEncoderLayer(
             width, config.heads, 4 * width, config.dropout, F.gelu, batch_first=True, norm_first=True
@@ -26,7 +26,7 @@ class PlainGpt(nn.Module):
 
     def forward(self, codes: Tensor, embedding: Tensor) -> Tensor:
         x = torch.cat([self.condition(embedding).unsqueeze(1), self.codes(codes)], dim=1)
-        x = x + self.place[: x.shape[1]]
+        x = x + self.position_embedding[: x.shape[1]]
         mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         logits: Tensor = self.head(self.norm(self.blocks(x, mask=mask)))
         return logits

@@ -1,10 +1,10 @@
-"""The one exception a person is meant to read."""
+"""The exception whose message is written for people."""
 
 
 class ClipgenError(Exception):
-    """Bad input or a bad setting: one sentence that says what is wrong, where, and what to do.
+    """An error in the input or the settings; its one sentence says what is wrong, where, and what to do.
 
-    The command line prints it and exits with 2; Dagster shows it as the step's failure.
+    The command line prints it and exits with status 2; Dagster shows it as the failure of the step.
     """
 
 

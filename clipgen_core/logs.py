@@ -1,6 +1,6 @@
-"""Lines about work that goes on: for people, or as JSON with the ids of the run they belong to.
+"""Log lines on stderr: text for people, or JSON with the ids of the run that they belong to.
 
-CLIPGEN_LOG=json asks for JSON. Ids are bound around a run; a process that the run starts takes them over from
+CLIPGEN_LOG=json selects JSON. Ids are bound around a run; a process that the run starts reads them from
 CLIPGEN_RUN_IDS.
 """
 
@@ -18,7 +18,12 @@ bound = bound_contextvars
 
 
 def line(text: str, **fields: Any) -> None:
-    """Say `text` on stderr; as JSON, `fields` beside it."""
+    """Write a log line to stderr.
+
+    Args:
+        text: The line, or the JSON field `event`.
+        fields: Further JSON fields; left out of text lines.
+    """
     if os.environ.get("CLIPGEN_LOG") == "json":
         _json().info(text, **fields)
     else:
@@ -26,12 +31,12 @@ def line(text: str, **fields: Any) -> None:
 
 
 def for_children() -> dict[str, str]:
-    """Environment for processes that work for this one."""
+    """Environment variables that give the bound ids to a child process."""
     return {RUN_IDS: json.dumps(get_contextvars())}
 
 
 def take_over() -> None:
-    """Bind the ids that the starting process gave."""
+    """Bind the ids that the parent process gave by `for_children`."""
     bind_contextvars(**json.loads(os.environ.get(RUN_IDS, "{}")))
 
 

@@ -1,8 +1,8 @@
-"""What a training will take, before it starts: `clipgen plan FOLDER`.
+"""Estimates what a training will need before it starts: `clipgen plan FOLDER`.
 
-Counts the files, decodes a sample, and times each model for some seconds on the device at hand: a step
-forward and backward on a few pictures, scaled to the recipe's steps and batch. The discriminator and the
-reading of data are not in the times, so take them as a lower bound that is some tenths too low.
+Counts the files, decodes a sample, and times each model for a few seconds on this machine: forward and
+backward passes on a few images, scaled to the recipe's steps and batch size. The times leave out the
+discriminator and data loading, so they are lower bounds.
 """
 
 import itertools
@@ -30,17 +30,24 @@ from clipgen_core.schema import code_type
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.training.losses import code_cross_entropy
 
-SAMPLE = 64  # pictures that are decoded
+SAMPLE = 64  # files that are decoded
 TIMED_SECONDS = 3.0
-STATE_BYTES = 16  # a parameter in training: fp32 weight, gradient and two moments
+STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient and two moments
 EMA_BYTES = 4
 ID_BYTES = 64
-FEW = 2  # pictures that are timed at once
+FEW = 2  # batch size of the timings
 
 
 @dataclass(frozen=True)
 class Line:
-    """One stage: bytes on disk, bytes of memory on the device, hours on it."""
+    """The needs of one stage.
+
+    Attributes:
+        stage: Name of its asset.
+        disk: Bytes that it writes.
+        memory: Bytes of device memory.
+        hours: Hours on this machine.
+    """
 
     stage: str
     disk: float = 0.0
@@ -50,10 +57,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """pictures: estimated from a sample when archives hold more than one each."""
+    """The estimate.
+
+    Attributes:
+        files: Number of files in the source.
+        images: Number of images, estimated from the sample if files are archives.
+        usable: Share of the sampled images that can be used.
+        mean_side: Mean side of the usable images, in pixels.
+        device: Name of the device.
+        lines: The needs of each stage, in the pipeline's order.
+    """
 
     files: int
-    pictures: int
+    images: int
     usable: float
     mean_side: float
     device: str
@@ -61,25 +77,33 @@ class Plan:
 
 
 def plan(source: str, recipe: Recipe, clip: str | None = None) -> Plan:
-    """Measure and add up; nothing is written.
+    """Estimate the needs of a training; writes nothing.
+
+    Args:
+        source: Folder of the images, a local path or an fsspec URL.
+        recipe: The configuration of all stages.
+        clip: The CLIP to time; by default one of the architecture ViT-B/32 without weights.
+
+    Returns:
+        The estimate.
 
     Raises:
-        ClipgenError: no usable picture in the sample.
+        ClipgenError: The source has no file, or no image of the sample can be used.
     """
     opened = Source(source)
     files, size, sample = _listed(opened)
     bad, sides, items, seconds = _decoded(opened, sample, recipe.images.max_pixels, recipe.images.min_side)
     if not sides:
-        raise ClipgenError(f"none of {items} pictures sampled under {source} can be used: check the folder")
-    pictures = round(files * items / max(len(sample), 1))
+        raise ClipgenError(f"none of the {items} images sampled from {source} can be used: check the folder")
+    images = round(files * items / max(len(sample), 1))
     usable = 1 - bad / items
-    rows = pictures * usable
-    lines = [Line("raw_images", disk=size, hours=pictures * seconds / items / recipe.images.readers / 3600)]
+    rows = images * usable
+    lines = [Line("raw_images", disk=size, hours=images * seconds / items / recipe.images.readers / 3600)]
     with track("measuring", 4, "models") as meter:
         for line in _models(recipe, clip, rows):
             lines.append(line)
             meter.advance()
-    return Plan(files, pictures, usable, sum(sides) / len(sides), torch_device(), tuple(lines))
+    return Plan(files, images, usable, sum(sides) / len(sides), device_name(), tuple(lines))
 
 
 def _listed(source: Source) -> tuple[int, int, list[File]]:
@@ -127,10 +151,10 @@ def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
             return vqgan.encode(torch.randn(FEW, 3, size, size, device=device))
 
     def reconstruct() -> Tensor:
-        pictures = torch.randn(FEW, 3, size, size, device=device)
-        made, _, commitment = vqgan(pictures)
-        seen = tower(F.interpolate(made.float(), (tower.side, tower.side)))
-        return F.l1_loss(made.float(), pictures) + commitment + seen.float().square().mean()
+        images = torch.randn(FEW, 3, size, size, device=device)
+        output, _, commitment = vqgan(images)
+        features = tower(F.interpolate(output.float(), (tower.side, tower.side)))
+        return F.l1_loss(output.float(), images) + commitment + features.float().square().mean()
 
     def predict() -> Tensor:
         codes = torch.randint(codebook, (FEW, grid**2), device=device)
@@ -147,7 +171,11 @@ def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
 
 
 class ImageTower(nn.Module):
-    """A CLIP's image tower; the shape of ViT-B/32 without weights if no CLIP is named."""
+    """The image tower of a CLIP.
+
+    Args:
+        reference: The CLIP; by default one of the architecture ViT-B/32 without weights.
+    """
 
     def __init__(self, reference: str | None) -> None:
         super().__init__()
@@ -159,19 +187,20 @@ class ImageTower(nn.Module):
         size = self.visual.image_size
         self.side: int = size if isinstance(size, int) else size[0]
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        with autocast(pictures.device.type):
-            return self.visual(pictures)  # type: ignore[no-any-return]
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images, float [n, 3, h, w]; returns [n, d]."""
+        with autocast(images.device.type):
+            return self.visual(images)  # type: ignore[no-any-return]
 
 
 def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: TrainConfig) -> Line:
-    """A training by a few pictures at once, scaled to its batch and steps."""
+    """The needs of a training, measured with a small batch and scaled to its batch size and steps."""
     state = STATE_BYTES + (EMA_BYTES if train.ema_decay else 0)
-    parameters, kept = sum(p.numel() for p in model.parameters()), 0
+    parameters, saved = sum(p.numel() for p in model.parameters()), 0
 
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal kept
-        kept += tensor.numel() * tensor.element_size()
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
         return tensor
 
     def step() -> None:
@@ -179,9 +208,9 @@ def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: T
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         step()
-    activations = kept / FEW * train.batch_size / train.accumulate
+    activations = saved / FEW * train.batch_size / train.accumulate
     return Line(
         stage,
         disk=(train.keep_checkpoints + 1) * parameters * (state - 4),
@@ -195,7 +224,7 @@ def _weights(model: nn.Module) -> float:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Seconds a call, over TIMED_SECONDS after a first one that does not count."""
+    """Mean seconds of a call, over TIMED_SECONDS after a first call that is not timed."""
     call()
     _wait()
     began, calls = time.perf_counter(), 0
@@ -211,7 +240,8 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def torch_device() -> str:
+def device_name() -> str:
+    """Name of the GPU, or the number of CPU threads."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU, {torch.get_num_threads()} threads"

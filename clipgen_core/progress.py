@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a line every few seconds in a log."""
+"""Progress of long work: a bar on a terminal, or a log line every few seconds."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,15 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Meter:
-    """Counts what is done; shows rate, time left and the newest figures."""
+    """Counts finished items and shows their rate, the time left and the newest metrics.
+
+    Args:
+        label: Name of the work.
+        total: Number of items; None if it is not known.
+        unit: What the items are called, in the plural.
+        start: Number of items that an earlier run finished.
+        shown: Whether anything is shown.
+    """
 
     def __init__(self, label: str, total: int | None, unit: str, start: int, shown: bool = True) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -25,10 +33,11 @@ class Meter:
         self.bar = self._bar() if shown and self.console.is_terminal else None
 
     def show(self, **figures: float) -> None:
-        """Figures to show from now on."""
+        """Set the metrics that are shown from now on."""
         self.figures = figures
 
     def advance(self, count: int = 1) -> None:
+        """Add finished items."""
         self.done += count
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=self.done, rate=self._state())
@@ -42,6 +51,7 @@ class Meter:
 
     @property
     def rate(self) -> float:
+        """Items per second since the start of this meter."""
         return (self.done - self.first) / max(time.monotonic() - self.began, 1e-9)
 
     def _state(self) -> str:
@@ -71,7 +81,18 @@ class Meter:
 def track(
     label: str, total: int | None, unit: str = "it", start: int = 0, shown: bool = True
 ) -> Iterator[Meter]:
-    """`with track("embedding", 1000, "pictures") as meter: meter.advance(32)`; total None: not known."""
+    """Show the progress of the work within the `with`.
+
+    Args:
+        label: Name of the work.
+        total: Number of items; None if it is not known.
+        unit: What the items are called, in the plural.
+        start: Number of items that an earlier run finished.
+        shown: Whether anything is shown.
+
+    Yields:
+        The meter, whose `advance` is to be called for finished items.
+    """
     meter = Meter(label, total, unit, start, shown)
     if meter.bar is None:
         yield meter

@@ -19,7 +19,7 @@ from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
 from clipgen_core.train import train
-from clipgen_core.training.interrupt import heard, sigterm
+from clipgen_core.training.interrupt import sigterm, stop_when
 from pipelines.config import TrainingConfig
 from pipelines.resources import RecipeResource
 
@@ -95,7 +95,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
 
     def work() -> None:
         os.environ.update(environment)
-        with heard(lambda: ray.get(stop.is_requested.remote())):
+        with stop_when(lambda: ray.get(stop.is_requested.remote())):
             train(**arguments)
 
     def lost(error: BaseException) -> bool:

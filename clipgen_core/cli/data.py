@@ -57,7 +57,7 @@ def plan(
 
     estimate = plan(folder, named(recipe), clip)
     console.print(
-        f"{estimate.files} files, about {estimate.pictures} images, {estimate.usable:.0%} usable, "
+        f"{estimate.files} files, about {estimate.images} images, {estimate.usable:.0%} usable, "
         f"{estimate.mean_side:.0f} px a side; {estimate.device}"
     )
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
@@ -101,6 +101,6 @@ def prune(
 
     gone = prune(Storage(root), folder, dry_run=not yes)
     verb = "are removed" if yes else "would be removed; repeat with --yes"
-    console.print(f"{gone.pictures} images of {folder} {verb}")
-    if gone.filed_elsewhere:
-        console.print(f"{gone.filed_elsewhere} are in other folders too and stay")
+    console.print(f"{gone.images} images of {folder} {verb}")
+    if gone.moved:
+        console.print(f"{gone.moved} are in other folders too and stay")

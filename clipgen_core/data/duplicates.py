@@ -1,4 +1,4 @@
-"""What the table of near-duplicates says: pairs, and which pictures are one too many."""
+"""Reads the table of near-duplicates: the pairs, and the redundant images among them."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,18 @@ from clipgen_core.errors import ClipgenError
 
 
 def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Near-duplicates in parts: keys of both pictures [n]."""
+    """Read the pairs of near-duplicates.
+
+    Args:
+        url: The table that the asset near_duplicates writes.
+        threshold: The smallest cosine of a pair.
+
+    Yields:
+        The keys of both images of some pairs, S16 [n] each.
+
+    Raises:
+        ClipgenError: The table does not exist.
+    """
     table = find_table(url)
     if table is None:
         raise ClipgenError(
@@ -21,7 +32,18 @@ def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarra
 
 
 def redundant_keys(url: str, threshold: float) -> set[bytes]:
-    """Pictures to leave out: of each group of near-duplicates all but the one with the smallest id."""
+    """The images to leave out: of each group of near-duplicates all but the one with the smallest id.
+
+    Args:
+        url: The table that the asset near_duplicates writes.
+        threshold: The smallest cosine of two images of a group.
+
+    Returns:
+        The keys of the images to leave out.
+
+    Raises:
+        ClipgenError: The table does not exist.
+    """
     parent: dict[bytes, bytes] = {}
 
     def root(key: bytes) -> bytes:

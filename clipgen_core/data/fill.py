@@ -1,8 +1,8 @@
-"""Bring a table up to date with another: one row for each picture it lacks.
+"""Bring a table up to date with another: add a row for each image that it lacks.
 
-The work on a batch of pictures is a Worker's; where it runs is told by ComputeConfig: in this process, or
-on Ray, one Worker an actor. The code for a block is the same, and every block is committed by
-itself: a run that was killed goes on with the blocks that are not there.
+A Worker computes the rows for a batch of images. ComputeConfig says where workers run: in this process, or on
+Ray with one worker an actor. Both run the same code for a block of rows, and each block is committed by
+itself: a run that was killed continues with the blocks that are missing.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,21 +21,33 @@ from clipgen_core.settings.compute import ComputeConfig
 
 
 class Worker(Protocol):
-    """What one process holds, a model as a rule. schema: of the rows it makes."""
+    """Computes rows in one process; as a rule it holds a model.
+
+    Attributes:
+        schema: Schema of the rows that it returns.
+    """
 
     schema: pa.Schema
 
     def prepare(self, batch: pa.Table) -> Any:
-        """Make a batch ready (decode it), in a thread beside the model."""
+        """Prepare a batch for the model, for example decode its images; called in another thread."""
 
     def rows(self, prepared: Any) -> pa.Table:
-        """A row for each picture of the batch."""
+        """Compute one row for each image of a prepared batch."""
 
 
 @dataclass(frozen=True)
 class Filling:
-    """source at `version`: the pictures, by the images table or another that has one row for each; columns:
-    what the work needs of it; target: the table that gets a row for each."""
+    """Which table is brought up to date with which.
+
+    Attributes:
+        source: URL of the images table, or of another table with one row an image.
+        version: Version of the source.
+        target: URL of the table that gets one row for each row of the source.
+        batch_size: Rows that a worker computes at once.
+        block_size: Rows that are committed at once.
+        columns: Columns of the source that the worker needs.
+    """
 
     source: str
     version: int
@@ -45,27 +57,39 @@ class Filling:
     columns: tuple[str, ...] = ("id", "folder", "image")
 
     def block(self, worker: Worker, rows: np.ndarray) -> int:
-        """Make the rows for some rows of the source and commit them; how many pictures that were."""
+        """Compute and commit the target's rows for a block.
+
+        Args:
+            worker: Computes the rows.
+            rows: Row numbers in the source, int64 [n].
+
+        Returns:
+            Their number n.
+        """
         table = open_table(self.source, self.version)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
         def prepare(number: int) -> Any:
             return worker.prepare(table.take(batches[number].tolist(), columns=list(self.columns)))
 
-        made = [worker.rows(ready) for _, ready in prefetch(prepare, 0, len(batches), ahead=2)]
-        upsert(self.target, pa.concat_tables(made), "id", overwrite=True)
+        computed = [worker.rows(ready) for _, ready in prefetch(prepare, 0, len(batches), ahead=2)]
+        upsert(self.target, pa.concat_tables(computed), "id", overwrite=True)
         return len(rows)
 
     def missing(self, folder: str | None) -> Iterator[np.ndarray]:
-        """Row numbers of the source, block by block, whose id the target lacks."""
+        """The rows of the source whose ids the target lacks, of one top-level folder if it is named.
+
+        Yields:
+            Row numbers in the source, int64 [n], n at most `block_size`.
+        """
         target = find_table(self.target)
-        there = Lookup(joined(scan_keys(target) if target else iter(())))
+        existing = Lookup(joined(scan_keys(target) if target else iter(())))
         first, waiting = 0, np.zeros(0, np.int64)
         for batch in scan(open_table(self.source, self.version), ["id", "folder"]):
-            wanted = there.find(keys_of_ids(batch["id"])) < 0
+            selected = existing.find(keys_of_ids(batch["id"])) < 0
             if folder is not None:
-                wanted &= np.array(batch["folder"].to_pylist()) == folder
-            waiting = np.concatenate([waiting, first + np.flatnonzero(wanted)])
+                selected &= np.array(batch["folder"].to_pylist()) == folder
+            waiting = np.concatenate([waiting, first + np.flatnonzero(selected)])
             first += batch.num_rows
             while len(waiting) >= self.block_size:
                 yield waiting[: self.block_size]
@@ -81,7 +105,21 @@ def fill(
     label: str,
     folder: str | None = None,
 ) -> tuple[int, float]:
-    """Do all that is missing: (pictures done, pictures a second)."""
+    """Compute and commit all missing rows.
+
+    Args:
+        filling: The tables.
+        make_worker: Creates a worker; called once in each process.
+        compute: Where the workers run.
+        label: Name of the work in progress bars and logs.
+        folder: The top-level folder whose images are done; all by default.
+
+    Returns:
+        The number of images done, and images per second.
+
+    Raises:
+        ClipgenError: Ray is configured but not installed.
+    """
     total = sum(len(rows) for rows in filling.missing(folder))
     if not total:
         create_table(filling.target, make_worker().schema)
@@ -89,12 +127,14 @@ def fill(
     blocks = filling.missing(folder)
     done = _on_ray(filling, make_worker, blocks, compute) if compute.where == "ray" else None
     with track(label, total, "pictures") as meter:
-        for count in done or _here(filling, make_worker, blocks):
+        for count in done or _in_process(filling, make_worker, blocks):
             meter.advance(count)
         return meter.done, meter.rate
 
 
-def _here(filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray]) -> Iterator[int]:
+def _in_process(
+    filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray]
+) -> Iterator[int]:
     worker = make_worker()
     create_table(filling.target, worker.schema)
     return (filling.block(worker, rows) for rows in blocks)
@@ -103,11 +143,11 @@ def _here(filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[
 def _on_ray(
     filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray], compute: ComputeConfig
 ) -> Iterator[int]:
-    """Blocks as rows of a Ray data set; an actor that dies is replaced and its block done again."""
+    """The blocks are rows of a Ray data set; an actor that dies is replaced and its block is done again."""
     with needed_for("compute.where: ray"):
         import ray
 
-    class Actor:  # made anew on each worker
+    class Actor:  # pickled to the Ray workers
         def __init__(self) -> None:
             self.worker = make_worker()
             create_table(filling.target, self.worker.schema)

@@ -1,4 +1,4 @@
-"""Decoded pictures of an images table, by row or id. Knows the table's columns, not what they are for."""
+"""Decoded images of an images table, by row or id. Knows the table's columns, but not their use."""
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +15,17 @@ from clipgen_core.schema import VALIDATION_SHARE
 
 
 class ImageTable:
-    """Random access to pictures.
+    """Random access to the images of a table.
 
-    train, validation: row numbers, split by digest; validation holds one picture at the least.
+    Args:
+        url: The images table, which the asset raw_images writes.
+
+    Attributes:
+        train: Row numbers of the training images, int64.
+        validation: Row numbers of the held-out images, int64; at least one.
+
+    Raises:
+        ClipgenError: The table does not exist, or holds fewer than three images.
     """
 
     def __init__(self, url: str) -> None:
@@ -25,30 +33,46 @@ class ImageTable:
         self.table = open_table(url)
         self.keys = joined(scan_keys(self.table))
         if len(self.keys) < 3:
-            raise ClipgenError(f"{url} holds {len(self.keys)} pictures, too few to train: add more")
+            raise ClipgenError(f"{url} holds {len(self.keys)} images, too few to train on: add more")
         held = held_out(self.keys)
         self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
         self._decoders = ThreadPoolExecutor(4)
 
     @property
     def digest(self) -> str:
+        """Digest of the set of images."""
         return digest_of_keys([self.keys])
 
-    def pictures(self, rows: np.ndarray) -> list[Image.Image]:
-        """RGB pictures at their stored size."""
+    def images(self, rows: np.ndarray) -> list[Image.Image]:
+        """Decode the images of some rows; returns RGB images at their stored size."""
         data = self.table.take(rows.tolist(), columns=["image"])["image"].to_pylist()
         return list(self._decoders.map(decode_stored, data))
 
 
 def held_out(keys: np.ndarray) -> np.ndarray:
-    """Which pictures are kept from training: by their own digests, so every stage agrees; one at least."""
+    """Select the held-out images by their keys, so that every stage selects the same; at least one.
+
+    Args:
+        keys: Keys of the images, S16 [n].
+
+    Returns:
+        bool [n], True for held-out images.
+    """
     held = numbers(keys)[:, 0] < VALIDATION_SHARE * 2.0**64
     if not held.any():
         held[np.argmin(keys)] = True
     return held
 
 
-def pictures_by_id(table: lance.LanceDataset, ids: Iterable[str]) -> dict[str, Image.Image]:
-    """Those of the pictures that the images table still has."""
+def images_by_id(table: lance.LanceDataset, ids: Iterable[str]) -> dict[str, Image.Image]:
+    """Decode images by their ids.
+
+    Args:
+        table: The images table.
+        ids: Ids of images; those that the table no longer holds are left out.
+
+    Returns:
+        RGB images at their stored size, by id.
+    """
     rows = table.to_table(columns=["id", "image"], filter=one_of("id", sorted(ids))).to_pylist()
     return {row["id"]: decode_stored(row["image"]) for row in rows}

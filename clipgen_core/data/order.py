@@ -1,4 +1,4 @@
-"""In which order rows are visited: a pure function of (seed, position), so that resuming needs no state."""
+"""The order of training rows: a pure function of (seed, position), so that resuming needs no state."""
 
 import functools
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ class Share:
     of: int = 1
 
     def take(self, rows: Rows) -> Rows:
+        """The rows of this share, of any sequence or array that can be sliced."""
         return rows[self.index :: self.of]  # type: ignore[index, no-any-return]
 
 
@@ -27,11 +28,13 @@ WHOLE = Share()
 class ShuffledOrder:
     """Endless passes over the rows of several parts, each pass in its own random order.
 
-    A pass shuffles the parts, takes `window` of them at a time and shuffles their rows: so few parts
-    are in use at once, and rows still mix. With no more parts than that, it is a plain shuffle.
+    A pass shuffles the parts, takes `window` parts at a time and shuffles their rows, so that rows of several
+    parts are mixed while few parts are in memory. With at most `window` parts this is a plain shuffle.
 
     Args:
-        parts: rows of each part; row numbers count on from part to part.
+        parts: Number of rows of each part; row numbers continue from part to part.
+        seed: Seed of all passes.
+        window: Number of parts that are mixed.
     """
 
     def __init__(self, parts: Sequence[int], seed: int, window: int = 4) -> None:
@@ -53,13 +56,21 @@ class ShuffledOrder:
         return np.random.default_rng([self.seed, epoch, window]).permutation(rows)
 
     def batch(self, step: int, size: int) -> np.ndarray:
-        """The row numbers of batch `step`; a batch may reach into the next window or pass."""
-        found, position, left = [], step * size, size
+        """The rows of a batch, which may extend into the next window or pass.
+
+        Args:
+            step: Number of the batch, from 0.
+            size: Rows of a batch.
+
+        Returns:
+            Row numbers, int64 [size].
+        """
+        chosen, position, left = [], step * size, size
         while left:
             epoch, offset = divmod(position, self.rows)
             begins = self._pass(epoch)[1]
             window = int(np.searchsorted(begins, offset, side="right")) - 1
             taken = self._window(epoch, window)[offset - begins[window] :][:left]
-            found.append(taken)
+            chosen.append(taken)
             position, left = position + len(taken), left - len(taken)
-        return np.concatenate(found)
+        return np.concatenate(chosen)

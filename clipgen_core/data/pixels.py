@@ -1,6 +1,6 @@
-"""Decoding: any picture file's bytes to an RGB picture or to a named reason why not.
+"""Decode the bytes of an image file to an RGB image, or say why it cannot be used; and convert images.
 
-The content decides, never the file's name. Knows nothing of folders or tables.
+The format is read from the content, never from the file's name. Knows nothing of folders or tables.
 """
 
 import io
@@ -21,9 +21,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 
 class Rejected(Exception):
-    """A picture that cannot be used.
+    """An image that cannot be used.
 
-    reason: empty, not_an_image, damaged, too_large or too_small.
+    Args:
+        reason: empty, not_an_image, damaged, too_large or too_small.
+        detail: An explanation for people.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -32,21 +34,29 @@ class Rejected(Exception):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded picture: RGB, upright, first frame, transparency laid on white."""
+class Decoded:
+    """A decoded image (RGB, upright, the first frame, composited on white) and the name of its format."""
 
     image: Image.Image
     format: str
 
 
-def decode(data: bytes, *, max_pixels: int = 2**26, min_side: int = 1) -> Picture:
-    """Decode a picture file.
+def decode(data: bytes, *, max_pixels: int = 2**26, min_side: int = 1) -> Decoded:
+    """Decode an image file.
 
-    Handles palettes, CMYK, 16-bit grey, transparency, EXIF orientation and animations (first
-    frame). The header's size is checked before any pixel is unpacked.
+    Handles palettes, CMYK, 16-bit grey, transparency, EXIF orientation and animations (their first frame).
+    The size in the header is checked before any pixel is decoded.
+
+    Args:
+        data: The file's bytes.
+        max_pixels: The largest allowed width times height.
+        min_side: The smallest allowed width and height, in pixels.
+
+    Returns:
+        The image and its format.
 
     Raises:
-        Rejected: see its reasons.
+        Rejected: The image cannot be used; see its reasons.
     """
     if not data:
         raise Rejected("empty", "the file has no bytes")
@@ -61,13 +71,13 @@ def decode(data: bytes, *, max_pixels: int = 2**26, min_side: int = 1) -> Pictur
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
-            return Picture(to_rgb(upright), image.format or "")
+            return Decoded(to_rgb(upright), image.format or "")
         except Exception as error:
             raise Rejected("damaged", f"{type(error).__name__}: {error}") from error
 
 
 def decode_stored(data: bytes) -> Image.Image:
-    """A picture of the images table, which was checked when it was taken in."""
+    """Decode an image of the images table, whose size was checked when it was ingested."""
     return decode(data, max_pixels=sys.maxsize).image
 
 
@@ -83,7 +93,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bits a channel, on white where the picture is transparent."""
+    """Convert an image to RGB with 8 bits a channel; transparent images are composited on white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         depth = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
@@ -96,12 +106,30 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The central square, resized to `size` pixels a side."""
+    """Crop the central square and resize it.
+
+    Args:
+        image: An image of any size.
+        size: Side of the result, in pixels.
+
+    Returns:
+        An image of `size` x `size` pixels.
+    """
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
 def random_crop(image: Image.Image, size: int, smallest: float, seed: int) -> Image.Image:
-    """A square crop of at least `smallest` of the short side, half the time mirrored, by `seed`."""
+    """Crop a random square and resize it; half of the crops are mirrored.
+
+    Args:
+        image: An image of any size.
+        size: Side of the result, in pixels.
+        smallest: The smallest side of the crop, as a share of the image's short side.
+        seed: Determines the crop.
+
+    Returns:
+        An image of `size` x `size` pixels.
+    """
     rng = np.random.default_rng(seed)
     side = round(min(image.size) * rng.uniform(smallest, 1.0))
     left = int(rng.integers(image.width - side + 1))
@@ -112,10 +140,10 @@ def random_crop(image: Image.Image, size: int, smallest: float, seed: int) -> Im
 
 
 def to_tensor(images: list[Image.Image]) -> Tensor:
-    """RGB pictures of one size as float32 [n, 3, h, w] in [-1, 1], channels last in memory.
+    """Convert RGB images of one size to float32 [n, 3, h, w] in [-1, 1], in channels-last memory format.
 
-    By numpy, as batches are made in a thread of their own: torch would start a second team of OpenMP threads
-    there, and with two teams a training step on two cores takes a quarter longer.
+    This uses NumPy because batches are loaded in a thread of their own: PyTorch would start a second team of
+    OpenMP threads there, with which a training step on two cores takes a quarter longer.
     """
     values = np.stack([np.asarray(image) for image in images]).astype(np.float32)
     values /= 127.5
@@ -123,15 +151,24 @@ def to_tensor(images: list[Image.Image]) -> Tensor:
     return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
-def to_images(pictures: Tensor) -> list[Image.Image]:
-    """[n, 3, h, w] in [-1, 1] as RGB pictures."""
-    values = pictures.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
+def to_images(tensor: Tensor) -> list[Image.Image]:
+    """Convert float [n, 3, h, w] in [-1, 1] to RGB images; values beyond are clamped."""
+    values = tensor.detach().float().clamp(-1, 1).add(1).mul(127.5).round()
     arrays = values.byte().permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array) for array in arrays]
 
 
 def grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side on white."""
+    """Arrange images of one size in a grid on white.
+
+    Args:
+        images: At least one image; all have the size of the first.
+        columns: Images in a row.
+        gap: Pixels between images.
+
+    Returns:
+        One RGB image.
+    """
     columns = min(columns, len(images))
     width, height = images[0].size
     rows = -(-len(images) // columns)
@@ -141,17 +178,25 @@ def grid(images: list[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     return sheet
 
 
-PARAMETERS = "parameters"  # the PNG text that says how a picture was made, as JSON
+PARAMETERS = "parameters"  # keyword of the PNG text that holds the generation parameters, as JSON
 
 
 def with_parameters(image: Image.Image, parameters: Mapping[str, Any]) -> Image.Image:
-    """The picture, with what made it in `info`, from where it goes into PNG files."""
+    """Attach generation parameters to an image, which `png_bytes` writes into the file.
+
+    Args:
+        image: The image, whose `info` is changed.
+        parameters: Anything that JSON can hold.
+
+    Returns:
+        The same image.
+    """
     image.info[PARAMETERS] = json.dumps(parameters, ensure_ascii=False)
     return image
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A PNG file, with the parameters that `with_parameters` gave."""
+    """Encode an image as a PNG file, with the parameters that `with_parameters` attached."""
     buffer, text = io.BytesIO(), PngInfo()
     if PARAMETERS in image.info:
         text.add_itxt(PARAMETERS, image.info[PARAMETERS])

@@ -1,4 +1,4 @@
-"""Work done ahead of time in threads, so that nobody waits for data that could have been there."""
+"""Load data ahead of time in threads, so that the model does not wait for it."""
 
 import collections
 import queue
@@ -12,7 +12,17 @@ R = TypeVar("R")
 
 
 def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
-    """As `map`, in threads; no more than `ahead` results wait to be taken."""
+    """As `map`, but in threads and with a bounded number of pending results.
+
+    Args:
+        call: The function.
+        items: Its arguments, one a call.
+        workers: Number of threads.
+        ahead: Calls that may be running or finished before their results are taken.
+
+    Yields:
+        The results, in the order of the items.
+    """
     waiting: collections.deque[Future[R]] = collections.deque()
     with ThreadPoolExecutor(workers) as pool:
         for item in items:
@@ -26,7 +36,17 @@ def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead:
 def prefetch(
     produce: Callable[[int], Any], start: int, stop: int, ahead: int = 4
 ) -> Iterator[tuple[int, Any]]:
-    """(step, produce(step)) in order, computed in one thread a few steps ahead."""
+    """Call `produce` for a range of steps in one other thread, a few steps ahead.
+
+    Args:
+        produce: The function of a step; what it raises is raised here.
+        start: The first step.
+        stop: The step after the last.
+        ahead: Results that may wait to be taken.
+
+    Yields:
+        (step, produce(step)), in order.
+    """
     ready: queue.Queue[tuple[int, Any, BaseException | None]] = queue.Queue(ahead)
     closed = threading.Event()
 

@@ -1,4 +1,4 @@
-"""Files with prompts or captions: text, CSV, COCO. Knows their shape, not what they are for."""
+"""Read files with prompts or captions: text, CSV and COCO. Knows their formats, but not their use."""
 
 import csv
 import io
@@ -12,25 +12,32 @@ from clipgen_core.errors import ClipgenError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, the split it belongs to, and the URL of a picture of it where one is known."""
+    """A prompt, the split that it belongs to, and the URL of an image of it if the file names one."""
 
     text: str
     split: str
     file: str | None
 
 
-def read_prompts(url: str, pictures: str | None = None) -> list[Prompt]:
-    """Prompts of a file, by its ending:
+def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
+    """Read the prompts of a file.
 
-    .csv   the column `prompt`; `split` and `file` are optional
-    .json  COCO captions: `annotations` with `caption` and `image_id`, `images` with `id` and `file_name`
-    other  one prompt a line
+    The file's ending decides the format. A `.csv` file has the column `prompt`, and may have `split` and
+    `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and `images` with
+    `id` and `file_name`. Any other file has one prompt a line.
 
     Args:
-        pictures: the folder that file names start from; of a CSV, its own by default. Without it the
-            pictures of COCO captions are not looked for.
+        url: The file.
+        images: The folder that image files are relative to; by default the folder of a CSV file. Without it,
+            prompts of COCO captions have no image.
+
+    Returns:
+        The prompts in the file's order; empty ones are left out.
+
+    Raises:
+        ClipgenError: The file does not exist, has another format or holds no prompt.
     """
-    folder = pictures or (url.rpartition("/")[0] or "." if url.endswith(".csv") else None)
+    folder = images or (url.rpartition("/")[0] or "." if url.endswith(".csv") else None)
     read = {"csv": _csv_prompts, "json": _coco_prompts}.get(url.rpartition(".")[2].lower(), _plain_prompts)
     prompts = [
         Prompt(text, split, storage.inside(folder, file) if file and folder else None)
@@ -66,17 +73,17 @@ def _plain_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def read_captions(url: str) -> dict[str, list[str]]:
-    """Captions of each file of a CSV with the columns `file` and `caption`."""
+    """The captions of each image file, from a CSV file with the columns `file` and `caption`."""
     pairs: dict[str, list[str]] = {}
     for row in read_rows(url, "captions", ("file", "caption")):
         pairs.setdefault(row["file"], []).append(row["caption"])
     if len(pairs) < 2:
-        raise ClipgenError(f"captions file {url} names {len(pairs)} pictures: at least 2 are needed")
+        raise ClipgenError(f"captions file {url} names {len(pairs)} images: at least 2 are needed")
     return pairs
 
 
 def read_texts(url: str) -> list[str]:
-    """Texts of the kind that prompts will be, one a line."""
+    """Texts that resemble the expected prompts, from a file with one a line."""
     lines = [line.strip() for line in _read(url, "texts").splitlines() if line.strip()]
     if len(lines) < 2:
         raise ClipgenError(f"texts file {url} holds {len(lines)} texts: at least 2 are needed")
@@ -84,7 +91,19 @@ def read_texts(url: str) -> list[str]:
 
 
 def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """The rows of a CSV that must have these columns."""
+    """Read the rows of a CSV file.
+
+    Args:
+        url: The file.
+        what: What the file holds, for error messages.
+        columns: Columns that it must have.
+
+    Yields:
+        The rows, as column name to text.
+
+    Raises:
+        ClipgenError: The file does not exist or lacks a column.
+    """
     rows = csv.DictReader(io.StringIO(_read(url, what)))
     if not set(columns) <= set(rows.fieldnames or ()):
         named = " and ".join(columns)

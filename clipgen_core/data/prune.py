@@ -1,7 +1,7 @@
-"""Forget the pictures of a top-level folder, as a rule one that is gone from the source.
+"""Remove the images of a top-level folder from all tables, as a rule one that was deleted from the source.
 
-A picture that also lies elsewhere (copies.lance) is kept and filed there. Versions of tables that models
-were trained on are tagged and stay readable.
+An image that also exists in another folder (see copies.lance) is kept and moved to that folder. Versions of
+tables that a model was trained on are tagged and can still be read.
 """
 
 from collections.abc import Iterator
@@ -29,52 +29,67 @@ AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Pruned:
-    """pictures: rows taken out of the images table; filed_elsewhere: kept because of a copy."""
+    """The result of a prune.
 
-    pictures: int
-    filed_elsewhere: int
+    Attributes:
+        images: Rows removed from the images table.
+        moved: Images that were kept because another folder holds a copy.
+    """
+
+    images: int
+    moved: int
 
 
 def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
-    """Take a folder's rows out of every table; the record of its files goes last, so a killed prune can be
-    run again.
+    """Remove a folder's rows from every table.
+
+    The rows of files.lance are removed last, so that a prune that was killed can be run again.
+
+    Args:
+        out: The root.
+        folder: Name of the top-level folder.
+        dry_run: Whether to count only.
+
+    Returns:
+        What was removed, or would be.
 
     Raises:
-        ClipgenError: no row is of that folder.
+        ClipgenError: No table has a row of the folder.
     """
     images = open_table(out.images)
-    held, known = count(images, folder), find_table(out.files)
-    if not held and not (known and count(known, folder)):
-        raise ClipgenError(f"no picture under {out.root} is of a folder {folder!r}: see `clipgen folders`")
+    total, files = count(images, folder), find_table(out.files)
+    if not total and not (files and count(files, folder)):
+        raise ClipgenError(f"no image under {out.root} is in a folder {folder!r}: see `clipgen folders`")
     elsewhere = list(_copies_elsewhere(out, folder))
-    moved = sum(len(some) for some in elsewhere)
+    moved = sum(len(copies) for copies in elsewhere)
     if dry_run:
-        return Pruned(held - moved, moved)
+        return Pruned(total - moved, moved)
     for copies in elsewhere:
-        _file_elsewhere(out, copies)
+        _move(out, copies)
     for url in tables(out):
         table = find_table(url)
         if table is not None and url != out.files and "folder" in table.schema.names:
             delete(url, f"folder = {quoted(folder)}")
-    if known:
-        _forget_files(out, folder)
-    return Pruned(held - moved, moved)
+    if files:
+        _remove_files(out, folder)
+    return Pruned(total - moved, moved)
 
 
 def _copies_elsewhere(out: Storage, folder: str) -> Iterator[dict[str, tuple[str, str]]]:
-    """id -> (uri, folder) of a copy outside the folder, for pictures that are filed in it."""
+    """The (uri, folder) of a copy outside the folder, by id, for images whose row names the folder."""
     copies = find_table(out.copies)
     where = f"folder != {quoted(folder)}"
     for batch in scan(copies, ["id", "uri", "folder"], where, AT_ONCE) if copies else ():
         places = {row["id"]: (row["uri"], row["folder"]) for row in batch.to_pylist()}
-        filed = open_table(out.images).to_table(
+        rows = open_table(out.images).to_table(
             columns=["id"], filter=f"folder = {quoted(folder)} AND {one_of('id', list(places))}"
         )
-        if filed.num_rows:
-            yield {one: places[one] for one in filed["id"].to_pylist()}
+        if rows.num_rows:
+            yield {one: places[one] for one in rows["id"].to_pylist()}
 
 
-def _file_elsewhere(out: Storage, places: dict[str, tuple[str, str]]) -> None:
+def _move(out: Storage, places: dict[str, tuple[str, str]]) -> None:
+    """Let the rows of some ids name the (uri, folder) of a copy."""
     where = one_of("id", list(places))
     rows = open_table(out.images).to_table(filter=where)
     ids = rows["id"].to_pylist()
@@ -91,8 +106,8 @@ def _file_elsewhere(out: Storage, places: dict[str, tuple[str, str]]) -> None:
     delete(out.copies, one_of("uri", [uri for uri, _ in places.values()]))
 
 
-def _forget_files(out: Storage, folder: str) -> None:
-    """Rejects of the folder's files, then the record of the files."""
+def _remove_files(out: Storage, folder: str) -> None:
+    """Remove the rejects of the folder's files, then the rows of the files."""
     where = f"folder = {quoted(folder)}"
     for batch in scan(open_table(out.files), ["uri"], f"{where} AND rejected > 0", AT_ONCE):
         delete(out.rejects, one_of("file", batch["uri"].to_pylist()))

@@ -1,5 +1,5 @@
-"""Where pictures come from: folders on any fsspec filesystem, with picture files, WebDataset `.tar` shards
-and Parquet files with a picture column (both as img2dataset writes them).
+"""Sources of images: folders on any fsspec filesystem that hold image files, WebDataset `.tar` shards and
+Parquet files with an image column (both as img2dataset writes them).
 
 Knows how files are listed and read; knows nothing of decoding or of tables.
 """
@@ -30,8 +30,15 @@ LISTED_AT_ONCE = 8192
 
 
 class File(NamedTuple):
-    """A file of a source. folder: the top-level folder that holds it, "" at the top; stamp: changes when
-    its content does (the store's ETag, else size and time)."""
+    """A file of a source.
+
+    Attributes:
+        path: Its path on the filesystem.
+        uri: Its URI, in characters that Arrow can hold.
+        folder: The top-level folder that holds it, "" for files that are in none.
+        size: Size in bytes.
+        stamp: Changes when the content does: the store's ETag, else size and modification time.
+    """
 
     path: str
     uri: str
@@ -42,7 +49,7 @@ class File(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """One picture's bytes, or why they cannot be had (`problem`)."""
+    """The bytes of one image, or the `problem` that prevents reading them."""
 
     uri: str
     data: bytes = b""
@@ -50,10 +57,13 @@ class Item:
 
 
 class Source:
-    """A folder of pictures.
+    """A folder of images.
+
+    Args:
+        url: A local path or an fsspec URL.
 
     Raises:
-        ClipgenError: it does not exist, or is a file.
+        ClipgenError: The folder does not exist, or is a file.
     """
 
     def __init__(self, url: str) -> None:
@@ -69,13 +79,13 @@ class Source:
         self.base_uri = _text(self.filesystem.unstrip_protocol(self.root))
 
     def folders(self) -> list[str]:
-        """The top-level folders, sorted; "" stands for files that lie in none."""
+        """The top-level folders, sorted; "" stands for the files that are in none."""
         entries = [e for e in self.filesystem.ls(self.root, detail=True) if not _hidden(e["name"])]
         names = {_text(_base(e["name"])) for e in entries if e["type"] == "directory"}
         return sorted(names | {""} if any(e["type"] == "file" for e in entries) else names)
 
     def files(self, folder: str | None = None) -> Iterator[File]:
-        """Every file that is not hidden, of one top-level folder if given, folder by folder."""
+        """All files that are not hidden, folder by folder; of one top-level folder if it is named."""
         if folder is None:
             for one in self.folders():
                 yield from self.files(one)
@@ -88,7 +98,7 @@ class Source:
                 yield from self._in_folder(here, folder, waiting)
 
     def _path(self, folder: str) -> str:
-        """Where a top-level folder is; its name may be one that Arrow cannot hold."""
+        """The path of a top-level folder, whose name may contain bytes that Arrow cannot hold."""
         names = (e["name"] for e in self.filesystem.ls(self.root, detail=True))
         return next((path for path in names if _text(_base(path)) == folder), f"{self.root}/{folder}")
 
@@ -111,34 +121,40 @@ class Source:
                 yield _base(entry["name"]), folder, size, stamp(entry, size)
 
     def listing(self, folder: str) -> str:
-        """A digest of all files of a top-level folder and their stamps: it changes when any of them does."""
-        return digest_of_keys(keys_of_files(some) for some in in_lists(self.files(folder), LISTED_AT_ONCE))
+        """A digest of all files of a top-level folder and their stamps, which changes when a file does."""
+        return digest_of_keys(keys_of_files(files) for files in in_lists(self.files(folder), LISTED_AT_ONCE))
 
     def directories(self, folder: str) -> dict[str, int]:
-        """The folders in and under a top-level folder with the time of their last change, which tells of
-        added and removed files without listing any; empty for stores that keep no such time."""
+        """The modification times of a top-level folder and all folders in it, by path, in nanoseconds.
+
+        They tell whether files were added or removed without listing the files. Empty for object stores,
+        which have no such times.
+        """
         if not self.is_local:
             return {}
         top = self.root if folder == "" else self._path(folder)
-        found = [top] if folder == "" else [path for path, _, _ in os.walk(top)]
-        return {path: Path(path).stat().st_mtime_ns for path in found}
+        paths = [top] if folder == "" else [path for path, _, _ in os.walk(top)]
+        return {path: Path(path).stat().st_mtime_ns for path in paths}
 
     def is_archive(self, file: File) -> bool:
+        """Whether the file holds several images."""
         return file.path.endswith((".tar", ".parquet"))
 
     def items(self, file: File) -> Iterator[Item]:
-        """The pictures of a file: itself, or an archive's members."""
+        """The images of a file: the file itself, or the members of an archive."""
         if self.is_archive(file):
             yield from self.members(file)
         else:
             yield self.read(file)
 
     def read(self, file: File) -> Item:
-        """A picture file's bytes. On a remote store a fault is tried again; one that stays stops the run,
-        because an outage says nothing about the picture.
+        """Read an image file.
+
+        On a remote store a failed read is retried. An error that persists stops the run, because an outage
+        says nothing about the image.
 
         Raises:
-            ClipgenError: the store does not answer.
+            ClipgenError: The store does not answer.
         """
         try:
             data: bytes = self.filesystem.cat_file(file.path) if self.is_local else retried(self._whole, file)
@@ -157,10 +173,10 @@ class Source:
         return data
 
     def members(self, file: File) -> Iterator[Item]:
-        """The pictures of a .tar or .parquet file, one after the other; a damaged file ends in a problem.
+        """The images of a .tar or .parquet file, one by one; the last item of a damaged file is a problem.
 
         Raises:
-            ClipgenError: the store does not answer.
+            ClipgenError: The store does not answer.
         """
         read: Callable[[Any], Iterator[tuple[str, bytes]]] = (
             _tar_members if file.path.endswith(".tar") else _parquet_rows
@@ -177,13 +193,13 @@ class Source:
 
 def _no_answer(file: File, error: Exception) -> ClipgenError:
     return ClipgenError(
-        f"{file.uri} could not be read ({first_line(error)}): start again when the store answers; "
-        "what was taken in stays"
+        f"{file.uri} could not be read ({first_line(error)}): run raw_images again when the store answers; "
+        "images that were already ingested are kept"
     )
 
 
 def unchanged(directories: dict[str, int]) -> bool:
-    """Whether no file came or went since `Source.directories` said so; never for other stores."""
+    """Whether no file was added or removed since `Source.directories`; False if it returned nothing."""
     try:
         return bool(directories) and all(
             Path(path).stat().st_mtime_ns == before for path, before in directories.items()
@@ -193,24 +209,32 @@ def unchanged(directories: dict[str, int]) -> bool:
 
 
 def in_lists(files: Iterable[File], size: int) -> Iterator[list[File]]:
-    """Files in lists of `size`."""
+    """Split files into lists.
+
+    Args:
+        files: The files.
+        size: Files a list; the last list may be shorter.
+
+    Yields:
+        The lists, in order.
+    """
     remaining = iter(files)
-    while some := list(itertools.islice(remaining, size)):
-        yield some
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch
 
 
 def keys_of_files(files: Iterable[File]) -> np.ndarray:
-    """A key for each file in its present state."""
+    """One key for each file in its present state, S16 [n]."""
     return keys_of_states((file.uri, file.stamp) for file in files)
 
 
 def keys_of_states(states: Iterable[tuple[str, str]]) -> np.ndarray:
-    """A key for each (uri, stamp)."""
+    """One key for each (uri, stamp), S16 [n]."""
     return keys_of_texts(f"{uri}|{stamp}" for uri, stamp in states)
 
 
 def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:
-    """(name, is a folder, size, stamp) of a local folder's entries; a link to nowhere counts as a file."""
+    """(name, is a folder, size, stamp) of a local folder's entries; a broken link counts as a file."""
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda e: e.name):
             try:
@@ -231,7 +255,7 @@ def _tar_members(opened: Any) -> Iterator[tuple[str, bytes]]:
 
 def _parquet_rows(opened: Any) -> Iterator[tuple[str, bytes]]:
     file = pq.ParquetFile(opened)
-    name = _picture_column(file.schema_arrow)
+    name = _image_column(file.schema_arrow)
     row = 0
     for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[name]):
         for value in batch.column(0).to_pylist():
@@ -240,7 +264,7 @@ def _parquet_rows(opened: Any) -> Iterator[tuple[str, bytes]]:
             row += 1
 
 
-def _picture_column(schema: pa.Schema) -> str:
+def _image_column(schema: pa.Schema) -> str:
     """The column with the bytes: binary, or a struct with the field `bytes` (as Hugging Face writes it)."""
     for name in IN_PARQUET:
         if name in schema.names and (
@@ -249,7 +273,7 @@ def _picture_column(schema: pa.Schema) -> str:
             or pa.types.is_struct(schema.field(name).type)
         ):
             return name
-    raise ValueError(f"no picture column: none of {', '.join(IN_PARQUET)} holds bytes")
+    raise ValueError(f"no image column: none of {', '.join(IN_PARQUET)} holds bytes")
 
 
 def _base(path: str) -> str:

@@ -1,6 +1,6 @@
-"""Token shards: Parquet parts with a manifest, written whole and refused when they do not match.
+"""Token shards: Parquet files with a manifest, published atomically and checked when they are read.
 
-Knows the contract in schema.py; knows no model.
+Knows the contract in schema.py, but no model.
 """
 
 import functools
@@ -24,30 +24,52 @@ MANIFEST = "manifest.json"
 
 
 def write_part(folder: Path, name: str, rows: pa.Table) -> Part:
-    """Write one Parquet part into a draft folder."""
+    """Write one Parquet file into a draft folder.
+
+    Args:
+        folder: The draft folder.
+        name: Name of the file.
+        rows: Its rows.
+
+    Returns:
+        The file's entry in the manifest.
+    """
     pq.write_table(rows, folder / name, compression="zstd")
     return Part(file=name, rows=rows.num_rows, sha256=_sha256((folder / name).read_bytes()))
 
 
 def publish(draft: Path, manifest: TokenManifest, url: str) -> None:
-    """Write the manifest and give the folder its final name."""
+    """Write the manifest and publish the folder atomically.
+
+    Args:
+        draft: The draft folder, with all Parquet files.
+        manifest: The manifest.
+        url: The folder to publish.
+    """
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2))
     storage.publish_folder(draft, url, MANIFEST)
 
 
 def read_manifest(url: str) -> TokenManifest:
+    """Read the manifest of the token shards at a URL.
+
+    Raises:
+        ClipgenError: It does not exist or is damaged.
+    """
     path = f"{url}/{MANIFEST}"
     if not storage.exists(path):
-        raise ClipgenError(f"there are no token shards at {url}: run token_shards first")
+        raise ClipgenError(f"there are no token shards at {url}: materialise token_shards first")
     try:
         return TokenManifest.model_validate_json(storage.read_bytes(path))
     except ValidationError as error:
-        raise ClipgenError(f"{path} is damaged ({first_line(error)}): run token_shards again") from error
+        raise ClipgenError(
+            f"{path} is damaged ({first_line(error)}): materialise token_shards again"
+        ) from error
 
 
 @dataclass(frozen=True)
 class Rows:
-    """codes [n, t] uint16 or uint32; embeddings float32 [n, d]."""
+    """Rows of token shards: codes, uint16 or uint32 [n, t], and embeddings, float32 [n, d]."""
 
     codes: np.ndarray
     embeddings: np.ndarray
@@ -56,10 +78,12 @@ class Rows:
         return len(self.codes)
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
+        """The rows at some positions."""
         return Rows(self.codes[rows], self.embeddings[rows])
 
     @staticmethod
     def join(parts: Sequence["Rows"]) -> "Rows":
+        """Concatenate rows."""
         return Rows(
             np.concatenate([part.codes for part in parts]),
             np.concatenate([part.embeddings for part in parts]),
@@ -67,45 +91,58 @@ class Rows:
 
 
 class TokenShards:
-    """The token shards at `url`; parts are read when needed, few at a time, and checked then.
+    """Random access to token shards; files are read and checked when they are needed.
+
+    Args:
+        url: Folder of the token shards.
+        seed: Seed of the order of training rows.
 
     Raises:
-        ClipgenError: a part that is missing, or whose SHA-256 is not the manifest's.
+        ClipgenError: There are no token shards, they hold no rows, or a file is missing or its SHA-256 is not
+            the one in the manifest.
     """
 
     def __init__(self, url: str, seed: int) -> None:
         self.url, self.manifest = url, read_manifest(url)
         if not self.manifest.train or not self.manifest.validation:
-            raise ClipgenError(f"the token shards at {url} hold no rows: run token_shards again")
+            raise ClipgenError(f"the token shards at {url} hold no rows: materialise token_shards again")
         self.order = ShuffledOrder([part.rows for part in self.manifest.train], seed)
         self._part = functools.lru_cache(2 * self.order.window)(self._read)
 
     @property
     def rows(self) -> int:
-        """Training rows."""
+        """Number of training rows."""
         return self.order.rows
 
     def batch(self, step: int, size: int) -> Rows:
-        """The training rows of a step."""
+        """The training rows of a step.
+
+        Args:
+            step: The step, from 0.
+            size: Rows of a batch.
+
+        Returns:
+            `size` rows.
+        """
         return self.take(self.order.batch(step, size))
 
     def take(self, rows: np.ndarray) -> Rows:
-        """Training rows by number, in the order asked for."""
+        """The training rows of some row numbers, int64 [n], in that order."""
         part_of = np.searchsorted(self.order.first, rows, side="right") - 1
-        found, back = [], np.argsort(np.argsort(part_of, kind="stable"), kind="stable")
+        taken, back = [], np.argsort(np.argsort(part_of, kind="stable"), kind="stable")
         for part in np.unique(part_of):
             inside = rows[part_of == part] - self.order.first[part]
-            found.append(self._part(self.manifest.train[part]).take(inside))
-        return Rows.join(found).take(back)
+            taken.append(self._part(self.manifest.train[part]).take(inside))
+        return Rows.join(taken).take(back)
 
     def validation(self, most: int = 4096) -> Rows:
-        """The first `most` held-out rows."""
+        """The first held-out rows, at most `most`."""
         parts = self.manifest.validation
         enough = int(np.searchsorted(np.cumsum([part.rows for part in parts]), most)) + 1
         return Rows.join([self._read(part) for part in parts[:enough]]).take(slice(most))
 
     def embeddings(self) -> Iterator[np.ndarray]:
-        """The training embeddings part by part, float32 [n, d]."""
+        """The training embeddings file by file, float32 [n, d] each."""
         for part in self.manifest.train:
             yield self._read(part).embeddings
 
@@ -113,7 +150,9 @@ class TokenShards:
         path = f"{self.url}/{part.file}"
         data = storage.read_bytes(path) if storage.exists(path) else b""
         if _sha256(data) != part.sha256:
-            raise ClipgenError(f"{path} is not the file its manifest names: run token_shards again")
+            raise ClipgenError(
+                f"{path} is not the file that its manifest names: materialise token_shards again"
+            )
         table = pq.read_table(pa.BufferReader(data), columns=["codes", "embedding"])
         codes = table["codes"].combine_chunks()
         return Rows(codes.flatten().to_numpy().reshape(len(codes), -1), vectors(table, "embedding"))

@@ -1,6 +1,6 @@
-"""Keep growing tables fast to search and small on disk: indexes, compaction, old versions, tags.
+"""Maintenance of growing tables: indexes, compaction, removal of old versions, tags.
 
-An index is only of use from some thousand rows on; below that, Lance's exact search is as fast.
+An index helps from some thousand rows on; below that, Lance's exact search is as fast.
 """
 
 import os
@@ -21,8 +21,17 @@ VECTOR, FOLDER = "vector_idx", "folder_idx"
 
 
 def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
-    """Index `vector` (IVF_PQ, cosine) and `folder` from `rows` rows on; later rows are put into the indexes
-    that are there, without training them again."""
+    """Create or update the indexes of `vector` (IVF_PQ, cosine) and `folder`.
+
+    Rows that were added later are put into the existing indexes, which are not trained again.
+
+    Args:
+        url: The table.
+        rows: The number of rows from which indexes are created.
+
+    Raises:
+        ClipgenError: The table does not exist.
+    """
     table = open_table(url)
     if table.count_rows() < rows:
         return
@@ -43,34 +52,47 @@ def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
 
 
 def unindexed(table: lance.LanceDataset) -> int:
-    """Rows that a search has to look at one by one."""
+    """Number of rows that are not in the vector index, so that a search compares each of them."""
     return int(table.stats.index_stats(VECTOR)["num_unindexed_rows"])
 
 
 def tables(out: Storage) -> list[str]:
-    """All tables under a root."""
-    found = [out.images, out.rejects, out.files, out.copies]
+    """The URLs of all tables under a root, whether or not they exist."""
+    urls = [out.images, out.rejects, out.files, out.copies]
     for kind in ("embeddings", "codes", "duplicates"):
-        found += [out.path(kind, name) for name in list_folder(out.path(kind)) if name.endswith(".lance")]
-    return found
+        urls += [out.path(kind, name) for name in list_folder(out.path(kind)) if name.endswith(".lance")]
+    return urls
 
 
 def compact(url: str, keep: timedelta) -> tuple[int, int]:
-    """Join small files and remove versions older than `keep`, except tagged ones.
+    """Merge small files and remove old versions, except tagged ones.
+
+    Args:
+        url: The table, which need not exist.
+        keep: Age up to which versions are kept.
 
     Returns:
-        (files joined, bytes removed).
+        The number of files merged and of bytes removed.
     """
     table = find_table(url)
     if table is None:
         return 0, 0
-    joined = table.optimize.compact_files()
+    merged = table.optimize.compact_files()
     removed = open_table(url).cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
-    return int(joined.fragments_removed), int(removed.bytes_removed)
+    return int(merged.fragments_removed), int(removed.bytes_removed)
 
 
 def tag(url: str, version: int, name: str) -> None:
-    """Name a version, which is then never removed; a name that stands for it already is left."""
+    """Tag a version, which is then never removed; does nothing if the version has the tag already.
+
+    Args:
+        url: The table.
+        version: The version.
+        name: Name of the tag.
+
+    Raises:
+        ClipgenError: The tag names another version.
+    """
     if name not in _tags(url):
         try:
             persistently(url, lambda: open_table(url).tags.create(name, version))
@@ -79,9 +101,9 @@ def tag(url: str, version: int, name: str) -> None:
                 raise
     named = _tags(url)[name]
     if named != version:
-        raise ClipgenError(f"the tag {name} of {url} is version {named}, not {version}: delete the tag")
+        raise ClipgenError(f"the tag {name} of {url} names version {named}, not {version}: delete the tag")
 
 
 def _tags(url: str) -> dict[str, int]:
-    found = persistently(url, lambda: open_table(url).tags.list())
-    return {name: int(tag["version"]) for name, tag in found.items()}
+    tags = persistently(url, lambda: open_table(url).tags.list())
+    return {name: int(tag["version"]) for name, tag in tags.items()}

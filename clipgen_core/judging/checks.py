@@ -1,4 +1,4 @@
-"""What stands between a candidate and promotion, from an evaluation's figures."""
+"""The checks that a candidate must pass before it is promoted, computed from the metrics of an evaluation."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -7,7 +7,14 @@ from clipgen_core.settings.evaluation import Thresholds
 
 
 class Verdict(NamedTuple):
-    """One check of a candidate: its figures, and one sentence where it fails."""
+    """The result of one check.
+
+    Attributes:
+        name: Name of the check.
+        passed: Whether the candidate passes.
+        figures: The metrics that were compared, by name.
+        reason: One clause that says why the check fails; of no meaning if it passes.
+    """
 
     name: str
     passed: bool
@@ -16,7 +23,15 @@ class Verdict(NamedTuple):
 
 
 def check(metrics: Mapping[str, float], thresholds: Thresholds) -> list[Verdict]:
-    """The checks between a candidate and promotion, from an evaluation's metrics."""
+    """Check a candidate.
+
+    Args:
+        metrics: Metrics of an evaluation, by the names in its metrics.json.
+        thresholds: What is required of them.
+
+    Returns:
+        One verdict for each check.
+    """
     prompts = sum(value for name, value in metrics.items() if name.endswith("/prompts"))
     usage, copies = metrics.get("vqgan/codebook_usage", 0.0), metrics["memory/copies"]
     against = {
@@ -30,24 +45,24 @@ def check(metrics: Mapping[str, float], thresholds: Thresholds) -> list[Verdict]
             "enough_prompts",
             prompts >= thresholds.min_prompts,
             {"prompts": prompts},
-            f"{prompts:.0f} prompts, {thresholds.min_prompts} needed",
+            f"{prompts:.0f} prompts were scored, at least {thresholds.min_prompts} are needed",
         ),
         Verdict(
             "not_worse_than_champion",
             low >= -thresholds.tolerance,
             against,
-            f"the CLIP score may be worse than the champion's by {-low:.3f}, {thresholds.tolerance} allowed",
+            f"the CLIP score may be {-low:.3f} below the champion's, {thresholds.tolerance} is allowed",
         ),
         Verdict(
             "codebook_in_use",
             usage >= thresholds.min_codebook_usage,
             {"usage": usage},
-            f"{usage:.2f} of the codebook in use, {thresholds.min_codebook_usage} needed",
+            f"{usage:.0%} of the codebook is in use, at least {thresholds.min_codebook_usage:.0%} is needed",
         ),
         Verdict(
             "not_memorised",
             copies <= thresholds.max_copies,
             {"copies": copies},
-            f"{copies:.2f} of the pictures copy a training picture, {thresholds.max_copies} allowed",
+            f"{copies:.0%} of the images are memorised copies, {thresholds.max_copies:.0%} is allowed",
         ),
     ]

@@ -38,9 +38,9 @@ def scores_and_distances(
     metrics: dict[str, float] = {}
     for trial in trials:
         kinds = scores[trial.split]
-        reference = held_out or judge.reference(kinds[REAL].pictures, kinds[REAL].embedded)
+        reference = held_out or judge.reference(kinds[REAL].images, kinds[REAL].embeddings)
         for kind, own in kinds.items():
-            figures = own.figures() | reference.distances(own.pictures, own.embedded)
+            figures = own.metrics() | reference.distances(own.images, own.embeddings)
             metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in figures.items()}
         metrics[f"{trial.split}/prompts"] = len(trial.prompts)
     return metrics
@@ -121,7 +121,7 @@ def by_prompt(trials: Sequence[Trial], scores: Scores) -> list[dict[str, JsonVal
             "prompt": text,
             "split": trial.split,
             "clip_score": {kind: float(one.clip_score[i]) for kind, one in scores[trial.split].items()},
-            "better_prompts": {kind: int(one.better[i]) for kind, one in scores[trial.split].items()},
+            "better_prompts": {kind: int(one.rank[i]) for kind, one in scores[trial.split].items()},
             "nearest_training_picture": _nearest(near),
         }
         for trial in trials

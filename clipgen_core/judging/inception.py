@@ -1,4 +1,4 @@
-"""Inception v3 as FID and Inception score use it: the TensorFlow weights of 2015, from a file.
+"""Inception v3 for FID and the Inception score: the TensorFlow weights of 2015, read from a file.
 
 The file is torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; nothing is downloaded.
 """
@@ -16,10 +16,13 @@ BATCH = 32
 
 
 class Inception:
-    """Features [n, 2048] and logits [n, 1008] of pictures.
+    """Computes the features and logits of images.
+
+    Args:
+        weights: The file.
 
     Raises:
-        ClipgenError: torch-fidelity is not installed, or the file is no such weights.
+        ClipgenError: torch-fidelity is not installed, or the file does not hold these weights.
     """
 
     def __init__(self, weights: str) -> None:
@@ -38,9 +41,9 @@ class Inception:
         self.network.eval()
 
     @torch.no_grad()
-    def look(self, pictures: list[Image.Image]) -> tuple[Tensor, Tensor]:
-        """Features and logits of RGB pictures of one size."""
-        stacked = torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
-        seen = [self.network(some.contiguous()) for some in stacked.split(BATCH)]
-        features, logits = (torch.cat(part) for part in zip(*seen, strict=True))
+    def features_and_logits(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Of RGB images of one size: features, float32 [n, 2048], and logits, float32 [n, 1008]."""
+        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+        outputs = [self.network(batch.contiguous()) for batch in stacked.split(BATCH)]
+        features, logits = (torch.cat(part) for part in zip(*outputs, strict=True))
         return features, logits

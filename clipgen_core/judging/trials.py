@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clipgen_core import storage
-from clipgen_core.data.images import pictures_by_id
+from clipgen_core.data.images import images_by_id
 from clipgen_core.data.pixels import decode, fit_square, to_tensor
 from clipgen_core.data.prompts import Prompt
 from clipgen_core.data.tables import open_table
@@ -123,5 +123,5 @@ def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> Image.Im
         image = decode(storage.read_bytes(prompt.file)).image
     else:
         nearest = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
-        (image,) = pictures_by_id(open_table(images), [nearest]).values()
+        (image,) = images_by_id(open_table(images), [nearest]).values()
     return fit_square(image, generator.vqgan.config.image_size)

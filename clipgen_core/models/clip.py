@@ -1,4 +1,4 @@
-"""ClipEncoder: pictures and prompts to L2-normalised embeddings in one space, by open_clip.
+"""ClipEncoder: images and texts to L2-normalised embeddings in one space, by open_clip.
 
 Knows models and their preprocessing; knows nothing of tables or training.
 """
@@ -29,16 +29,19 @@ BATCH = 256
 
 
 class ClipEncoder:
-    """A CLIP by reference.
+    """A frozen CLIP model.
 
     Args:
-        reference: `hub:MODEL/PRETRAINED` (open_clip's own names, e.g.
+        reference: `hub:MODEL/PRETRAINED` (open_clip's own names, for example
             `hub:ViT-B-32/laion2b_s34b_b79k`) or `local-dir:FOLDER` (open_clip's format:
             open_clip_config.json and open_clip_model.safetensors).
-        device: where it runs; by default the GPU when there is one.
+        device: The device that it runs on; by default the GPU if there is one.
+
+    Attributes:
+        key: Name and digest of the weights, which names the embeddings table of this CLIP.
 
     Raises:
-        ClipgenError: an unknown name, a missing or damaged file, or no network.
+        ClipgenError: The name is unknown, a file is missing or damaged, or the network is not available.
     """
 
     def __init__(self, reference: str, device: str | None = None) -> None:
@@ -51,12 +54,13 @@ class ClipEncoder:
 
     @property
     def dim(self) -> int:
+        """Width d of the embeddings."""
         projection: Any = self.model.text_projection
         return int(projection.shape[-1])
 
     @property
     def mean_std(self) -> tuple[Tensor, Tensor]:
-        """The channel means and deviations of the preprocessing, each [3, 1, 1]."""
+        """Means and standard deviations of the channels in the preprocessing, each float32 [3, 1, 1]."""
         mean, std = (
             torch.tensor(v, device=self.device) for v in (self.visual.image_mean, self.visual.image_std)
         )
@@ -64,25 +68,28 @@ class ClipEncoder:
 
     @cached_property
     def _fast(self) -> Any:
-        """The model with weights of the fast type, for embeddings: autocast spends more time on casting
-        weights, batch by batch, than on products (2.6 times as fast on CPUs with AMX, as near to fp32)."""
+        """The model with its weights cast once to the fast dtype: autocast would spend more time on casting
+        the weights for each batch than on matrix products (2.6 times as fast on CPUs with AMX, and as close
+        to fp32)."""
         dtype = fast_dtype(self.device.type)
         return self.model if dtype is torch.float32 else copy.deepcopy(self.model).to(dtype)
 
     def encode_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures of any size to float32 [n, d], rows of length 1."""
-        return self._run(self._see, images, lambda some: torch.stack([self.preprocess(one) for one in some]))
+        """Embed RGB images of any size; returns float32 [n, d], rows of length 1."""
+        return self._run(
+            self._encode, images, lambda batch: torch.stack([self.preprocess(image) for image in batch])
+        )
 
-    def encode_prepared(self, pictures: Tensor) -> np.ndarray:
-        """Pictures that `preprocess` made, float32 [n, 3, h, w], as `encode_images`."""
-        return self._run(self._see, pictures, lambda some: some)
+    def encode_prepared(self, images: Tensor) -> np.ndarray:
+        """As `encode_images`, for images that `preprocess` has returned, float32 [n, 3, h, w]."""
+        return self._run(self._encode, images, lambda batch: batch)
 
     def encode_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Prompts to float32 [n, d], rows of length 1."""
-        return self._run(self._fast.encode_text, texts, lambda some: self.tokenizer(list(some)))
+        """Embed texts; returns float32 [n, d], rows of length 1."""
+        return self._run(self._fast.encode_text, texts, lambda batch: self.tokenizer(list(batch)))
 
-    def _see(self, pictures: Tensor) -> Tensor:
-        embedding: Tensor = self._fast.encode_image(pictures.to(fast_dtype(self.device.type)))
+    def _encode(self, images: Tensor) -> Tensor:
+        embedding: Tensor = self._fast.encode_image(images.to(fast_dtype(self.device.type)))
         return embedding
 
     @torch.no_grad()
@@ -93,37 +100,44 @@ class ClipEncoder:
             rows.append(F.normalize(tower(batch).float(), dim=-1).cpu().numpy())
         return np.concatenate(rows) if rows else np.zeros((0, self.dim), np.float32)
 
-    def embed(self, pictures: Tensor) -> Tensor:
-        """Embeddings [n, d] of length 1, differentiable in the pictures, float [n, 3, h, w] in [-1, 1]."""
+    def embed(self, images: Tensor) -> Tensor:
+        """Embed images with gradients: float [n, 3, h, w] in [-1, 1] to float32 [n, d], rows of length 1."""
         model: Any = self.model
-        embedding: Tensor = F.normalize(model.encode_image(self._prepared(pictures)).float(), dim=-1)
+        embedding: Tensor = F.normalize(model.encode_image(self._preprocessed(images)).float(), dim=-1)
         return embedding
 
-    def features(self, pictures: Tensor, blocks: int | None = None) -> list[Tensor]:
-        """The outputs of the image tower's first `blocks` blocks (all if None), differentiable in the
-        pictures, float [n, 3, h, w] in [-1, 1]."""
+    def features(self, images: Tensor, blocks: int | None = None) -> list[Tensor]:
+        """The outputs of the image tower's blocks, with gradients.
+
+        Args:
+            images: float [n, 3, h, w] in [-1, 1].
+            blocks: Number of blocks, counted from the input; all by default.
+
+        Returns:
+            One tensor a block, float [n, c, h', w'].
+        """
         indices = list(range(blocks)) if blocks else None
         out = self.visual.forward_intermediates(
-            self._prepared(pictures), indices=indices, stop_early=True, intermediates_only=True
+            self._preprocessed(images), indices=indices, stop_early=True, intermediates_only=True
         )
         features: list[Tensor] = out["image_intermediates"]
         return features
 
-    def _prepared(self, pictures: Tensor) -> Tensor:
-        """Resized and normalised as the weights expect."""
+    def _preprocessed(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1], resized and normalised as the weights expect."""
         size = self.visual.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        if tuple(pictures.shape[-2:]) != (height, width):
-            pictures = F.interpolate(
-                pictures, (height, width), mode="bilinear", antialias=True, align_corners=False
+        if tuple(images.shape[-2:]) != (height, width):
+            images = F.interpolate(
+                images, (height, width), mode="bilinear", antialias=True, align_corners=False
             )
         mean, std = self.mean_std
-        return ((pictures + 1) / 2 - mean) / std
+        return ((images + 1) / 2 - mean) / std
 
 
 def _load(reference: str) -> tuple[nn.Module, Any, Any]:
     name, pretrained = _parse(reference)
-    logging.getLogger().addFilter(_drop_open_clip_chatter)
+    logging.getLogger().addFilter(_drop_open_clip_messages)
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
         with needed_for(f"the tokenizer of {reference}"):
@@ -134,7 +148,7 @@ def _load(reference: str) -> tuple[nn.Module, Any, Any]:
         if pretrained:
             raise ClipgenError(
                 f"CLIP {reference!r} could not be fetched ({first_line(error)}): check the network, "
-                f"or give a downloaded model as {LOCAL}FOLDER"
+                f"or name a downloaded model by {LOCAL}FOLDER"
             ) from error
         raise ClipgenError(
             f"CLIP {reference!r} cannot be read ({first_line(error)}): the folder needs "
@@ -154,12 +168,12 @@ def _parse(reference: str) -> tuple[str, str | None]:
     if not reference.startswith(HUB) or not pretrained:
         raise ClipgenError(f"CLIP reference {reference!r} is neither {HUB}MODEL/PRETRAINED nor {LOCAL}FOLDER")
     if (model, pretrained) not in open_clip.list_pretrained():
-        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
-        raise ClipgenError(f"open_clip knows {known} for {model!r}, not {pretrained!r}: choose one")
+        available = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
+        raise ClipgenError(f"open_clip has {available} for {model!r}, not {pretrained!r}: choose one of them")
     return model, pretrained
 
 
-def _drop_open_clip_chatter(record: logging.LogRecord) -> bool:
+def _drop_open_clip_messages(record: logging.LogRecord) -> bool:
     return "open_clip" not in record.pathname or record.levelno > logging.ERROR
 
 
@@ -173,7 +187,7 @@ def _safe_name(reference: str) -> str:
 
 
 def _digest(model: nn.Module) -> str:
-    """12 hex digits over names and values of all weights."""
+    """The first 12 hex digits of a SHA-256 over the names and values of all weights."""
     combined = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         combined.update(name.encode())

@@ -1,4 +1,4 @@
-"""Vector quantization by vector-quantize-pytorch, always in fp32.
+"""Vector quantization by the package vector-quantize-pytorch, always in fp32.
 
 Knows codebooks; knows nothing of images.
 """
@@ -13,7 +13,7 @@ from clipgen_core.settings.models import QuantizerConfig
 
 
 class Quantizer(nn.Module):
-    """Features to codes and back."""
+    """Maps features to codes of a codebook and back; `config.kind` chooses the method."""
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
@@ -22,22 +22,30 @@ class Quantizer(nn.Module):
         self.vq = _layer(config)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[n, d, h, w] to (quantized [n, d, h, w], codes [n, h, w] int64, commitment loss)."""
+        """Quantize features.
+
+        Args:
+            features: float [n, d, h, w].
+
+        Returns:
+            The quantized features, float32 [n, d, h, w]; the codes, int64 [n, h, w]; and the commitment
+            loss, a scalar that is 0 where the method has none.
+        """
         with torch.autocast(features.device.type, enabled=False):
             quantized, codes, *loss = self.vq(features.float())
         return quantized, codes.long(), loss[0].sum() if loss else quantized.new_zeros(())
 
     @property
     def codebook(self) -> Tensor:
-        """The code vectors, [codebook_size, code_dim]."""
+        """The code vectors, float32 [codebook_size, code_dim]."""
         codes = torch.arange(self.codebook_size, device=next(self.vq.buffers()).device)
         return self.lookup(codes.view(1, -1, 1)).squeeze(-1).squeeze(0).T
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """Codes [n, h, w] to features [n, d, h, w]."""
-        known = self.config.kind in ("ema", "cosine")
+        """The features of codes: int64 [n, h, w] to float32 [n, d, h, w]."""
+        learned = self.config.kind in ("ema", "cosine")
         vq: Any = self.vq
-        features: Tensor = (vq.get_output_from_indices if known else vq.indices_to_codes)(codes)
+        features: Tensor = (vq.get_output_from_indices if learned else vq.indices_to_codes)(codes)
         return features
 
 
@@ -66,7 +74,14 @@ def _layer(config: QuantizerConfig) -> nn.Module:
 
 
 def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
-    """Share of codes in use, and exp(entropy) of the codes' distribution, from counts [codebook]."""
+    """How much of a codebook is used.
+
+    Args:
+        counts: How often each code occurs, [codebook_size].
+
+    Returns:
+        The share of codes that occur, and the perplexity exp(entropy) of their distribution.
+    """
     share = counts.double() / counts.sum().clamp(min=1)
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
     return (counts > 0).double().mean().item(), entropy.exp().item()

@@ -1,4 +1,4 @@
-"""Named shapes of the models that are trained; recipes and importers choose among them. Knows no torch."""
+"""Named model shapes, among which recipes and importers choose. Does not import torch."""
 
 from clipgen_core.settings.models import QuantizerConfig, TransformerConfig, VqganConfig
 

@@ -1,8 +1,8 @@
-"""VQGAN: pictures to a grid of codes and back (Esser et al. 2021, arXiv:2012.09841).
+"""VQGAN: images to a grid of codes and back (Esser et al. 2021, arXiv:2012.09841).
 
-Architecture only, single device. The layers are those of taming-transformers' VQGAN, whose published
-weights fit (see clipgen_core.published.vqgan); a patch stem (space to depth) ahead of the first level
-saves work at full resolution.
+Architecture only, for a single device. The layers are those of the VQGAN of taming-transformers, so that
+published weights can be loaded (see clipgen_core.published.vqgan). An optional patch stem (space to depth)
+ahead of the first level saves computation at full resolution.
 """
 
 import torch
@@ -15,7 +15,7 @@ from clipgen_core.settings.models import GROUPS, VqganConfig
 
 
 class Vqgan(nn.Module):
-    """Pictures are float [n, 3, s, s] in [-1, 1]; codes int64 [n, g, g]."""
+    """Encodes images, float [n, 3, s, s] in [-1, 1], to codes, int64 [n, g, g], and decodes them."""
 
     def __init__(self, config: VqganConfig) -> None:
         super().__init__()
@@ -25,21 +25,33 @@ class Vqgan(nn.Module):
         self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstructions, codes, commitment loss)."""
-        quantized, codes, loss = self.quantizer(self.encoder(pictures))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruct images.
+
+        Args:
+            images: float [n, 3, s, s] in [-1, 1].
+
+        Returns:
+            The reconstructions, float [n, 3, s, s]; the codes, int64 [n, g, g]; and the commitment loss,
+            a scalar.
+        """
+        quantized, codes, loss = self.quantizer(self.encoder(images))
         return self.decoder(quantized), codes, loss
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        codes: Tensor = self.quantizer(self.encoder(pictures))[1]
+    def encode(self, images: Tensor) -> Tensor:
+        """The codes of images: float [n, 3, s, s] in [-1, 1] to int64 [n, g, g]."""
+        codes: Tensor = self.quantizer(self.encoder(images))[1]
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
-        pictures: Tensor = self.decoder(self.quantizer.lookup(codes))
-        return pictures
+        """The images of codes: int64 [n, g, g] to float [n, 3, s, s], about in [-1, 1]."""
+        images: Tensor = self.decoder(self.quantizer.lookup(codes))
+        return images
 
 
 class Encoder(nn.Sequential):
+    """Images, float [n, 3, s, s], to features, float [n, code_dim, g, g]."""
+
     def __init__(self, config: VqganConfig) -> None:
         first, last, z = config.channels[0], config.channels[-1], config.z_channels
         layers: list[nn.Module] = [
@@ -58,6 +70,8 @@ class Encoder(nn.Sequential):
 
 
 class Decoder(nn.Sequential):
+    """Features, float [n, code_dim, g, g], to images, float [n, 3, s, s]."""
+
     def __init__(self, config: VqganConfig) -> None:
         first, last, z = config.channels[0], config.channels[-1], config.z_channels
         layers: list[nn.Module] = [
@@ -73,28 +87,46 @@ class Decoder(nn.Sequential):
             layers += level(config, width, channels, config.decoder_blocks, attend)
             width = channels
         out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
-        start_alike(out, config.patch**2)
+        initialise_like_nearest(out, config.patch**2)
         super().__init__(*layers, Norm(first, config), nn.SiLU(), out, nn.PixelShuffle(config.patch))
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight at which the adversarial loss's share is measured."""
+        """The weight at which the VQGAN's adaptive loss weight compares gradients."""
         weight = self[-2].weight
         assert isinstance(weight, Tensor)
         return weight
 
 
 @torch.no_grad()
-def start_alike(conv: nn.Conv2d, group: int) -> None:
-    """Give the channels that PixelShuffle lays side by side one start, so that no checkerboard shows
-    (Aitken et al. 2017, arXiv:1707.02937)."""
+def initialise_like_nearest(conv: nn.Conv2d, group: int) -> None:
+    """Initialise a convolution ahead of PixelShuffle as if nearest-neighbour upsampling followed it.
+
+    The channels that become neighbouring pixels start with the same weights, which avoids checkerboard
+    artefacts (ICNR; Aitken et al. 2017, arXiv:1707.02937).
+
+    Args:
+        conv: The convolution.
+        group: Number of output channels that become neighbouring pixels of one colour.
+    """
     for values in (conv.weight, conv.bias):
         assert values is not None
         values.copy_(values[::group].repeat_interleave(group, dim=0))
 
 
 def level(config: VqganConfig, width: int, channels: int, blocks: int, attend: bool) -> list[nn.Module]:
-    """The residual blocks of one resolution."""
+    """The residual blocks of one resolution, with or without attention.
+
+    Args:
+        config: The architecture.
+        width: Input channels.
+        channels: Output channels.
+        blocks: Number of residual blocks.
+        attend: Whether an attention layer follows each block.
+
+    Returns:
+        The layers in order.
+    """
     layers: list[nn.Module] = []
     for _ in range(blocks):
         layers.append(Residual(width, channels, config))
@@ -104,12 +136,14 @@ def level(config: VqganConfig, width: int, channels: int, blocks: int, attend: b
 
 
 def middle(config: VqganConfig) -> list[nn.Module]:
+    """The layers at the resolution of the grid that encoder and decoder both have."""
     width = config.channels[-1]
     return [Residual(width, width, config), Attention(width, config), Residual(width, width, config)]
 
 
 class Norm(nn.GroupNorm):
-    """In training on CPUs channels first, where torch's backward is up to thirty times as fast."""
+    """GroupNorm that runs channels first when it trains on a CPU: PyTorch's backward pass is up to thirty
+    times as fast there."""
 
     def __init__(self, width: int, config: VqganConfig) -> None:
         super().__init__(GROUPS, width, eps=config.norm_epsilon)
@@ -121,7 +155,7 @@ class Norm(nn.GroupNorm):
 
 
 class Downsample(nn.Conv2d):
-    """Half the side; padded below and to the right only, as the published weights expect."""
+    """Halves the resolution. Pads only below and on the right, as the published weights expect."""
 
     def __init__(self, width: int) -> None:
         super().__init__(width, width, 3, stride=2)
@@ -131,6 +165,14 @@ class Downsample(nn.Conv2d):
 
 
 class Residual(nn.Module):
+    """Two 3x3 convolutions with a skip connection.
+
+    Args:
+        width: Input channels.
+        out: Output channels.
+        config: The architecture.
+    """
+
     def __init__(self, width: int, out: int, config: VqganConfig) -> None:
         super().__init__()
         self.norm1, self.norm2 = Norm(width, config), Norm(out, config)
@@ -146,7 +188,12 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head over all positions of the grid."""
+    """Self-attention with one head over all positions of the grid.
+
+    Args:
+        width: Input and output channels.
+        config: The architecture.
+    """
 
     def __init__(self, width: int, config: VqganConfig) -> None:
         super().__init__()

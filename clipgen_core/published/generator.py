@@ -1,5 +1,5 @@
-"""Published weights in clipgen's format, read without running anything that is pickled in them:
-a VQGAN of taming-transformers, LlamaGen or CLIP-GEN, or the whole public CLIP-GEN generator.
+"""Imports published weights: a VQGAN of taming-transformers, LlamaGen or CLIP-GEN, or the whole public
+CLIP-GEN generator. Files are read without running code that is pickled in them.
 """
 
 import hashlib
@@ -27,7 +27,19 @@ HEAD_WIDTH = 64
 
 
 def import_vqgan(kind: Kind, file: Path, out: Storage) -> str:
-    """A published VQGAN as a checkpoint under `out`, the current VQGAN from then on; returns its URL."""
+    """Import a published VQGAN as a checkpoint, which becomes the current VQGAN of the root.
+
+    Args:
+        kind: Who published the weights.
+        file: The published file.
+        out: The root.
+
+    Returns:
+        URL of the checkpoint.
+
+    Raises:
+        ClipgenError: The file cannot be read safely, or holds other weights.
+    """
     config, weights = convert_vqgan(kind, read_state_dict(file))
     provenance = Provenance(config={"model": config.model_dump(mode="json")}, imported=imported(kind, file))
     digest = provenance.digest
@@ -37,18 +49,27 @@ def import_vqgan(kind: Kind, file: Path, out: Storage) -> str:
 
 
 def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) -> None:
-    """The public CLIP-GEN weights as a generator folder.
+    """Import the public CLIP-GEN weights as a generator folder.
 
-    It has no table of image embeddings, so prompts condition it by their text embedding, and no
-    guidance, which it was not trained for; sampled and re-ranked as its authors do.
+    The generator has no table of image embeddings, so that prompts condition it by their text embedding, and
+    uses no guidance, for which it was not trained. It samples and re-ranks as its authors do.
+
+    Args:
+        vqgan: The published file of the VQGAN.
+        transformer: The published file of the transformer.
+        clip: Reference of the CLIP that the transformer was trained with.
+        folder: The generator folder to write.
+
+    Raises:
+        ClipgenError: A file cannot be read safely or holds other weights, or the CLIP does not fit.
     """
     vqgan_config, vqgan_weights = convert_vqgan("clip-gen", read_state_dict(vqgan))
     config, weights = convert_transformer(read_state_dict(transformer), vqgan_config.grid)
     encoder = ClipEncoder(clip)
     if encoder.dim != weights["gap.image_mean"].shape[0]:
         raise ClipgenError(
-            f"{transformer} expects embeddings of {weights['gap.image_mean'].shape[0]} numbers, "
-            f"CLIP {clip} gives {encoder.dim}: give the CLIP it was trained with"
+            f"{transformer} expects embeddings of {weights['gap.image_mean'].shape[0]} dimensions, "
+            f"but CLIP {clip} has {encoder.dim}: name the CLIP that it was trained with"
         )
     vqgan_file = imported("clip-gen", vqgan)
     provenance = Provenance(
@@ -79,7 +100,11 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
 
 
 def read_state_dict(file: Path) -> State:
-    """The tensors of a checkpoint file; classes of training frameworks in it are replaced by empty ones."""
+    """Read the tensors of a checkpoint file; pickled classes of PyTorch Lightning are replaced by empty ones.
+
+    Raises:
+        ClipgenError: The file does not exist, cannot be read safely, or holds no state dict.
+    """
     if not file.is_file():
         raise ClipgenError(f"there is no file {file}: check the path")
     try:
@@ -87,20 +112,31 @@ def read_state_dict(file: Path) -> State:
         harmless = [name for name in foreign if name.startswith("pytorch_lightning.")]
         stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in harmless]
         with torch.serialization.safe_globals(stand_ins):
-            found = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
         raise ClipgenError(
-            f"{file} cannot be read safely ({first_line(error)}): give the published file unchanged"
+            f"{file} cannot be read safely ({first_line(error)}): use the published file unchanged"
         ) from error
     for key in ("state_dict", "model"):
-        found = found[key] if isinstance(found, dict) and key in found else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ClipgenError(f"{file} holds no table of weights: give the published file unchanged")
-    return {str(name): value.float() for name, value in found.items()}
+        state = state[key] if isinstance(state, dict) and key in state else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ClipgenError(f"{file} holds no state dict: use the published file unchanged")
+    return {str(name): value.float() for name, value in state.items()}
 
 
 def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, State]:
-    """Config and weights of the public implementation's GPT in our names; `grid` is the VQGAN's."""
+    """Convert the transformer of the public implementation, a GPT.
+
+    Args:
+        state: Its state dict.
+        grid: Side of the VQGAN's grid.
+
+    Returns:
+        The configuration and the state dict of the same `Transformer`.
+
+    Raises:
+        ClipgenError: Weights are missing, unexpected or of another shape.
+    """
     weights = Weights(state, "clip-gen")
     codebook_size, width = weights.shape("tok_emb.weight")
     layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
@@ -108,10 +144,11 @@ def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, Sta
     config = TRANSFORMERS["paper"].model_copy(update=shape)
     dim = weights.shape("cond_proj.weight")[1]
     model = Transformer(config, codebook_size, grid, dim)
-    made: State = {
+    converted: State = {
         "codes.weight": weights.take("tok_emb.weight"),
-        "place": weights.take("pos_emb")[0],
-        "condition.weight": weights.take("cond_proj.weight") / dim**0.5,  # ours scales the embedding up
+        "position_embedding": weights.take("pos_emb")[0],
+        "condition.weight": weights.take("cond_proj.weight")
+        / dim**0.5,  # our Transformer scales the embedding
         "condition.bias": weights.take("cond_proj.bias"),
         **pair("norm", weights.both("norm")),
         **pair("head", weights.both("head")),
@@ -119,14 +156,14 @@ def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, Sta
     for i in range(layers):
         theirs, ours = f"blocks.{i}.encoder", f"blocks.{i}"
         for name in ("norm1", "norm2"):
-            made |= pair(f"{ours}.{name}", weights.both(f"{theirs}.{name}"))
-        made[f"{ours}.attention.qkv.weight"] = weights.take(f"{theirs}.self_attn.in_proj_weight")
-        made[f"{ours}.attention.qkv.bias"] = weights.take(f"{theirs}.self_attn.in_proj_bias")
-        made |= pair(f"{ours}.attention.out", weights.both(f"{theirs}.self_attn.out_proj"))
-        made |= pair(f"{ours}.feed_forward.up", weights.both(f"{theirs}.linear1"))
-        made |= pair(f"{ours}.feed_forward.out", weights.both(f"{theirs}.linear2"))
-    weights.expect_nothing_left(r"blocks\.\d+\.mask")
-    model.load_state_dict(model.state_dict() | made)
+            converted |= pair(f"{ours}.{name}", weights.both(f"{theirs}.{name}"))
+        converted[f"{ours}.attention.qkv.weight"] = weights.take(f"{theirs}.self_attn.in_proj_weight")
+        converted[f"{ours}.attention.qkv.bias"] = weights.take(f"{theirs}.self_attn.in_proj_bias")
+        converted |= pair(f"{ours}.attention.out", weights.both(f"{theirs}.self_attn.out_proj"))
+        converted |= pair(f"{ours}.feed_forward.up", weights.both(f"{theirs}.linear1"))
+        converted |= pair(f"{ours}.feed_forward.out", weights.both(f"{theirs}.linear2"))
+    weights.expect_all_taken(r"blocks\.\d+\.mask")
+    model.load_state_dict(model.state_dict() | converted)
     return config, model.state_dict()
 
 

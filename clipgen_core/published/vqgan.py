@@ -1,11 +1,11 @@
-"""Published VQGAN weights under our names.
+"""Converts published VQGAN weights to state dicts of `Vqgan`.
 
 taming     VQGAN of taming-transformers (arXiv:2012.09841): f16-1024, f16-16384
-llamagen   vq_ds16 of LlamaGen (arXiv:2406.06525): 16,384 codes of 8 dimensions, l2-normalised
+llamagen   vq_ds16 of LlamaGen (arXiv:2406.06525): 16,384 codes of 8 dimensions, L2-normalised
 clip-gen   vqgan_coco.pt of the public CLIP-GEN implementation
 
-The layers are named in the order in which a picture passes them, so that each of ours finds its
-weights; what is left over or missing is an error. Shapes are read off the weights.
+The published layers are listed in the order in which they are applied, and paired with the layers of `Vqgan`
+in the same order. Missing and unexpected weights are errors. The weights' shapes give the configuration.
 """
 
 import re
@@ -27,8 +27,11 @@ IMAGE_SIZE = 256
 
 @dataclass(frozen=True)
 class Names:
-    """How a publisher names layers. {i}: level, finest first; {c}: level, coarsest first; {j}: block of
-    the level; {k}: layer counted over all levels of the encoder or decoder."""
+    """How a publisher names layers, as templates.
+
+    In a template, {i} is the level, finest first; {c} the level, coarsest first; {j} the block of the level;
+    and {k} the index of the layer over all levels of the encoder or decoder.
+    """
 
     res: tuple[str, str]
     attn: tuple[str, str]
@@ -84,56 +87,85 @@ NAMES: dict[str, Names] = {
 
 
 def convert_vqgan(kind: Kind, state: State) -> tuple[VqganConfig, State]:
-    """Config and weights in our names.
+    """Convert published weights.
+
+    Args:
+        kind: Who published them.
+        state: The published state dict.
+
+    Returns:
+        The configuration and the state dict of the same `Vqgan`.
 
     Raises:
-        ClipgenError: weights that are missing, left over or of another shape.
+        ClipgenError: Weights are missing, unexpected or of another shape.
     """
     names, weights = NAMES[kind], Weights(state, kind)
     config = _shape(names, weights)
     model = Vqgan(config)
     paths = zip(_layers(model), _order(names, config), strict=True)
-    made: State = {}
+    converted: State = {}
     for (path, layer), name in paths:
-        made |= _layer(path, layer, name, names, weights)
-    made |= _codebook(weights.take(names.codebook), names.cosine)
-    weights.expect_nothing_left(names.ignored)
-    model.load_state_dict(made)
+        converted |= _layer(path, layer, name, names, weights)
+    converted |= _codebook(weights.take(names.codebook), names.cosine)
+    weights.expect_all_taken(names.ignored)
+    model.load_state_dict(converted)
     return config, model.state_dict()
 
 
 class Weights:
-    """A state dict that knows what has been taken from it."""
+    """A published state dict, from which weights are taken one by one.
+
+    Args:
+        state: The state dict.
+        kind: Who published it, for error messages.
+    """
 
     def __init__(self, state: State, kind: str) -> None:
-        self.left, self.kind = dict(state), kind
+        self.remaining, self.kind = dict(state), kind
 
     def shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.left:
+        """The shape of a weight.
+
+        Raises:
+            ClipgenError: The weight is missing.
+        """
+        if name not in self.remaining:
             raise ClipgenError(f"these weights have no {name}: they are not those of {self.kind}")
-        return tuple(self.left[name].shape)
+        return tuple(self.remaining[name].shape)
 
     def has(self, name: str) -> bool:
-        return f"{name}.weight" in self.left
+        """Whether a layer of this name has weights."""
+        return f"{name}.weight" in self.remaining
 
     def take(self, name: str) -> Tensor:
+        """Remove and return a weight.
+
+        Raises:
+            ClipgenError: The weight is missing.
+        """
         self.shape(name)
-        return self.left.pop(name)
+        return self.remaining.pop(name)
 
     def both(self, name: str) -> tuple[Tensor, Tensor]:
+        """Remove and return the weight and the bias of a layer."""
         return self.take(f"{name}.weight"), self.take(f"{name}.bias")
 
-    def expect_nothing_left(self, ignored: str) -> None:
-        left = [name for name in self.left if not re.match(ignored, name)]
+    def expect_all_taken(self, ignored: str) -> None:
+        """Check that only weights remain whose names match the regular expression `ignored`.
+
+        Raises:
+            ClipgenError: Other weights remain.
+        """
+        left = [name for name in self.remaining if not re.match(ignored, name)]
         if left:
             raise ClipgenError(
-                f"{len(left)} of these weights have no place, {left[0]} among them: "
+                f"{len(left)} of these weights are unexpected, {left[0]} among them: "
                 f"they are not those of {self.kind}"
             )
 
 
 def _shape(names: Names, weights: Weights) -> VqganConfig:
-    """The VQGAN's configuration, from which weights there are and how large they are."""
+    """Derive the configuration from the names and shapes of the weights."""
     weights.shape("encoder.conv_in.weight")
     counts, channels, attended, layer = list[int](), list[int](), False, 0
     while True:
@@ -152,7 +184,7 @@ def _shape(names: Names, weights: Weights) -> VqganConfig:
     codebook_size, code_dim = weights.shape(names.codebook)
     if len(set(counts)) != 1 or not counts[0]:
         raise ClipgenError(
-            f"{counts} residual blocks a level are not those of {weights.kind}: check the kind"
+            f"levels of {counts} residual blocks are not those of {weights.kind}: check the kind"
         )
     return VqganConfig(
         image_size=IMAGE_SIZE,
@@ -167,13 +199,13 @@ def _shape(names: Names, weights: Weights) -> VqganConfig:
             codebook_size=codebook_size,
             code_dim=code_dim,
             decay=0.99,
-            revive_below=0.0,  # a large codebook's rarer codes are not dead
+            revive_below=0.0,  # rare codes of a large codebook are not dead
         ),
     )
 
 
 def _layers(model: Vqgan) -> Iterator[tuple[str, nn.Module]]:
-    """Our layers that have weights, in the order in which a picture passes them."""
+    """The layers of `Vqgan` that have weights, by their paths, in the order in which they are applied."""
     for part in ("encoder", "decoder"):
         for name, layer in getattr(model, part).named_children():
             if next(layer.parameters(), None) is not None:
@@ -181,7 +213,7 @@ def _layers(model: Vqgan) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _order(names: Names, config: VqganConfig) -> Iterator[str]:
-    """Their names of the same layers."""
+    """The published names of the same layers."""
     yield "encoder.conv_in"
     yield from _levels(names, config, 0)
     yield from (f"encoder.{name}" for name in names.middle)
@@ -214,10 +246,10 @@ def _layer(path: str, layer: nn.Module, name: str, names: Names, weights: Weight
         pairs = list(zip(ours, names.residual, strict=True))
         if isinstance(layer.skip, nn.Identity):
             pairs.pop()
-        made: State = {}
+        converted: State = {}
         for own, theirs in pairs:
-            made |= pair(f"{path}.{own}", weights.both(f"{name}.{theirs}"))
-        return made
+            converted |= pair(f"{path}.{own}", weights.both(f"{name}.{theirs}"))
+        return converted
     if isinstance(layer, Attention):
         return _attention(path, name, weights)
     return pair(path, weights.both(name))
@@ -225,8 +257,8 @@ def _layer(path: str, layer: nn.Module, name: str, names: Names, weights: Weight
 
 def _attention(path: str, name: str, weights: Weights) -> State:
     """Separate 1x1 convolutions for q, k and v (taming, LlamaGen) or nn.MultiheadAttention (CLIP-GEN)."""
-    made = pair(f"{path}.norm", weights.both(f"{name}.norm"))
-    if f"{name}.q.weight" in weights.left:
+    converted = pair(f"{path}.norm", weights.both(f"{name}.norm"))
+    if f"{name}.q.weight" in weights.remaining:
         q, k, v = (weights.both(f"{name}.{one}") for one in "qkv")
         inner = tuple(torch.cat(three) for three in zip(q, k, v, strict=True))
         outer = weights.both(f"{name}.proj_out")
@@ -234,12 +266,12 @@ def _attention(path: str, name: str, weights: Weights) -> State:
         inner = weights.take(f"{name}.attn.in_proj_weight"), weights.take(f"{name}.attn.in_proj_bias")
         outer = weights.both(f"{name}.attn.out_proj")
     for own, (weight, bias) in (("qkv", inner), ("out", outer)):
-        made |= pair(f"{path}.{own}", (weight.reshape(*weight.shape[:2], 1, 1), bias))
-    return made
+        converted |= pair(f"{path}.{own}", (weight.reshape(*weight.shape[:2], 1, 1), bias))
+    return converted
 
 
 def _codebook(vectors: Tensor, cosine: bool) -> State:
-    """A learned codebook as the state of one that follows running means."""
+    """A learned codebook as the state of a quantizer whose codes are running means."""
     if cosine:
         vectors = nn.functional.normalize(vectors, dim=-1)
     prefix = "quantizer.vq._codebook"
@@ -252,4 +284,13 @@ def _codebook(vectors: Tensor, cosine: bool) -> State:
 
 
 def pair(path: str, both: tuple[Tensor, Tensor]) -> State:
+    """The state of one layer.
+
+    Args:
+        path: The layer's path.
+        both: Its weight and bias.
+
+    Returns:
+        Both by their keys.
+    """
     return {f"{path}.weight": both[0], f"{path}.bias": both[1]}

@@ -1,4 +1,4 @@
-"""What the page tells Prometheus, at /metrics: requests, how they ended, how long they took."""
+"""Metrics of the page for Prometheus, at /metrics: requests, how they ended and how long they took."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ REQUESTS = Counter(
 )
 SECONDS = Histogram(
     "clipgen_request_seconds",
-    "Seconds from a request's turn to its pictures.",
+    "Seconds from the start of a request, after its wait in the queue, to its pictures.",
     KIND,
     buckets=(0.5, 1, 2, 5, 10, 20, 60, 120),
 )
@@ -27,7 +27,7 @@ WORKING = Gauge("clipgen_requests_working", "Requests that are being sampled.")
 
 @contextmanager
 def observed(kind: str) -> Iterator[None]:
-    """Count the request that is worked on within the `with`."""
+    """Within the `with`, a request of this kind (text or picture) is processed; count and time it."""
     began, ended = time.monotonic(), "failed"
     WORKING.inc()
     try:

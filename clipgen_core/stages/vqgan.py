@@ -134,7 +134,7 @@ class VqganTask:
         size, smallest = self.config.model.image_size, self.config.smallest_crop
         crops = [
             random_crop(image, size, smallest, seed=step * 100_003 + i)
-            for i, image in zip(share.take(range(count)), self.table.pictures(rows), strict=True)
+            for i, image in zip(share.take(range(count)), self.table.images(rows), strict=True)
         ]
         return to_tensor(crops).to(self.device)
 
@@ -176,7 +176,7 @@ class VqganTask:
         real, fake = self.discriminator(torch.cat([batch, output])).float().chunk(2)
         loss = hinge_discriminator(real, fake)
         if config.lecam:
-            self.discriminator.remember(real, fake)
+            self.discriminator.update_anchors(real, fake)
             loss = loss + config.lecam * lecam(real, fake, self.discriminator.anchors)
         if config.gradient_penalty:
             loss = loss + config.gradient_penalty * gradient_penalty(real, batch)
@@ -204,7 +204,7 @@ class VqganTask:
 
     def _centre(self, rows: Any) -> Tensor:
         size = self.config.model.image_size
-        squares = [fit_square(image, size) for image in self.table.pictures(rows)]
+        squares = [fit_square(image, size) for image in self.table.images(rows)]
         return to_tensor(squares).to(self.device)
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,17 +118,17 @@ def _train(run: "_Run", label: str) -> None:
             run.train(step, batches)
             meter.advance(1)
             logging = run.done % config.log_every == 0
-            asked = distributed.agreed(request.asked, at=logging)
+            stop_requested = distributed.agreed(request.stop_requested, at=logging)
             planned = run.done % config.checkpoint_every == 0 or run.done == config.steps
-            if logging or planned or asked:
+            if logging or planned or stop_requested:
                 meter.show(loss=run.log(meter))
             if planned:
                 run.validate()
-            if planned or asked:
+            if planned or stop_requested:
                 run.save(meter.rate * config.batch_size)
             if planned and run.state.finished(config):
                 break
-            if asked:
+            if stop_requested:
                 raise Interrupted(
                     f"{label} was asked to stop at step {run.done} and saved {run.url}: run it again to go on"
                 )
@@ -148,15 +148,15 @@ class _Run:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: weights, their average, optimizers, step and history."""
         self.url, saved = checkpoint.url, checkpoint.resume()
+        if self.average:
+            distributed.load_module(self.task.model, checkpoint.weights())
+            self.average.restart(self.task.model)
         distributed.load_module(self.task.model, saved["model"])
         for name, module in self.task.extras.items():
             distributed.load_module(module, saved["extras"][name])
         for name, optimizers in self.optimizers.items():
             for optimizer, own in zip(optimizers, saved["optimizers"][name], strict=True):
                 distributed.load_optimizer(optimizer, own)
-        if self.average:
-            weights = checkpoint.weights()
-            self.average.state = {k: distributed.like(weights[k], v) for k, v in self.average.state.items()}
         self.done, self.history = checkpoint.state.step, list(checkpoint.state.history)
 
     @property
@@ -206,16 +206,16 @@ class _Run:
     def save(self, speed: float) -> None:
         """Publish a checkpoint, with the images of its validation where it has just been validated."""
         task = self.task
-        own = distributed.whole(task.model.state_dict())
+        own = distributed.gather(task.model.state_dict())
         resume = Resume(
             model=own,
             extras={name: module.state_dict() for name, module in task.extras.items()},
             optimizers={
-                name: [distributed.whole(o.state_dict()) for o in optimizers]
+                name: [distributed.gather(o.state_dict()) for o in optimizers]
                 for name, optimizers in self.optimizers.items()
             },
         )
-        weights = distributed.whole(self.average.state) if self.average else own
+        weights = distributed.gather(self.average.state) if self.average else own
         state = TrainingState(step=self.done, history=self.history, images_per_second=speed)
         if distributed.rank() == 0:
             saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules. Knows parameters, no models."""
+"""Optimizers, learning rate schedules and weight averaging. Knows parameters, but no model."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,16 @@ from clipgen_core.settings.training import TrainConfig
 def optimizers(
     config: TrainConfig, modules: Sequence[nn.Module], matrices: Sequence[nn.Module]
 ) -> list[torch.optim.Optimizer]:
-    """AdamW for all `modules`, or Muon for the 2-D weights of `matrices` and AdamW for the rest."""
+    """The optimizers that a training's configuration names.
+
+    Args:
+        config: `optimizer`, `learning_rate`, `betas` and `weight_decay` are used.
+        modules: All modules to train.
+        matrices: The modules among them whose 2-D weights Muon optimizes, if `optimizer` is "muon".
+
+    Returns:
+        One AdamW for everything, or Muon for the matrices and AdamW for the rest.
+    """
     rates = (config.learning_rate, config.betas, config.weight_decay)
     return muon(matrices, modules, *rates) if config.optimizer == "muon" else [adamw(modules, *rates)]
 
@@ -23,7 +32,17 @@ def adamw(
     betas: tuple[float, float] = (0.9, 0.95),
     weight_decay: float = 0.05,
 ) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only (norms, biases and gains are left alone)."""
+    """AdamW (arXiv:1711.05101) with weight decay on matrices only, not on norms, biases and gains.
+
+    Args:
+        modules: The modules to train; parameters without gradients are left out.
+        learning_rate: Peak learning rate, which a schedule may scale.
+        betas: Decay rates of the two moments.
+        weight_decay: Decay of parameters with two or more dimensions.
+
+    Returns:
+        A fused AdamW with two parameter groups.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
@@ -41,8 +60,18 @@ def muon(
 ) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024) for the 2-D weights of `matrices`, AdamW for all other parameters.
 
-    The update is scaled to AdamW's size (Liu et al. 2025, arXiv:2502.16982), so that one learning
-    rate serves both.
+    The update of Muon is scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so that one
+    learning rate serves both.
+
+    Args:
+        matrices: The modules whose 2-D weights Muon optimizes.
+        others: Modules whose remaining parameters AdamW optimizes; they may contain `matrices`.
+        learning_rate: Peak learning rate of both.
+        betas: Decay rates of AdamW's moments.
+        weight_decay: Decay of Muon's weights; AdamW has none.
+
+    Returns:
+        [Muon, AdamW].
     """
     hidden = [p for module in matrices for p in module.parameters() if p.ndim == 2]
     taken = {id(p) for p in hidden}
@@ -54,7 +83,17 @@ def muon(
 
 
 def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> float:
-    """The learning rate's factor at `step`: linear up to 1, then half a cosine down to `floor`."""
+    """The factor of the learning rate: linear up to 1, then half a cosine down to `floor`.
+
+    Args:
+        step: The step, from 0.
+        steps: Number of steps of the training.
+        warmup: Number of steps of the linear part, at least 1.
+        floor: The factor at the end.
+
+    Returns:
+        A factor in (0, 1].
+    """
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(steps - warmup, 1)
@@ -62,24 +101,45 @@ def warmup_cosine(step: int, steps: int, warmup: int, floor: float = 0.02) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's learning rate from the one it was made with."""
+    """Set the learning rate of every parameter group.
+
+    Args:
+        optimizer: The optimizer.
+        factor: The factor of the learning rate that the group was created with.
+    """
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
 
 class ExponentialAverage:
-    """EMA of a module's weights; buffers (the codebook's own averages) are copied.
+    """The exponential moving average (EMA) of a module's weights.
 
-    decay_t = min(decay, (1 + t) / (10 + t)), so that short runs average too.
+    average_t = d_t * average_(t-1) + (1 - d_t) * weights_t, where d_t = min(decay, (1 + t) / (10 + t)), so
+    that the average is also of use in short trainings. Buffers, such as the codebook's running means, are
+    copied.
+
+    Args:
+        module: The module, whose present weights start the average.
+        decay: The largest d_t.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
         self.averaged = {k for k, p in module.named_parameters() if p.requires_grad}
+        self.restart(module)
+
+    def restart(self, module: nn.Module) -> None:
+        """Start the average from the present weights of the module."""
+        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
+        """Include the weights after a step.
+
+        Args:
+            module: The module, of the same state keys.
+            step: The step t, from 0.
+        """
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         for key, value in module.state_dict().items():
             if key in self.averaged:

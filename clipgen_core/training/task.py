@@ -1,4 +1,4 @@
-"""What the loop asks of whatever it trains, and one step of it."""
+"""The interface between the training loop and what it trains, and one training step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,59 +21,92 @@ Optimizers = dict[str, list[torch.optim.Optimizer]]
 
 @dataclass(frozen=True)
 class Validation:
-    """Figures and pictures of a model on held-out data; `validation_loss` tells better from worse."""
+    """The metrics of a model on held-out images, `validation_loss` among them, and sample images by name."""
 
     metrics: dict[str, float]
     images: dict[str, Image.Image] = field(default_factory=dict)
 
 
 class Task(Protocol):
-    """What is trained.
+    """A model with its data, losses and optimizers.
 
-    model: what is saved and averaged; extras: further trained modules, saved for resuming only.
+    Attributes:
+        model: The model, which is saved and averaged.
+        extras: Further trained modules by name, such as a discriminator; saved for resuming only.
     """
 
     model: nn.Module
     extras: dict[str, nn.Module]
 
     def optimizers(self) -> Optimizers:
-        """By the name of the loss; made after the model was spread over processes."""
+        """The optimizers by the name of their loss; called after the model is parallelised."""
 
     def batch(self, step: int, share: Share) -> Any:
-        """A share of a step's data: a function of the step alone. Called from another thread."""
+        """Load a batch. The loop calls this from another thread.
+
+        Args:
+            step: The step, on which alone the data of all shares together depends.
+            share: The share of the step's batch to load.
+
+        Returns:
+            Whatever `losses` takes.
+        """
 
     def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Yields (name, loss, metrics); the loop steps that name's optimizers before going on."""
+        """Compute the losses of a batch, one after the other.
 
-    def validate(self) -> Validation: ...
+        Args:
+            batch: What `batch` returned.
+            progress: Share of the training's steps that is done, in [0, 1).
+
+        Yields:
+            The loss's name, its value and metrics to log. The loop steps the optimizers of that name before
+            it asks for the next loss.
+        """
+
+    def validate(self) -> Validation:
+        """Evaluate the model on held-out images."""
 
 
 def train_step(
     task: Task, optimizers: Optimizers, batches: list[Any], step: int, config: TrainConfig
 ) -> dict[str, Any]:
-    """Accumulate each loss's gradients over the batches, then step its optimizers; returns the figures."""
+    """Accumulate the gradients of each loss over the batches, then step its optimizers.
+
+    Args:
+        task: What is trained.
+        optimizers: As `task.optimizers()` returned them.
+        batches: The batches of this process.
+        step: The step, from 0.
+        config: `steps`, `precision`, `warmup_share` and `clip_norm` are used.
+
+    Returns:
+        Metrics averaged over the batches: the first loss as `loss`, those that the losses came with, and the
+        norm of each loss's gradient before clipping.
+    """
     running = [task.losses(batch, step / config.steps) for batch in batches]
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     first, device = next(iter(optimizers)), next(task.model.parameters()).device
     while True:
         for i, losses in enumerate(running):
-            distributed.synchronise(task.model, wanted=i == len(running) - 1)
+            distributed.synchronise(task.model, enabled=i == len(running) - 1)
             with (
                 autocast(device.type, config.precision),
                 attention_for(device),
             ):
-                found = next(losses, None)
-            if found is None:
-                return figures
-            name, loss, metrics = found
+                result = next(losses, None)
+            if result is None:
+                return metrics
+            name, loss, logged = result
             if i == 0:
                 for optimizer in optimizers[name]:
                     optimizer.zero_grad(set_to_none=True)
             (loss / len(running)).backward()
-            shown = {"loss": loss.detach(), **metrics} if name == first else metrics
-            for key, value in shown.items():
-                figures[key] = figures.get(key, 0) + value / len(running)
-        figures[f"{name}_grad_norm"] = _step(optimizers[name], step, config)
+            if name == first:
+                logged = {"loss": loss.detach(), **logged}
+            for key, value in logged.items():
+                metrics[key] = metrics.get(key, 0) + value / len(running)
+        metrics[f"{name}_grad_norm"] = _step(optimizers[name], step, config)
 
 
 def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfig) -> Tensor:
@@ -88,7 +121,7 @@ def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfi
 
 @contextmanager
 def attention_for(device: torch.device) -> Iterator[None]:
-    """On CPUs the plain attention: its backward is several times faster than the fused one's there."""
+    """Use PyTorch's unfused attention on CPUs, where its backward pass is several times faster."""
     if device.type != "cpu":
         yield
         return

@@ -76,7 +76,7 @@ def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) ->
 def test_an_empty_prompt_is_said_on_the_page(url: str, tab: Watched) -> None:
     tab.page.goto(url)
     tab.page.locator("#generate").click()
-    tab.page.wait_for_selector("text=Say what the picture should show.", timeout=30_000)
+    tab.page.wait_for_selector("text=Enter a prompt first.", timeout=30_000)
     assert tab.page.locator("#made img").count() == 0
 
 

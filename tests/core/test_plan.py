@@ -20,10 +20,10 @@ def test_a_plan_counts_measures_and_writes_nothing(
     pictures: Path, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = plan(str(pictures / "pictures"), TINY, clip_reference)
-    assert (made.files, made.pictures, made.usable) == (72, 72, 1.0)
-    assert 32 <= made.mean_side <= 34
-    lines = {line.stage: line for line in made.lines}
+    estimate = plan(str(pictures / "pictures"), TINY, clip_reference)
+    assert (estimate.files, estimate.images, estimate.usable) == (72, 72, 1.0)
+    assert 32 <= estimate.mean_side <= 34
+    lines = {line.stage: line for line in estimate.lines}
     assert list(lines) == [
         "raw_images",
         "clip_embeddings",
@@ -33,7 +33,7 @@ def test_a_plan_counts_measures_and_writes_nothing(
     ]
     assert lines["raw_images"].disk == sum(f.stat().st_size for f in (pictures / "pictures").rglob("*.png"))
     assert lines["clip_embeddings"].disk == 72 * (4 * 32 + 64)
-    assert all(line.hours > 0 for line in made.lines)
+    assert all(line.hours > 0 for line in estimate.lines)
     assert not list(tmp_path.iterdir())
 
 

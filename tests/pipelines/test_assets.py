@@ -159,7 +159,10 @@ def test_a_failed_check_keeps_the_champion(
     failed = evaluate(thresholds={"min_prompts": 1000})
     assert not failed.success
     (bad,) = [e for e in failed.get_asset_check_evaluations() if not e.passed]
-    assert bad.check_name == "enough_prompts" and bad.description == "4 prompts, 1000 needed"
+    assert (
+        bad.check_name == "enough_prompts"
+        and bad.description == "4 prompts were scored, at least 1000 are needed"
+    )
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
     tags = client.get_model_version("clip-gen", "1").tags

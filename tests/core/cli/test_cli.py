@@ -110,7 +110,7 @@ def test_names_with_brackets_are_printed_as_they_are(
         ),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
-        (["ui"], "there is no model to show"),
+        (["ui"], "no model is available"),
         (["lineage", "models:/clip-gen@champion"], "set MLFLOW_TRACKING_URI"),
         (["promote", "--root", "somewhere"], "set MLFLOW_TRACKING_URI"),
     ],

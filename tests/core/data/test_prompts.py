@@ -24,7 +24,7 @@ def test_prompts_one_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_coco_captions_with_and_without_their_pictures(tmp_path: Path) -> None:
+def test_coco_captions_with_and_without_their_images(tmp_path: Path) -> None:
     file = tmp_path / "captions_val2017.json"
     images = [{"id": 7, "file_name": "7.jpg"}, {"id": 9, "file_name": "9.jpg"}]
     notes = [
@@ -46,7 +46,7 @@ def test_coco_captions_with_and_without_their_pictures(tmp_path: Path) -> None:
             read_prompts(str(file))
 
 
-def test_captions_are_gathered_by_picture(tmp_path: Path) -> None:
+def test_captions_are_gathered_by_image(tmp_path: Path) -> None:
     file = tmp_path / "captions.csv"
     file.write_text("file,caption\na.png,a disc\nb.png,a square\na.png,round\n")
     assert read_captions(str(file)) == {"a.png": ["a disc", "round"], "b.png": ["a square"]}
@@ -66,7 +66,7 @@ def test_texts_one_a_line(tmp_path: Path) -> None:
         (read_prompts, "prompt\n", "holds no prompt"),
         (read_prompts, "prompt,file\nx,../secret.png\n", "leaves the folder"),
         (read_captions, "file\na.png\n", "needs the columns file and caption"),
-        (read_captions, "file,caption\na.png,a\n", "names 1 pictures: at least 2"),
+        (read_captions, "file,caption\na.png,a\n", "names 1 images: at least 2"),
         (read_texts, None, "texts file .* does not exist"),
         (read_texts, "a disc\n", "holds 1 texts: at least 2"),
     ],

@@ -32,7 +32,7 @@ def filled(storage: Storage, tmp_path: Path, clip_reference: str) -> Storage:
 def test_a_folder_goes_from_every_table_and_copies_elsewhere_stay(filled: Storage) -> None:
     vectors = filled.current("embeddings", "tests").path
     gone = prune(filled, "a", dry_run=True)
-    assert (gone.pictures, gone.filed_elsewhere) == (1, 1)
+    assert (gone.images, gone.moved) == (1, 1)
     assert len(column(filled.images, "id")) == 3
     assert prune(filled, "a", dry_run=False) == gone
     rows = lance.dataset(filled.images).to_table(columns=["uri", "folder"]).to_pylist()
@@ -41,7 +41,7 @@ def test_a_folder_goes_from_every_table_and_copies_elsewhere_stay(filled: Storag
     assert sorted(column(vectors, "id")) == sorted(column(filled.images, "id"))
     assert column(filled.rejects, "uri") == column(filled.copies, "uri") == []
     assert set(column(filled.files, "folder")) == {"b"}
-    with pytest.raises(ClipgenError, match="no picture under .* is of a folder 'a': see `clipgen folders`"):
+    with pytest.raises(ClipgenError, match="no image under .* is in a folder 'a': see `clipgen folders`"):
         prune(filled, "a", dry_run=False)
 
 

@@ -95,7 +95,7 @@ def test_a_remote_store_is_listed_and_read() -> None:
     memory.rm("/bucket", recursive=True)
 
 
-def test_an_outage_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     memory = fsspec.filesystem("memory")
     memory.pipe("/bucket/one.png", PNG["red"])
     source, asked = Source("memory://bucket"), []
@@ -109,7 +109,9 @@ def test_an_outage_is_no_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -
     assert source.read(file).data == PNG["red"] and len(asked) == 3
     monkeypatch.setattr("clipgen_core.storage.ATTEMPTS", 2)
     asked.extend("xx")
-    with pytest.raises(ClipgenError, match=r"one.png could not be read \(got 10 of .* start again when"):
+    with pytest.raises(
+        ClipgenError, match=r"one.png could not be read \(got 10 of .* run raw_images again when"
+    ):
         source.read(file)
     memory.rm("/bucket", recursive=True)
 
@@ -119,6 +121,6 @@ def test_a_file_that_is_gone_is_a_problem_and_no_error(tmp_path: Path) -> None:
     assert item.problem and "No such file" in item.problem
 
 
-def test_the_picture_column_is_told_by_name_and_type() -> None:
+def test_the_image_column_is_told_by_name_and_type() -> None:
     schema = pa.schema([("image", pa.string()), ("jpg", pa.large_binary())])
-    assert sources._picture_column(schema) == "jpg"
+    assert sources._image_column(schema) == "jpg"

@@ -14,7 +14,7 @@ from clipgen_core.storage import Storage
 
 
 def clustered(seed: int, count: int, dim: int = 64) -> np.ndarray:
-    """Vectors around 50 centres, as embeddings of pictures lie."""
+    """Vectors around 50 centres, as embeddings of images do."""
     rng, centres = np.random.default_rng(seed), np.random.default_rng(0).normal(size=(50, dim))
     return (centres[rng.integers(50, size=count)] + rng.normal(size=(count, dim))).astype(np.float32)
 
@@ -62,7 +62,7 @@ def test_old_versions_go_but_what_a_model_was_trained_on_stays(tmp_path: Path) -
         add(url, 10 * i, 10)
     tag(url, 3, "transformer-x")
     tag(url, 3, "transformer-x")
-    with pytest.raises(ClipgenError, match="the tag transformer-x of .* is version 3, not 4"):
+    with pytest.raises(ClipgenError, match="the tag transformer-x of .* names version 3, not 4"):
         tag(url, 4, "transformer-x")
     before = open_table(url, 3).count_rows()
     joined, removed = compact(url, timedelta(0))

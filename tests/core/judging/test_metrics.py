@@ -6,7 +6,7 @@ from PIL import Image
 from torchmetrics.image.inception import InceptionScore
 
 from clipgen_core.judging.metrics import (
-    Given,
+    PrecomputedFeatures,
     Reconstruction,
     blurred,
     bootstrap,
@@ -25,15 +25,15 @@ def test_the_frechet_distance_is_that_of_its_formula() -> None:
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     root = scipy.linalg.sqrtm(first @ second).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
-    made = frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
-    assert made == pytest.approx(expected, rel=1e-4)
+    distance = frechet_distance(torch.from_numpy(a), torch.from_numpy(b))
+    assert distance == pytest.approx(expected, rel=1e-4)
     assert frechet_distance(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(0, abs=1e-4)
 
 
 def unit(rows: int, seed: int, shift: float = 0.0) -> np.ndarray:
     values = np.random.default_rng(seed).standard_normal((rows, 7)) + shift
-    made: np.ndarray = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
-    return made
+    unit: np.ndarray = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    return unit
 
 
 def test_cmmd_is_the_sum_over_all_pairs() -> None:
@@ -56,11 +56,11 @@ def test_precision_recall_density_and_coverage_by_counting() -> None:
     real_balls, other_balls = radius(real), radius(other)
     held = [[np.linalg.norm(y - x) < r for x, r in zip(real, real_balls, strict=True)] for y in other]
     back = [[np.linalg.norm(x - y) < r for y, r in zip(other, other_balls, strict=True)] for x in real]
-    made = manifold_scores(real, other, k)
-    assert made["precision"] == pytest.approx(np.mean([any(row) for row in held]))
-    assert made["recall"] == pytest.approx(np.mean([any(row) for row in back]))
-    assert made["density"] == pytest.approx(np.mean([sum(row) for row in held]) / k)
-    assert made["coverage"] == pytest.approx(np.mean([any(column) for column in zip(*held, strict=True)]))
+    metrics = manifold_scores(real, other, k)
+    assert metrics["precision"] == pytest.approx(np.mean([any(row) for row in held]))
+    assert metrics["recall"] == pytest.approx(np.mean([any(row) for row in back]))
+    assert metrics["density"] == pytest.approx(np.mean([sum(row) for row in held]) / k)
+    assert metrics["coverage"] == pytest.approx(np.mean([any(column) for column in zip(*held, strict=True)]))
     same = manifold_scores(real, real, k)
     assert same["precision"] == same["recall"] == same["coverage"] == 1
     far = manifold_scores(real, real + 100, k)
@@ -69,7 +69,7 @@ def test_precision_recall_density_and_coverage_by_counting() -> None:
 
 def test_the_inception_score_is_torchmetrics_of_one_split() -> None:
     logits = torch.randn(40, 11, generator=torch.Generator().manual_seed(0)) * 2
-    reference = InceptionScore(Given(11), splits=1)
+    reference = InceptionScore(PrecomputedFeatures(11), splits=1)
     reference.update(logits)
     assert inception_score(logits) == pytest.approx(float(reference.compute()[0]), rel=1e-4)
     assert inception_score(torch.eye(10) * 100) == pytest.approx(10)
@@ -87,19 +87,19 @@ def test_blur_spreads_a_point_and_keeps_the_mean() -> None:
 
 
 def test_psnr_by_hand() -> None:
-    pictures = torch.zeros(2, 3, 4, 4)
-    made = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 2.0)])
-    assert psnr(made, pictures).tolist() == pytest.approx([20.0, 0.0], abs=1e-4)
+    images = torch.zeros(2, 3, 4, 4)
+    reconstructions = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), 2.0)])
+    assert psnr(reconstructions, images).tolist() == pytest.approx([20.0, 0.0], abs=1e-4)
 
 
 def test_reconstruction_gathers_over_batches() -> None:
     torch.manual_seed(0)
-    seen, pictures = Reconstruction(codebook_size=4), torch.rand(8, 3, 32, 32) * 2 - 1
+    metric, images = Reconstruction(codebook_size=4), torch.rand(8, 3, 32, 32) * 2 - 1
     embedding = torch.randn(8, 5)
     for part in (slice(0, 3), slice(3, 8)):
-        batch = pictures[part]
-        seen.add(batch, batch, torch.zeros(len(batch), 2, 2).long(), embedding[part], embedding[part])
-    metrics = seen.metrics()
+        batch = images[part]
+        metric.add(batch, batch, torch.zeros(len(batch), 2, 2).long(), embedding[part], embedding[part])
+    metrics = metric.metrics()
     assert metrics["psnr"] > 90 and metrics["ssim"] == pytest.approx(1)
     assert metrics["rfid_clip"] == pytest.approx(0, abs=1e-3)
     assert metrics["codebook_usage"] == 0.25 and metrics["codebook_perplexity"] == pytest.approx(1)

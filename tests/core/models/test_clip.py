@@ -44,11 +44,11 @@ def test_it_is_open_clips_own_model(clip: ClipEncoder, clip_reference: str) -> N
 
 
 def test_features_match_the_preprocessed_tower_and_are_differentiable(clip: ClipEncoder) -> None:
-    pictures = (torch.rand(2, 3, 40, 40) * 2 - 1).requires_grad_()
-    features = clip.features(pictures)
+    images = (torch.rand(2, 3, 40, 40) * 2 - 1).requires_grad_()
+    features = clip.features(images)
     assert len(features) == 2
     torch.stack([f.square().mean() for f in features]).sum().backward()
-    assert pictures.grad is not None and pictures.grad.abs().sum() > 0
+    assert images.grad is not None and images.grad.abs().sum() > 0
 
 
 def test_the_key_follows_the_weights(clip: ClipEncoder, clip_reference: str, tmp_path: Path) -> None:
@@ -67,14 +67,14 @@ def test_a_wrong_reference_is_one_sentence(tmp_path: Path) -> None:
     for reference in ("ViT-B-32", "hub:ViT-B-32", "hub:", "/some/where"):
         with pytest.raises(ClipgenError, match="is neither hub:MODEL/PRETRAINED nor local-dir:FOLDER"):
             ClipEncoder(reference)
-    with pytest.raises(ClipgenError, match=r"open_clip knows .*laion2b_s34b_b79k.* not 'typo'"):
+    with pytest.raises(ClipgenError, match=r"open_clip has .*laion2b_s34b_b79k.* not 'typo'"):
         ClipEncoder("hub:ViT-B-32/typo")
     with pytest.raises(ClipgenError, match="has no open_clip_config.json"):
         ClipEncoder(f"{LOCAL}{tmp_path}")
 
 
 def test_no_network_is_one_sentence() -> None:
-    with pytest.raises(ClipgenError, match="could not be fetched .* give a downloaded model as"):
+    with pytest.raises(ClipgenError, match="could not be fetched .* name a downloaded model by"):
         ClipEncoder("hub:RN50/yfcc15m")
 
 

@@ -39,7 +39,7 @@ def test_without_noise_nothing_moves() -> None:
     assert torch.equal(measured(GapConfig()).noisy(unit(3, 0), torch.randn(3, DIM)), unit(3, 0))
 
 
-def test_residual_noise_has_the_shape_of_what_parts_texts_from_pictures() -> None:
+def test_residual_noise_has_the_covariance_of_texts_and_their_nearest_images() -> None:
     gap = measured(GapConfig(noise="residual", cosine=0.5))
     covariance = gap.residual @ gap.residual.T
     drawn = torch.randn(20000, DIM) @ gap.residual

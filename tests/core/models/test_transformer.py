@@ -26,10 +26,10 @@ SHAPES: dict[str, dict[str, Any]] = {
 def model(request: pytest.FixtureRequest) -> Transformer:
     torch.manual_seed(0)
     config = TransformerConfig(width=32, layers=2, heads=4, **SHAPES[request.param])
-    made = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
-    for parameter in made.parameters():
+    model = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
+    for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    return made
+    return model
 
 
 def embedding(model: Transformer, rows: int) -> torch.Tensor:
@@ -47,29 +47,29 @@ def test_a_code_is_predicted_from_the_codes_before_it_alone(model: Transformer) 
 
 
 def test_every_embedding_reaches_every_position(model: Transformer) -> None:
-    codes, given = torch.randint(0, 7, (1, 8)), embedding(model, 1)
-    for which in range(given.shape[1]):
-        other = given.clone()
+    codes, embeddings = torch.randint(0, 7, (1, 8)), embedding(model, 1)
+    for which in range(embeddings.shape[1]):
+        other = embeddings.clone()
         other[:, which] *= -1
-        difference = (model(codes, given) - model(codes, other)).abs().amax(-1)
+        difference = (model(codes, embeddings) - model(codes, other)).abs().amax(-1)
         assert (difference > 0).all()
 
 
 def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer) -> None:
-    given, codes = embedding(model, 2), torch.randint(0, 7, (2, 8))
+    embeddings, codes = embedding(model, 2), torch.randint(0, 7, (2, 8))
     cache = model.new_cache(2)
-    steps = [model(codes[:, :0], given, cache)]
-    steps += [model(codes[:, i : i + 1], given, cache) for i in range(8)]
-    assert torch.allclose(torch.cat(steps, 1), model(codes, given), atol=1e-4)
+    steps = [model(codes[:, :0], embeddings, cache)]
+    steps += [model(codes[:, i : i + 1], embeddings, cache) for i in range(8)]
+    assert torch.allclose(torch.cat(steps, 1), model(codes, embeddings), atol=1e-4)
     assert cache.length == 9 + model.config.neighbours
 
 
-def test_a_dropped_embedding_is_the_learned_nothing(model: Transformer) -> None:
-    codes, given = torch.randint(0, 7, (2, 8)), embedding(model, 2)
-    made = model(codes, given, dropped=torch.tensor([True, False]))
-    nothing = model.nothing.expand(1, given.shape[1], -1)
-    assert torch.allclose(made[:1], model(codes[:1], nothing), atol=1e-5)
-    assert torch.allclose(made[1:], model(codes[1:], given[1:]), atol=1e-5)
+def test_a_dropped_embedding_is_the_null_embedding(model: Transformer) -> None:
+    codes, embeddings = torch.randint(0, 7, (2, 8)), embedding(model, 2)
+    logits = model(codes, embeddings, dropped=torch.tensor([True, False]))
+    null = model.null_embedding.expand(1, embeddings.shape[1], -1)
+    assert torch.allclose(logits[:1], model(codes[:1], null), atol=1e-5)
+    assert torch.allclose(logits[1:], model(codes[1:], embeddings[1:]), atol=1e-5)
 
 
 def test_logits_have_a_row_for_every_code_to_come(model: Transformer) -> None:
@@ -85,6 +85,13 @@ def test_recomputing_blocks_changes_no_gradient(model: Transformer) -> None:
         model(torch.zeros(2, 8, dtype=torch.long), embedding(model, 2)).square().mean().backward()
         gradients.append([p.grad.clone() for p in model.blocks.parameters() if p.grad is not None])
     assert gradients[0] and all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_weights_named_as_in_earlier_versions_load(model: Transformer) -> None:
+    names = {"null_embedding": "nothing", "position_embedding": "place"}
+    saved = {key: value + 1 for key, value in model.state_dict().items()}
+    model.load_state_dict({names.get(key, key): value for key, value in saved.items()})
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
 
 
 def test_impossible_sizes_fail_before_any_work() -> None:

@@ -23,25 +23,25 @@ def config(image_size: int = 32, levels: int = 2, patch: int = 2) -> VqganConfig
 def test_shapes_follow_the_downsampling_factor(levels: int, patch: int, grid: int) -> None:
     shape = config(patch * 2 ** (levels - 1) * grid, levels, patch)
     model = Vqgan(shape).eval()
-    pictures = torch.rand(2, 3, shape.image_size, shape.image_size) * 2 - 1
-    codes = model.encode(pictures)
+    images = torch.rand(2, 3, shape.image_size, shape.image_size) * 2 - 1
+    codes = model.encode(images)
     assert codes.shape == (2, grid, grid) == (2, shape.grid, shape.grid)
-    assert model.decode(codes).shape == pictures.shape
+    assert model.decode(codes).shape == images.shape
 
 
 def test_decoding_codes_is_what_forward_reconstructs() -> None:
     torch.manual_seed(0)
     model = Vqgan(config())
-    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
-    model.train()(pictures)
-    made, codes, _ = model.eval()(pictures)
-    assert torch.allclose(model.decode(codes), made, atol=1e-5)
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    model.train()(images)
+    reconstructed, codes, _ = model.eval()(images)
+    assert torch.allclose(model.decode(codes), reconstructed, atol=1e-5)
 
 
 def test_gradients_reach_the_encoder_through_the_codes() -> None:
     model = Vqgan(config()).train()
-    made, _, commitment = model(torch.rand(4, 3, 32, 32))
-    (made.square().mean() + commitment).backward()
+    reconstructed, _, commitment = model(torch.rand(4, 3, 32, 32))
+    (reconstructed.square().mean() + commitment).backward()
     first = model.encoder[1].weight
     assert isinstance(first, torch.nn.Parameter) and first.grad is not None
     assert first.grad.abs().sum() > 0
@@ -59,15 +59,15 @@ def test_gradients_reach_the_encoder_through_the_codes() -> None:
 def test_every_kind_of_quantizer_learns_and_gives_its_codes_back(quantizer: QuantizerConfig) -> None:
     torch.manual_seed(0)
     model = Vqgan(config().model_copy(update={"quantizer": quantizer})).train()
-    pictures = torch.rand(4, 3, 32, 32) * 2 - 1
-    made, _, commitment = model(pictures)
-    (made.square().mean() + commitment).backward()
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    reconstructed, _, commitment = model(images)
+    (reconstructed.square().mean() + commitment).backward()
     first = model.encoder[1].weight
     assert isinstance(first, torch.nn.Parameter) and first.grad is not None
     assert first.grad.abs().sum() > 0
-    made, codes, _ = model.eval()(pictures)
+    reconstructed, codes, _ = model.eval()(images)
     assert codes.min() >= 0 and codes.max() < quantizer.codebook_size
-    assert torch.allclose(model.decode(codes), made, atol=1e-4)
+    assert torch.allclose(model.decode(codes), reconstructed, atol=1e-4)
     table = model.quantizer.codebook
     assert table.shape == (quantizer.codebook_size, quantizer.code_dim)
     assert torch.allclose(table[codes[0, 0, 0]], model.quantizer.lookup(codes)[0, :, 0, 0], atol=1e-5)
@@ -105,9 +105,9 @@ def test_usage_and_perplexity_by_hand() -> None:
     assert usage_and_perplexity(torch.tensor([9, 0, 0, 0])) == (0.25, pytest.approx(1.0))
 
 
-def test_the_discriminator_judges_patches_of_each_picture_alone() -> None:
+def test_the_discriminator_judges_patches_of_each_image_alone() -> None:
     judge = PatchDiscriminator(16, 2)
-    pictures = torch.rand(3, 3, 32, 32)
-    logits = judge(pictures)
+    images = torch.rand(3, 3, 32, 32)
+    logits = judge(images)
     assert logits.shape[:2] == (3, 1) and logits.shape[2] > 1
-    assert torch.allclose(logits[1:2], judge(pictures[1:2]), atol=1e-5)
+    assert torch.allclose(logits[1:2], judge(images[1:2]), atol=1e-5)

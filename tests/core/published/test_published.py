@@ -318,7 +318,7 @@ def test_weights_that_do_not_belong_are_refused(kind: Kind) -> None:
     missing = {name: value for name, value in state.items() if name != "decoder.conv_in.bias"}
     with pytest.raises(ClipgenError, match=r"have no decoder\.conv_in\.bias"):
         convert_vqgan(kind, missing)
-    with pytest.raises(ClipgenError, match="1 of these weights have no place, surprise"):
+    with pytest.raises(ClipgenError, match="1 of these weights are unexpected, surprise"):
         convert_vqgan(kind, state | {"surprise": torch.zeros(1)})
 
 

@@ -71,10 +71,10 @@ def test_batches_are_repeatable(shards: str) -> None:
 def test_a_part_that_is_not_its_manifests_is_refused(shards: str) -> None:
     part = Path(shards) / read_manifest(shards).train[0].file
     part.write_bytes(part.read_bytes()[:-1] + b"x")
-    with pytest.raises(ClipgenError, match=f"{part} is not the file its manifest names"):
+    with pytest.raises(ClipgenError, match=f"{part} is not the file that its manifest names"):
         TokenShards(shards, seed=0).batch(0, 8)
     part.unlink()
-    with pytest.raises(ClipgenError, match="is not the file its manifest names"):
+    with pytest.raises(ClipgenError, match="is not the file that its manifest names"):
         TokenShards(shards, seed=0).batch(0, 8)
 
 

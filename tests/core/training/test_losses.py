@@ -42,10 +42,10 @@ def test_code_cross_entropy_by_hand() -> None:
 
 def test_clip_distance_is_zero_for_the_same_and_grows(clip_reference: str) -> None:
     distance = ClipFeatureDistance(ClipEncoder(clip_reference))
-    pictures = torch.rand(2, 3, 32, 32)
-    near = distance(pictures + 0.02 * torch.randn_like(pictures), pictures).item()
-    far = distance(torch.rand(2, 3, 32, 32) - 1, pictures).item()
-    assert distance(pictures, pictures).item() == pytest.approx(0, abs=1e-6)
+    images = torch.rand(2, 3, 32, 32)
+    near = distance(images + 0.02 * torch.randn_like(images), images).item()
+    far = distance(torch.rand(2, 3, 32, 32) - 1, images).item()
+    assert distance(images, images).item() == pytest.approx(0, abs=1e-6)
     assert 0 < near < far
 
 
@@ -56,8 +56,8 @@ def test_lecam_by_hand() -> None:
 
 
 def test_the_gradient_penalty_of_a_linear_judge_is_its_squared_slope() -> None:
-    pictures = torch.randn(2, 3, 4, 4, requires_grad=True)
-    penalty = gradient_penalty(0.5 * pictures.sum((1, 2, 3)), pictures)
+    images = torch.randn(2, 3, 4, 4, requires_grad=True)
+    penalty = gradient_penalty(0.5 * images.sum((1, 2, 3)), images)
     assert penalty.item() == pytest.approx(0.25 * 48)
 
 
