@@ -21,10 +21,10 @@ def needed_for(purpose: str) -> Iterator[None]:
     """Say a missing package, on entering which imports may fail, in one sentence.
 
     Args:
-        purpose: what needs the package; the sentence's subject, e.g. "compute.where: ray".
+        purpose: What needs the package; the sentence's subject, e.g. "compute.where: ray".
 
     Raises:
-        ClipgenError: a package is not installed; names the extra that brings it.
+        ClipgenError: A package is not installed; names the extra that brings it.
     """
     try:
         yield

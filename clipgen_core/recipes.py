@@ -61,14 +61,14 @@ class Recipe(Frozen):
         """A recipe with other values for some settings; this one stays as it is.
 
         Args:
-            overrides: the new values by dotted name, the stage first. All of them are validated together, so
+            overrides: The new values by dotted name, the stage first. All of them are validated together, so
                 settings that depend on each other can change at once.
 
         Returns:
             A new frozen recipe.
 
         Raises:
-            ClipgenError: there is no setting of that name, or its value is not allowed.
+            ClipgenError: There is no setting of that name, or its value is not allowed.
         """
         return catalogue.override(self, overrides)
 
@@ -77,7 +77,7 @@ def named(recipe: str) -> Recipe:
     """A recipe by name.
 
     Raises:
-        ClipgenError: there is no recipe of that name.
+        ClipgenError: There is no recipe of that name.
     """
     if recipe not in RECIPES:
         raise ClipgenError(f"there is no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
@@ -163,8 +163,8 @@ def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
     """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA.
 
     Args:
-        vqgan_shape: a name in `clipgen_core.models.shapes.VQGANS`.
-        transformer_shape: a name in `clipgen_core.models.shapes.TRANSFORMERS`.
+        vqgan_shape: A name in `clipgen_core.models.shapes.VQGANS`.
+        transformer_shape: A name in `clipgen_core.models.shapes.TRANSFORMERS`.
 
     Returns:
         The recipe; its demo CLIP is used only where a CLIP is trained at all.

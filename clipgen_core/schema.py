@@ -82,9 +82,12 @@ def embeddings_schema(dim: int, clip: str, clip_key: str) -> pa.Schema:
     """The schema of an embeddings table: one row an image, `vector` is L2-normalised float32.
 
     Args:
-        dim: numbers a vector.
-        clip: the reference of the CLIP; kept in the table's metadata.
-        clip_key: names the CLIP's model and the digest of its weights; kept in the metadata too.
+        dim: Numbers a vector.
+        clip: The reference of the CLIP; kept in the table's metadata.
+        clip_key: Names the CLIP's model and the digest of its weights; kept in the metadata too.
+
+    Returns:
+        The Arrow schema.
     """
     return pa.schema(
         [
@@ -100,9 +103,12 @@ def codes_schema(codebook_size: int, positions: int, views: int) -> pa.Schema:
     """The schema of a table of codes: one row an image, its views one after the other.
 
     Args:
-        codebook_size: sets the dtype of the codes.
-        positions: codes a view, row by row of the grid.
-        views: views an image.
+        codebook_size: Sets the dtype of the codes.
+        positions: Codes a view, row by row of the grid.
+        views: Views an image.
+
+    Returns:
+        The Arrow schema.
     """
     codes = pa.list_(code_type(codebook_size), positions * views)
     return pa.schema([ID, FOLDER, pa.field("codes", codes, nullable=False)])
@@ -112,7 +118,7 @@ def code_type(codebook_size: int) -> pa.DataType:
     """The smallest unsigned integer that holds every code: uint16 up to 65,536 codes, else uint32.
 
     Raises:
-        ClipgenError: the codebook has fewer than 2 or more than 2**32 codes.
+        ClipgenError: The codebook has fewer than 2 or more than 2**32 codes.
     """
     if not 1 < codebook_size <= 2**32:
         raise ClipgenError(f"codebook_size {codebook_size} is not between 2 and 2**32: change it")
@@ -123,9 +129,12 @@ def tokens_schema(codebook_size: int, positions: int, dim: int) -> pa.Schema:
     """The schema of token shards: one row a view of an image, with the embedding of the image.
 
     Args:
-        codebook_size: sets the dtype of the codes.
-        positions: codes a row, row by row of the grid.
-        dim: numbers an embedding.
+        codebook_size: Sets the dtype of the codes.
+        positions: Codes a row, row by row of the grid.
+        dim: Numbers an embedding.
+
+    Returns:
+        The Arrow schema.
     """
     return pa.schema(
         [

@@ -62,7 +62,7 @@ class Storage:
     """The artefacts of one pipeline.
 
     Args:
-        root: a local folder or an fsspec URL, such as `s3://bucket/folder`.
+        root: A local folder or an fsspec URL, such as `s3://bucket/folder`.
     """
 
     def __init__(self, root: str = DEFAULT_ROOT) -> None:
@@ -72,7 +72,7 @@ class Storage:
         """`{root}/a/b/c`.
 
         Raises:
-            ClipgenError: a part is empty, is `..`, or holds a separator, so that it could leave the root.
+            ClipgenError: A part is empty, is `..`, or holds a separator, so that it could leave the root.
         """
         for part in parts:
             if not SAFE_PART.fullmatch(part) or part in (".", ".."):
@@ -105,9 +105,28 @@ class Storage:
         return self.path("codes", f"{fingerprint}.lance")
 
     def tokens(self, vqgan_digest: str, clip_key: str, fingerprint: str) -> str:
+        """The folder of token shards.
+
+        Args:
+            vqgan_digest: Digest of what the VQGAN was made from.
+            clip_key: Names the CLIP.
+            fingerprint: Digest of the shards' inputs.
+
+        Returns:
+            The URL.
+        """
         return self.path("tokens", f"{vqgan_digest}-{clip_key}-{fingerprint}")
 
     def checkpoints(self, stage: str, run: str) -> str:
+        """The folder of a training's checkpoints.
+
+        Args:
+            stage: Clip, vqgan or transformer.
+            run: Digest of what is trained on what.
+
+        Returns:
+            The URL.
+        """
         return self.path("checkpoints", stage, run)
 
     def report(self, run: str) -> str:
@@ -120,11 +139,14 @@ class Storage:
         """The latest finished artefact of a stage.
 
         Args:
-            stage: a key of ASSETS.
-            needed_for: what needs it, for the message.
+            stage: A key of ASSETS.
+            needed_for: What needs it, for the message.
+
+        Returns:
+            Its path and digest.
 
         Raises:
-            ClipgenError: the stage has not finished under this root yet.
+            ClipgenError: The stage has not finished under this root yet.
         """
         path = self.path("current", f"{stage}.json")
         if not exists(path):
@@ -139,9 +161,9 @@ class Storage:
         """Point to a finished artefact.
 
         Args:
-            stage: a key of ASSETS.
-            path: where the artefact is.
-            digest: of what it was made from.
+            stage: A key of ASSETS.
+            path: Where the artefact is.
+            digest: Of what it was made from.
         """
         pointer = Pointer(path=path, digest=digest).model_dump_json()
         write_bytes(self.path("current", f"{stage}.json"), pointer.encode())
@@ -158,7 +180,7 @@ def url_to_fs(url: str) -> tuple[Any, str]:
     """fsspec's filesystem for a URL, and the path on it.
 
     Raises:
-        ClipgenError: the package for such URLs is not installed.
+        ClipgenError: The package for such URLs is not installed.
     """
     with needed_for(url):
         filesystem, path = core.url_to_fs(url)
@@ -173,15 +195,15 @@ def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call a store that may reset, throttle or cut short; a fault is retried with growing pauses.
 
     Args:
-        call: what to call.
-        args: its arguments.
-        kwargs: its keyword arguments.
+        call: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
 
     Returns:
         What the call returns.
 
     Raises:
-        Exception: that of the last attempt, or at once one of NOT_RETRIED.
+        Exception: That of the last attempt, or at once one of NOT_RETRIED.
     """
     attempts = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
@@ -216,8 +238,8 @@ def write_bytes(url: str, data: bytes) -> None:
     """Write a file so that its name never stands for half of its content.
 
     Args:
-        url: a local path or an fsspec URL.
-        data: the content.
+        url: A local path or an fsspec URL.
+        data: The content.
     """
     filesystem, path = url_to_fs(url)
     if not isinstance(filesystem, LocalFileSystem):
@@ -240,9 +262,9 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
     that looks for the marker never sees a part of the folder.
 
     Args:
-        draft: the folder, under a name of its own.
-        url: its final name.
-        marker: the file in it that says that the folder is whole.
+        draft: The folder, under a name of its own.
+        url: Its final name.
+        marker: The file in it that says that the folder is whole.
     """
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):
@@ -280,11 +302,14 @@ def inside(folder: str, relative: str) -> str:
     """The path of a file that is named by data.
 
     Args:
-        folder: where the file must be.
-        relative: its name, relative to the folder.
+        folder: Where the file must be.
+        relative: Its name, relative to the folder.
+
+    Returns:
+        The path.
 
     Raises:
-        ClipgenError: the name would leave the folder.
+        ClipgenError: The name would leave the folder.
     """
     parts = relative.replace("\\", "/").split("/")
     if not relative or relative.startswith("/") or ".." in parts or "://" in relative:
@@ -328,8 +353,11 @@ def stamp(entry: Mapping[str, Any], size: int) -> str:
     """What changes when a file's content does: its ETag, else its size and time.
 
     Args:
-        entry: the store's entry of the file, as fsspec gives it.
-        size: of the file, in bytes.
+        entry: The store's entry of the file, as fsspec gives it.
+        size: Of the file, in bytes.
+
+    Returns:
+        A string that can be compared.
     """
     tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
     return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
@@ -348,8 +376,8 @@ def remove_folder(url: str, marker: str) -> None:
     """Remove a folder so that no reader takes what is left of it for whole, even if this process is killed.
 
     Args:
-        url: the folder, as `publish_folder` wrote it.
-        marker: the file that says that it is whole.
+        url: The folder, as `publish_folder` wrote it.
+        marker: The file that says that it is whole.
     """
     filesystem, path = url_to_fs(url)
     if isinstance(filesystem, LocalFileSystem):

@@ -28,11 +28,23 @@ class Tracker(Protocol):
 
     def params(self, values: Mapping[str, Any]) -> None: ...
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics.
+
+        Args:
+            values: Metrics by name.
+            step: The training step; 0 outside of trainings.
+        """
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def image(self, name: str, image: Image.Image) -> None: ...
+    def image(self, name: str, image: Image.Image) -> None:
+        """Log an image as a PNG file.
+
+        Args:
+            name: The file's name, without its ending.
+            image: The image.
+        """
 
     def file(self, path: Path) -> None: ...
 
@@ -42,11 +54,23 @@ class NullTracker:
 
     def params(self, values: Mapping[str, Any]) -> None: ...
 
-    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics.
+
+        Args:
+            values: Metrics by name.
+            step: The training step; 0 outside of trainings.
+        """
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
-    def image(self, name: str, image: Image.Image) -> None: ...
+    def image(self, name: str, image: Image.Image) -> None:
+        """Log an image as a PNG file.
+
+        Args:
+            name: The file's name, without its ending.
+            image: The image.
+        """
 
     def file(self, path: Path) -> None: ...
 
@@ -62,6 +86,12 @@ class MlflowTracker:
             self.client.log_param(self.run_id, name, str(value)[:MAX_PARAM_LENGTH])
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log metrics.
+
+        Args:
+            values: Metrics by name.
+            step: The training step; 0 outside of trainings.
+        """
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -73,6 +103,12 @@ class MlflowTracker:
             self.client.set_tag(self.run_id, name, value)
 
     def image(self, name: str, image: Image.Image) -> None:
+        """Log an image as a PNG file.
+
+        Args:
+            name: The file's name, without its ending.
+            image: The image.
+        """
         self.client.log_image(self.run_id, image, f"{name}.png")
 
     def file(self, path: Path) -> None:
@@ -89,10 +125,10 @@ def mlflow_run(
     that of NVIDIA GPUs too if nvidia-ml-py is installed.
 
     Args:
-        name: of the run.
-        tracking_uri: such as `sqlite:///mlflow.db`, or a server's URL.
-        artifacts: where a new experiment keeps its artifacts; the server's default if None.
-        tags: of the run.
+        name: Of the run.
+        tracking_uri: Such as `sqlite:///mlflow.db`, or a server's URL.
+        artifacts: Where a new experiment keeps its artifacts; the server's default if None.
+        tags: Of the run.
 
     Yields:
         The tracker of the run.
@@ -128,7 +164,7 @@ def require_store(uri: str) -> None:
     """A server needs MLflow's client only, which is always installed.
 
     Raises:
-        ClipgenError: the URI names a database, and MLflow itself is not installed.
+        ClipgenError: The URI names a database, and MLflow itself is not installed.
     """
     from mlflow.store.db.db_types import DATABASE_ENGINES
 
@@ -141,7 +177,7 @@ def mlflow_client(tracking_uri: str) -> Any:
     """A client of an MLflow that answers.
 
     Raises:
-        ClipgenError: it does not.
+        ClipgenError: It does not.
     """
     from mlflow import MlflowClient
 
@@ -191,7 +227,7 @@ def registry_uri() -> str:
     """The address of the model registry.
 
     Raises:
-        ClipgenError: it is a local file that does not exist.
+        ClipgenError: It is a local file that does not exist.
     """
     uri = default_uri()
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
@@ -203,14 +239,14 @@ def find_version(client: Any, model_uri: str) -> Any:
     """Look a version up in the registry.
 
     Args:
-        client: of MLflow.
+        client: Of MLflow.
         model_uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Returns:
         MLflow's description of the version.
 
     Raises:
-        ClipgenError: there is none.
+        ClipgenError: There is none.
     """
     from mlflow.exceptions import MlflowException
 
@@ -242,8 +278,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one, their keys joined by dots.
 
     Args:
-        values: nested to any depth.
-        prefix: before each key.
+        values: Nested to any depth.
+        prefix: Before each key.
+
+    Returns:
+        One mapping.
     """
     flat: dict[str, Any] = {}
     for name, value in values.items():

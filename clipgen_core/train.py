@@ -35,25 +35,25 @@ def train(
     Each of several processes calls this; they find each other as torchrun and Ray tell them to.
 
     Args:
-        stage: what to train.
-        root: where artefacts are stored: a folder or an fsspec URL.
-        recipe: the configuration, or the name of a recipe.
-        overrides: new values for single settings of the recipe by dotted name, the stage first:
+        stage: What to train.
+        root: Where artefacts are stored: a folder or an fsspec URL.
+        recipe: The configuration, or the name of a recipe.
+        overrides: New values for single settings of the recipe by dotted name, the stage first:
             `{"vqgan.train.steps": 10}`.
-        captions: for the stage clip: a CSV file with the columns file and caption.
-        clip: for the stage vqgan: the CLIP that measures perceptual distance, as ClipEncoder takes it; that
+        captions: For the stage clip: a CSV file with the columns file and caption.
+        clip: For the stage vqgan: the CLIP that measures perceptual distance, as ClipEncoder takes it; that
             of the latest embeddings under the root by default.
-        tokens: for the stage transformer: the folder of the token shards; the latest under the root by
+        tokens: For the stage transformer: the folder of the token shards; the latest under the root by
             default.
-        texts: for the stage transformer: a file of texts like the prompts to come, one per line.
-        mlflow_run: id of the MLflow run to log to, at MLFLOW_TRACKING_URI. Without it, nothing is logged.
+        texts: For the stage transformer: a file of texts like the prompts to come, one per line.
+        mlflow_run: Id of the MLflow run to log to, at MLFLOW_TRACKING_URI. Without it, nothing is logged.
 
     Returns:
         The checkpoint of the trained model; for the stage clip, the reference of the CLIP.
 
     Raises:
-        ClipgenError: an unknown recipe or setting, a value that is not allowed, or a missing input.
-        Interrupted: a stop was requested; a checkpoint was saved.
+        ClipgenError: An unknown recipe or setting, a value that is not allowed, or a missing input.
+        Interrupted: A stop was requested; a checkpoint was saved.
     """
     from clipgen_core.recipes import named
     from clipgen_core.storage import Storage

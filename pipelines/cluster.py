@@ -44,6 +44,14 @@ def node(*, memory: str, gpu: bool = False, cpus: str = "4") -> dict[str, Any]:
     """Op tags that ask Kubernetes for a node, or Ray for a GPU; elsewhere they say nothing.
 
     CLIPGEN_GPU_NODES names Kubernetes' GPU nodes by a label, as `key=value`.
+
+    Args:
+        memory: Memory to ask for, as Kubernetes writes it.
+        gpu: Whether one GPU is needed.
+        cpus: CPU cores to ask for, as Kubernetes writes it.
+
+    Returns:
+        Op tags.
     """
     limits = {"memory": memory, **({GPU: "1"} if gpu else {})}
     config: dict[str, Any] = {

@@ -60,7 +60,7 @@ def of_stage(stage: str) -> Callable[[type[AssetConfig]], type[AssetConfig]]:
     ...     pass
 
     Args:
-        stage: a field of `Recipe`. A setting that the class declares itself keeps that declaration.
+        stage: A field of `Recipe`. A setting that the class declares itself keeps that declaration.
 
     Returns:
         A decorator that returns a subclass of the same name.
@@ -88,7 +88,7 @@ def _fields(default: Frozen) -> dict[str, Any]:
     The fields have no default as far as Dagster sees, so a setting that was not given can be told from null.
 
     Args:
-        default: a stage's config, or a part of it, in the default recipe.
+        default: A stage's config, or a part of it, in the default recipe.
     """
     fields: dict[str, Any] = {}
     for name, field in type(default).model_fields.items():

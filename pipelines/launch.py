@@ -37,12 +37,12 @@ def train_in_processes(
     """Train a stage in several processes or on Ray. With one process here, the asset's own `run()` trains.
 
     Args:
-        stage: the stage to train.
-        config: its settings, and where it is trained.
-        recipe: the recipe that the settings override.
-        out: the root of all artefacts, which every process can reach.
-        tracker: the MLflow run that the training logs to.
-        inputs: further arguments of `clipgen_core.train.train`; those that are None are left out.
+        stage: The stage to train.
+        config: Its settings, and where it is trained.
+        recipe: The recipe that the settings override.
+        out: The root of all artefacts, which every process can reach.
+        tracker: The MLflow run that the training logs to.
+        inputs: Further arguments of `clipgen_core.train.train`; those that are None are left out.
 
     Raises:
         dg.Failure: the training failed, or a stop was requested; on Ray, more often than `restarts`.
@@ -60,9 +60,9 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
     """Processes on this machine. Overrides become text here, for torchrun's command line.
 
     Args:
-        arguments: those of `clipgen_core.train.train`.
-        processes: how many to start.
-        mlflow: the tracking URI of MLflow.
+        arguments: Those of `clipgen_core.train.train`.
+        processes: How many to start.
+        mlflow: The tracking URI of MLflow.
     """
     options = dict(arguments)
     stage, overrides = options.pop("stage"), options.pop("overrides")

@@ -29,7 +29,12 @@ def usable(folder: str) -> bool:
 
 
 def record_folders(context: dg.AssetExecutionContext, listings: Mapping[str, str]) -> None:
-    """Know the folders a run has seen as partitions; a run of ALL has materialised each of them."""
+    """Add the folders of a run as partitions; a run of ALL has materialised each of them.
+
+    Args:
+        context: Of the asset raw_images.
+        listings: Digest of the files of each top-level folder.
+    """
     keys = {key_of(folder): listing for folder, listing in listings.items() if usable(folder)}
     context.instance.add_dynamic_partitions(NAME, [ALL, *keys])
     if context.partition_key == ALL:
@@ -50,7 +55,16 @@ def _report(context: dg.AssetExecutionContext, key: str, metadata: dict[str, str
 
 
 def recorded(instance: dg.DagsterInstance, asset: str, key: str) -> tuple[str | None, float]:
-    """(listing, time) of a partition's last materialisation."""
+    """The last materialisation of a partition.
+
+    Args:
+        instance: Dagster's instance.
+        asset: The asset's name.
+        key: The partition.
+
+    Returns:
+        The listing, and the time in seconds since the epoch; (None, 0) if there was none.
+    """
     wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[key])
     records = instance.fetch_materializations(wanted, limit=1).records
     if not records or not records[0].asset_materialization:
@@ -60,7 +74,16 @@ def recorded(instance: dg.DagsterInstance, asset: str, key: str) -> tuple[str | 
 
 
 def stale(instance: dg.DagsterInstance, key: str, listing: str) -> bool:
-    """Whether a folder changed since it was taken in, or was not embedded since."""
+    """Whether a folder changed since it was ingested, or was not embedded since.
+
+    Args:
+        instance: Dagster's instance.
+        key: The partition.
+        listing: Digest of the folder's files now.
+
+    Returns:
+        True if it has to be materialised.
+    """
     taken, when = recorded(instance, "raw_images", key)
     _, embedded = recorded(instance, "clip_embeddings", key)
     return taken != listing or embedded < when

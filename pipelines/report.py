@@ -34,6 +34,9 @@ def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValu
     Args:
         history: One row per logged step, each with `step`.
         name: The figure; rows without it are left out.
+
+    Returns:
+        An inline image.
     """
     from matplotlib.figure import Figure
 
@@ -58,7 +61,16 @@ def fitted(result: "Fitted") -> dict[str, Any]:
 
 
 def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
-    """One check of an asset, with the figures that it looked at."""
+    """One check of an asset, with the figures that it looked at.
+
+    Args:
+        name: The check's name.
+        passed: Whether it passed.
+        figures: What it looked at.
+
+    Returns:
+        The result.
+    """
     return dg.AssetCheckResult(check_name=name, passed=passed, metadata=figures)
 
 

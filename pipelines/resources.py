@@ -62,13 +62,13 @@ class RecipeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The recipe with other values for some settings.
 
         Args:
-            overrides: the new values by dotted name, the stage first, as `StageConfig.overrides` gives them.
+            overrides: The new values by dotted name, the stage first, as `StageConfig.overrides` gives them.
 
         Returns:
             A frozen recipe; the asset takes its stage's config from it.
 
         Raises:
-            ClipgenError: there is no such recipe or setting, or a value is not allowed.
+            ClipgenError: There is no such recipe or setting, or a value is not allowed.
         """
         return named(self.name).override(overrides)
 
@@ -101,6 +101,9 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Args:
             context: The context of the asset.
             upstream: The digest, or else the address, of each input by its name.
+
+        Yields:
+            The tracker of the run.
         """
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}

@@ -28,6 +28,9 @@ def artefact(out: Storage, path: str, digest: str) -> dict[str, Any]:
         out: The root under which the artefact lives.
         path: Where it is: a path, an fsspec URL, or the reference of a CLIP.
         digest: The digest of what it was made from.
+
+    Returns:
+        Metadata of a materialisation.
     """
     return {PATH: dg.MetadataValue.path(path), DIGEST: digest, ROOT: out.root}
 
@@ -42,6 +45,9 @@ def upstream(context: dg.AssetExecutionContext, out: Storage, stage: str) -> Poi
         context: The context of the asset that needs the artefact.
         out: The root; a materialisation under another root is never taken.
         stage: A key of PRODUCERS.
+
+    Returns:
+        Its path and digest.
 
     Raises:
         ClipgenError: The stage was never finished under this root.

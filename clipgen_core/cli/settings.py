@@ -53,7 +53,7 @@ def stages_called(stage: str | None) -> list[str]:
     """One stage by name, or all of them.
 
     Raises:
-        ClipgenError: there is no stage of that name.
+        ClipgenError: There is no stage of that name.
     """
     stages = list(Recipe.model_fields)
     if stage is None:
@@ -68,9 +68,12 @@ def settings_in(recipe: Recipe, stage: str, prefix: bool = True) -> list[Setting
     """A stage's settings with their values in a recipe.
 
     Args:
-        recipe: the values.
-        stage: the stage's name.
-        prefix: whether names start with the stage.
+        recipe: The values.
+        stage: The stage's name.
+        prefix: Whether names start with the stage.
+
+    Returns:
+        Names, values and descriptions.
     """
     return list(settings_of(getattr(recipe, stage), f"{stage}." if prefix else ""))
 
@@ -87,7 +90,15 @@ def as_record(setting: Setting) -> dict[str, Any]:
 
 
 def sheet(recipe: str, stage: str) -> Table:
-    """A stage's settings with their values in a recipe, as a table for a terminal."""
+    """A stage's settings with their values in a recipe, as a table for a terminal.
+
+    Args:
+        recipe: The recipe whose values are shown.
+        stage: A field of `Recipe`.
+
+    Returns:
+        A table with one row a setting.
+    """
     table = Table(
         Column("setting", no_wrap=True),
         Column(recipe, overflow="fold", max_width=SHOWN),

@@ -63,14 +63,14 @@ def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
     """Settings from the command line.
 
     Args:
-        stage: the stage that names without a stage's prefix belong to.
+        stage: The stage that names without a stage's prefix belong to.
         texts: `name=value` each. The value is read as JSON if it is JSON, otherwise it is a string.
 
     Returns:
         The values by dotted name, the stage first, as `Recipe.override` takes them.
 
     Raises:
-        ClipgenError: a text has no `=`.
+        ClipgenError: A text has no `=`.
     """
     from clipgen_core.recipes import Recipe
 

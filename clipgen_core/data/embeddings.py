@@ -27,11 +27,11 @@ class EmbeddingTable:
     """The embeddings of one CLIP.
 
     Args:
-        url: the Lance table, local or an fsspec URL.
-        version: the newest one if None.
+        url: The Lance table, local or an fsspec URL.
+        version: The newest one if None.
 
     Raises:
-        ClipgenError: no table is there.
+        ClipgenError: No table is there.
     """
 
     def __init__(self, url: str, version: int | None = None) -> None:
@@ -68,8 +68,11 @@ class EmbeddingTable:
         """The `k` images with the highest cosine.
 
         Args:
-            query: an embedding, float32 [d].
-            k: how many.
+            query: An embedding, float32 [d].
+            k: How many.
+
+        Returns:
+            The images, the nearest first.
         """
         found = nearest(self.table, query, k)
         return Nearest(found["id"].to_pylist(), found["cosine"].to_numpy(), vectors(found))
@@ -78,8 +81,8 @@ class EmbeddingTable:
         """The nearest other image of each of many images.
 
         Args:
-            ids: of the images [n].
-            queries: their embeddings, float32 [n, d].
+            ids: Of the images [n].
+            queries: Their embeddings, float32 [n, d].
 
         Returns:
             (id, cosine) of each; the image's own id and 0 where the table holds no other.

@@ -26,10 +26,13 @@ class FilesRead:
         """Read the record.
 
         Args:
-            out: the root that holds it.
-            source: whose files are meant.
-            folder: one of its top-level folders; all if None.
-            without_rejects: leave out the files that had rejects, so that they are read again.
+            out: The root that holds it.
+            source: Whose files are meant.
+            folder: One of its top-level folders; all if None.
+            without_rejects: Leave out the files that had rejects, so that they are read again.
+
+        Returns:
+            The record, in memory.
         """
         where = under(source, folder) + (" AND rejected = 0" if without_rejects else "")
         table = find_table(out.files)
@@ -46,8 +49,11 @@ def known_folders(out: Storage, source: Source) -> list[str]:
     """The top-level folders of a source that images were ingested from.
 
     Args:
-        out: the root with the record of files.
-        source: whose folders are meant.
+        out: The root with the record of files.
+        source: Whose folders are meant.
+
+    Returns:
+        Their names, sorted.
     """
     table, names = find_table(out.files), set[str]()
     for batch in scan(table, ["folder"], under(source, None)) if table else ():
@@ -59,9 +65,12 @@ def reject_reasons(out: Storage, source: Source, folder: str | None) -> dict[str
     """How many rejects there are for each reason.
 
     Args:
-        out: the root with the table of rejects.
-        source: where they came from.
-        folder: one of its top-level folders; all if None.
+        out: The root with the table of rejects.
+        source: Where they came from.
+        folder: One of its top-level folders; all if None.
+
+    Returns:
+        Reason to count.
     """
     prefix = source.base_uri + ("/" if not folder else f"/{folder}/")
     counts: dict[str, int] = {}
@@ -75,8 +84,11 @@ def under(source: Source, folder: str | None) -> str:
     """A filter for the files of a source.
 
     Args:
-        source: whose files are meant.
-        folder: one of its top-level folders; all if None.
+        source: Whose files are meant.
+        folder: One of its top-level folders; all if None.
+
+    Returns:
+        An SQL condition on the column `uri`.
     """
     where = f"starts_with(uri, {quoted(source.base_uri + '/')})"
     return where if folder is None else f"{where} AND folder = {quoted(folder)}"

@@ -56,7 +56,7 @@ def held_out(keys: np.ndarray) -> np.ndarray:
         keys: Keys of the images, S16 [n].
 
     Returns:
-        bool [n], True for held-out images.
+        Bool [n], True for held-out images.
     """
     held = numbers(keys)[:, 0] < VALIDATION_SHARE * 2.0**64
     if not held.any():

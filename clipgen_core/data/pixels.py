@@ -24,7 +24,7 @@ class Rejected(Exception):
     """An image that cannot be used.
 
     Args:
-        reason: empty, not_an_image, damaged, too_large or too_small.
+        reason: Empty, not_an_image, damaged, too_large or too_small.
         detail: An explanation for people.
     """
 

@@ -32,14 +32,31 @@ def options(url: str) -> dict[str, str] | None:
 
 
 def persistently(url: str, call: Callable[[], R]) -> R:
-    """A call to Lance; on a remote store one that fails is made again. Lance itself tries reads again, but
-    not the write that commits a version, of which it cannot know whether it arrived: all our writes may be
-    made twice."""
+    """Call Lance; on a remote store a call that fails is made again.
+
+    Lance itself retries reads, but not the write that commits a version, since it cannot know whether that
+    arrived. All our writes may be made twice.
+
+    Args:
+        url: The table that is called.
+        call: The call; it must have the same effect if it is made twice.
+
+    Returns:
+        What the call returns.
+    """
     return retried(call) if "://" in url else call()
 
 
 def find_table(url: str, version: int | None = None) -> lance.LanceDataset | None:
-    """A table, at one version if given; None where there is none."""
+    """Open a table that may not exist.
+
+    Args:
+        url: A local path or an fsspec URL.
+        version: The newest one if None.
+
+    Returns:
+        The table; None if there is none.
+    """
     try:
         return persistently(url, lambda: lance.dataset(url, version=version, storage_options=options(url)))
     except ValueError as error:
@@ -49,7 +66,18 @@ def find_table(url: str, version: int | None = None) -> lance.LanceDataset | Non
 
 
 def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
-    """An existing table, at one version if given."""
+    """Open an existing table.
+
+    Args:
+        url: A local path or an fsspec URL.
+        version: The newest one if None.
+
+    Returns:
+        The table.
+
+    Raises:
+        ClipgenError: There is none.
+    """
     table = find_table(url, version)
     if table is None:
         raise ClipgenError(f"there is no table at {url}: run the stage that writes it first")
@@ -57,7 +85,15 @@ def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
 
 
 def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
-    """The table at `url`, made empty where there is none."""
+    """Open a table, and create it empty if it does not exist.
+
+    Args:
+        url: A local path or an fsspec URL.
+        schema: Of a new table.
+
+    Returns:
+        The table.
+    """
 
     def find_or_create() -> lance.LanceDataset:
         table = find_table(url)
@@ -75,7 +111,13 @@ def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
 
 
 def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
-    """Insert rows whose `key` is new, in one commit; with `overwrite` replace the others.
+    """Insert rows whose key is new, in one commit.
+
+    Args:
+        url: The table, which is created if it does not exist.
+        rows: Rows to insert.
+        key: The column that identifies a row.
+        overwrite: Replace rows whose key exists already; they stay as they are otherwise.
 
     Returns:
         How many rows were inserted. Nothing is written where there is nothing to insert.
@@ -92,21 +134,42 @@ def upsert(url: str, rows: pa.Table, key: str, *, overwrite: bool) -> int:
 
 
 def delete(url: str, where: str) -> None:
-    """Delete rows; nothing is written where none match."""
+    """Delete rows; nothing is written if none match.
+
+    Args:
+        url: The table.
+        where: An SQL condition.
+    """
     table = find_table(url)
     if table is not None and table.count_rows(filter=where):
         persistently(url, lambda: open_table(url).delete(where))
 
 
 def update(url: str, values: dict[str, str], where: str) -> None:
-    """Set columns to literals in the rows that match."""
+    """Set columns in the rows that match a condition.
+
+    Args:
+        url: The table.
+        values: SQL literals by column.
+        where: An SQL condition.
+    """
     persistently(url, lambda: open_table(url).update(values, where=where))
 
 
 def scan(
     table: lance.LanceDataset, columns: list[str], where: str | None = None, size: int = IDS_AT_ONCE
 ) -> Iterator[pa.RecordBatch]:
-    """Rows in the table's order, a bounded number at once."""
+    """Read rows in the table's order, a bounded number at once.
+
+    Args:
+        table: The table.
+        columns: The columns to read.
+        where: An SQL condition; all rows if None.
+        size: Rows of a batch at the most.
+
+    Yields:
+        Batches of rows.
+    """
     scanner = table.scanner(columns=columns, filter=where, batch_size=size, batch_readahead=2)
     yield from scanner.to_batches()
 
@@ -123,23 +186,55 @@ def quoted(text: str) -> str:
 
 
 def one_of(column: str, values: Sequence[str]) -> str:
-    """A filter: the column holds one of some values."""
+    """A filter: the column holds one of some values.
+
+    Args:
+        column: A column of strings.
+        values: The values to look for.
+
+    Returns:
+        An SQL condition.
+    """
     return f"{column} IN ({', '.join(map(quoted, values))})" if values else "false"
 
 
 def count(table: lance.LanceDataset, folder: str | None = None) -> int:
-    """How many rows a table has, of one top-level folder if given."""
+    """Count the rows of a table.
+
+    Args:
+        table: The table.
+        folder: One top-level folder; all if None.
+
+    Returns:
+        The number of rows.
+    """
     return int(table.count_rows(None if folder is None else f"folder = {quoted(folder)}"))
 
 
 def column(url: str, name: str) -> list[Any]:
-    """One whole column; an empty list when the table does not exist."""
+    """Read one whole column.
+
+    Args:
+        url: The table.
+        name: The column.
+
+    Returns:
+        Its values; an empty list if the table does not exist.
+    """
     table = find_table(url)
     return [] if table is None else table.to_table(columns=[name])[name].to_pylist()
 
 
 def vectors(table: pa.Table | pa.RecordBatch, name: str = "vector") -> np.ndarray:
-    """A fixed-size-list column as float32 [n, d]."""
+    """A column of vectors as an array.
+
+    Args:
+        table: Rows.
+        name: A column of fixed-size lists.
+
+    Returns:
+        float32 [n, d].
+    """
     array = table[name]
     array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     flat = array.flatten().to_numpy(zero_copy_only=False)
@@ -166,9 +261,16 @@ def searching(table: lance.LanceDataset) -> dict[str, Any]:
 def nearest(
     table: lance.LanceDataset, query: np.ndarray, k: int, columns: Sequence[str] = ("id",)
 ) -> pa.Table:
-    """The `k` rows whose `vector` has the highest cosine with `query` [d], best first.
+    """The rows whose `vector` has the highest cosine with a query.
 
-    Adds the column `cosine`.
+    Args:
+        table: A table with the column `vector`.
+        query: float32 [d].
+        k: How many rows.
+        columns: Further columns to read.
+
+    Returns:
+        The rows, the nearest first, with the columns `vector` and `cosine`.
     """
     found = table.to_table(
         columns=[*columns, "vector", "_distance"],

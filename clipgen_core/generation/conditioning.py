@@ -20,9 +20,9 @@ class Conditioner:
     """Turns embeddings into the transformer's condition.
 
     Args:
-        gap: the statistics of text and image embeddings, in float32, on the device of the conditions.
-        table: the image embeddings that prompts are matched with, where the model has them.
-        neighbours: how many neighbour embeddings the transformer takes beside the embedding itself.
+        gap: The statistics of text and image embeddings, in float32, on the device of the conditions.
+        table: The image embeddings that prompts are matched with, where the model has them.
+        neighbours: How many neighbour embeddings the transformer takes beside the embedding itself.
     """
 
     def __init__(self, gap: Gap, table: EmbeddingTable | None, neighbours: int) -> None:
@@ -35,14 +35,14 @@ class Conditioner:
         on image embeddings only. `SamplingConfig.condition` chooses a way across.
 
         Args:
-            text: the prompt's embedding, float32 [d], of length 1.
-            config: which way, and how many of the nearest images it uses.
+            text: The prompt's embedding, float32 [d], of length 1.
+            config: Which way, and how many of the nearest images it uses.
 
         Returns:
             float32 [choices, 1 + neighbours, d].
 
         Raises:
-            ClipgenError: the way needs image embeddings, and the model has none.
+            ClipgenError: The way needs image embeddings, and the model has none.
         """
         if config.condition == "nearest":
             found = self.table.nearest(text, config.neighbours).vectors
@@ -71,7 +71,7 @@ class Conditioner:
         """The image embeddings that prompts are matched with.
 
         Raises:
-            ClipgenError: the model has none.
+            ClipgenError: The model has none.
         """
         if self._table is None:
             raise ClipgenError(

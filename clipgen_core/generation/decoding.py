@@ -16,8 +16,11 @@ def decode(vqgan: Vqgan, codes: Tensor) -> list[Image.Image]:
     """The images of grids of codes.
 
     Args:
-        vqgan: whose codes they are.
+        vqgan: Whose codes they are.
         codes: int64 [n, t], row by row of the grid.
+
+    Returns:
+        RGB images.
     """
     side = vqgan.config.grid
     parts = codes.view(-1, side, side).split(DECODED_AT_ONCE)
@@ -28,8 +31,11 @@ def decode_partly(vqgan: Vqgan, codes: Tensor) -> list[Image.Image]:
     """The images of grids that are still being sampled: the rows begun so far, grey below.
 
     Args:
-        vqgan: whose codes they are.
+        vqgan: Whose codes they are.
         codes: int64 [n, 1..t].
+
+    Returns:
+        RGB images.
     """
     done, side = codes.shape[1], vqgan.config.grid
     filled = torch.cat([codes, codes[:, -1:].expand(-1, side**2 - done)], dim=1)

@@ -39,10 +39,10 @@ class TextToImage:
         >>> generator.generate(["a red heart"], n=4, seed=1)[0][0].save("heart.png")
 
     Args:
-        parts: where CLIP, VQGAN, transformer and image embeddings are.
+        parts: Where CLIP, VQGAN, transformer and image embeddings are.
 
     Raises:
-        ClipgenError: a part is missing, damaged, or not the one that the model was trained with.
+        ClipgenError: A part is missing, damaged, or not the one that the model was trained with.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -68,11 +68,11 @@ class TextToImage:
         """Load a generator.
 
         Args:
-            source: a generator folder, a transformer checkpoint (`step-N`), or a registered model
+            source: A generator folder, a transformer checkpoint (`step-N`), or a registered model
                 (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at MLFLOW_TRACKING_URI.
 
         Raises:
-            ClipgenError: nothing usable is there; the message says what is missing.
+            ClipgenError: Nothing usable is there; the message says what is missing.
         """
         if source.startswith("models:/"):
             source = str(tracking.download_registered(source))
@@ -103,25 +103,25 @@ class TextToImage:
         Settings that are None take the model's defaults (`generator.parts.sampling`).
 
         Args:
-            prompts: what the images should show, at most 1000 characters each.
-            n: images for each prompt.
-            seed: another seed gives other images.
-            temperature: divides the logits; lower is safer, higher is more varied.
-            top_k: sample from the k likeliest codes only; 0 for all.
-            top_p: sample from the fewest codes that hold this probability; 1 for all.
-            guidance_scale: strength of classifier-free guidance; higher follows the prompt more, 1 is off.
-            candidates: images sampled for each one returned; CLIP keeps the best.
-            condition: what stands for the prompt: its `text` embedding; that `shifted` by the difference of
+            prompts: What the images should show, at most 1000 characters each.
+            n: Images for each prompt.
+            seed: Another seed gives other images.
+            temperature: Divides the logits; lower is safer, higher is more varied.
+            top_k: Sample from the k likeliest codes only; 0 for all.
+            top_p: Sample from the fewest codes that hold this probability; 1 for all.
+            guidance_scale: Strength of classifier-free guidance; higher follows the prompt more, 1 is off.
+            candidates: Images sampled for each one returned; CLIP keeps the best.
+            condition: What stands for the prompt: its `text` embedding; that `shifted` by the difference of
                 the mean text and image embeddings; by `retrieval` the mean of the nearest image embeddings;
                 or the `nearest` ones in turn, one a candidate.
-            neighbours: how many of the nearest image embeddings are used.
-            neighbour_temperature: of the softmax over their cosines that weighs the mean.
+            neighbours: How many of the nearest image embeddings are used.
+            neighbour_temperature: Of the softmax over their cosines that weighs the mean.
 
         Returns:
             For each prompt `n` RGB images, the best CLIP score first.
 
         Raises:
-            ClipgenError: an empty or too long prompt, too many images at once, or a setting out of range.
+            ClipgenError: An empty or too long prompt, too many images at once, or a setting out of range.
         """
         rows = self.generate_scored(
             prompts,
@@ -159,19 +159,19 @@ class TextToImage:
         Settings that are None take the model's defaults (`generator.parts.sampling`).
 
         Args:
-            prompts: what the images should show.
-            n: images for each prompt.
-            seed: another seed gives other images.
-            on_step: called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
+            prompts: What the images should show.
+            n: Images for each prompt.
+            seed: Another seed gives other images.
+            on_step: Called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
                 that it raises ends the sampling.
-            temperature, top_k, top_p, guidance_scale, candidates: see `generate`.
-            condition, neighbours, neighbour_temperature: see `generate`.
+            temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
+            condition, neighbours, neighbour_temperature: See `generate`.
 
         Returns:
             For each prompt `n` generated images, the best CLIP score first.
 
         Raises:
-            ClipgenError: an empty or too long prompt, too many images at once, or a setting out of range.
+            ClipgenError: An empty or too long prompt, too many images at once, or a setting out of range.
         """
         check_prompts(prompts)
         config = self.parts.sampling.override(
@@ -208,17 +208,17 @@ class TextToImage:
 
         Args:
             images: RGB images of any size.
-            n: variations of each image.
-            seed: another seed gives other variations.
-            on_step: called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
+            n: Variations of each image.
+            seed: Another seed gives other variations.
+            on_step: Called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
                 that it raises ends the sampling.
-            temperature, top_k, top_p, guidance_scale, candidates: see `generate`.
+            temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
 
         Returns:
             For each image `n` generated ones, those most like it by CLIP first.
 
         Raises:
-            ClipgenError: too many images at once, or a setting out of range.
+            ClipgenError: Too many images at once, or a setting out of range.
         """
         config = self.parts.sampling.override(
             temperature=temperature,
@@ -275,7 +275,7 @@ class TextToImage:
 
         Args:
             query: float32 [d].
-            k: how many.
+            k: How many.
 
         Returns:
             (image id, cosine) of each, the nearest first.

@@ -12,12 +12,15 @@ def load_vqgan(checkpoint: str, device: str | None = None, same_as: VqganConfig 
     """The VQGAN of a checkpoint.
 
     Args:
-        checkpoint: the folder `step-N`, local or an fsspec URL.
-        device: where it runs; the default device if None.
-        same_as: the shape that it must have.
+        checkpoint: The folder `step-N`, local or an fsspec URL.
+        device: Where it runs; the default device if None.
+        same_as: The shape that it must have.
+
+    Returns:
+        The model, frozen and in evaluation mode.
 
     Raises:
-        ClipgenError: no whole checkpoint is there, or its shape is another.
+        ClipgenError: No whole checkpoint is there, or its shape is another.
     """
     saved = Checkpoint(checkpoint)
     config = saved.settings("model", VqganConfig)
@@ -35,11 +38,14 @@ def load_transformer(checkpoint: str, device: str | None = None) -> Transformer:
     """The transformer of a checkpoint.
 
     Args:
-        checkpoint: the folder `step-N`, local or an fsspec URL.
-        device: where it runs; the default device if None.
+        checkpoint: The folder `step-N`, local or an fsspec URL.
+        device: Where it runs; the default device if None.
+
+    Returns:
+        The model, frozen and in evaluation mode.
 
     Raises:
-        ClipgenError: no whole checkpoint of a transformer is there.
+        ClipgenError: No whole checkpoint of a transformer is there.
     """
     saved = Checkpoint(checkpoint)
     codes = saved.codes

@@ -36,8 +36,8 @@ def copy_parts(parts: Parts, folder: Path) -> None:
     """Copy all parts of a generator into one folder, without loading a model.
 
     Args:
-        parts: where they are now.
-        folder: gets the copies and a generator.json with relative paths.
+        parts: Where they are now.
+        folder: Gets the copies and a generator.json with relative paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clip = parts.clip
@@ -65,7 +65,7 @@ def read_parts(source: str) -> Parts:
     """The parts of a generator folder or of a transformer checkpoint.
 
     Raises:
-        ClipgenError: it is neither, or damaged.
+        ClipgenError: It is neither, or damaged.
     """
     if not storage.exists(source):
         raise ClipgenError(f"there is no model at {source}: check the path or train one")

@@ -28,11 +28,11 @@ def check_count(n: int, config: SamplingConfig) -> None:
     """Refuse a request for no image, or for too many at once.
 
     Args:
-        n: images for each prompt.
-        config: says how many candidates are sampled for each.
+        n: Images for each prompt.
+        config: Says how many candidates are sampled for each.
 
     Raises:
-        ClipgenError: fewer than 1 or more than MAX_IMAGES would be sampled.
+        ClipgenError: Fewer than 1 or more than MAX_IMAGES would be sampled.
     """
     if not 1 <= n * config.candidates <= MAX_IMAGES:
         raise ClipgenError(f"n x candidates is {n * config.candidates}: choose between 1 and {MAX_IMAGES}")
@@ -42,7 +42,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Refuse prompts that are empty or too long.
 
     Raises:
-        ClipgenError: one is.
+        ClipgenError: One is.
     """
     for prompt in prompts:
         if not prompt.strip():
@@ -57,9 +57,9 @@ def image_seed(prompt: str, seed: int, index: int) -> int:
     """The seed of one candidate.
 
     Args:
-        prompt: the prompt, or the digest of an image.
-        seed: of the request.
-        index: which candidate.
+        prompt: The prompt, or the digest of an image.
+        seed: Of the request.
+        index: Which candidate.
 
     Returns:
         A number of 64 bits.

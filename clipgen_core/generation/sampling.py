@@ -28,12 +28,12 @@ def sample_codes(
     A row's codes depend on its embedding and its seed, not on the other rows.
 
     Args:
-        model: in evaluation mode.
-        embeddings: the conditions, float [n, 1 + neighbours, d], as `Conditioner` gives them.
-        seeds: one a row.
-        config: guidance, temperature, top-k and top-p.
+        model: In evaluation mode.
+        embeddings: The conditions, float [n, 1 + neighbours, d], as `Conditioner` gives them.
+        seeds: One a row.
+        config: Guidance, temperature, top-k and top-p.
         use_cache: False computes the whole prefix again at every step (slow; for checking).
-        on_step: called with the codes sampled so far, int64 [n, 1..t]; an error that it raises ends the
+        on_step: Called with the codes sampled so far, int64 [n, 1..t]; an error that it raises ends the
             sampling.
 
     Returns:
@@ -63,8 +63,8 @@ def uniform_draws(seeds: Sequence[int], count: int) -> np.ndarray:
     """Uniform random numbers, each row from a seed of its own.
 
     Args:
-        seeds: one a row [n].
-        count: numbers a row.
+        seeds: One a row [n].
+        count: Numbers a row.
 
     Returns:
         float32 [n, count] in [0, 1).
@@ -76,11 +76,11 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
     """Keep the `top_k` likeliest codes (0 keeps all), then the fewest that hold the probability `top_p`.
 
     Args:
-        logits: float [n, k].
-        config: says how many.
+        logits: Float [n, k].
+        config: Says how many.
 
     Returns:
-        float [n, k], minus infinity for the others.
+        Float [n, k], minus infinity for the others.
     """
     if 0 < config.top_k < logits.shape[-1]:
         least = logits.topk(config.top_k, dim=-1).values[:, -1:]
@@ -97,8 +97,8 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw codes by the inverse of the cumulative distribution.
 
     Args:
-        logits: float [n, k].
-        uniform: float [n] in [0, 1).
+        logits: Float [n, k].
+        uniform: Float [n] in [0, 1).
 
     Returns:
         int64 [n].

@@ -29,10 +29,13 @@ def scores_and_distances(
     """`{split}/{kind}/{figure}` of every kind of images.
 
     Args:
-        config: names a folder of reference images, if there is one.
-        judge: measures the distances between sets.
-        trials: one a split.
-        scores: of the trials.
+        config: Names a folder of reference images, if there is one.
+        judge: Measures the distances between sets.
+        trials: One a split.
+        scores: Of the trials.
+
+    Returns:
+        Figures by name.
     """
     held_out = judge.reference(_reference(config, trials)) if config.reference else None
     metrics: dict[str, float] = {}
@@ -75,11 +78,14 @@ def memorised(config: Config, trials: Sequence[Trial]) -> dict[str, float]:
     """The share of generated images that are copies of training images.
 
     Args:
-        config: says from which share of equal codes on an image counts as a copy.
-        trials: with the nearest training image of each generated one.
+        config: Says from which share of equal codes on an image counts as a copy.
+        trials: With the nearest training image of each generated one.
+
+    Returns:
+        `memory/copies`, the share, and `memory/same_codes`, the mean share of equal codes.
 
     Raises:
-        ClipgenError: all training images were pruned.
+        ClipgenError: All training images were pruned.
     """
     shares = [near.same_codes for trial in trials for near in trial.nearest if near]
     if not shares:
@@ -113,8 +119,11 @@ def by_prompt(trials: Sequence[Trial], scores: Scores) -> list[dict[str, JsonVal
     """One record a prompt, for statistics of one's own.
 
     Args:
-        trials: one a split.
-        scores: of the trials.
+        trials: One a split.
+        scores: Of the trials.
+
+    Returns:
+        Records that JSON can hold.
     """
     return [
         {

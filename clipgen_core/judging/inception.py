@@ -22,7 +22,7 @@ class Inception:
         weights: The file.
 
     Raises:
-        ClipgenError: torch-fidelity is not installed, or the file does not hold these weights.
+        ClipgenError: Torch-fidelity is not installed, or the file does not hold these weights.
     """
 
     def __init__(self, weights: str) -> None:

@@ -119,7 +119,7 @@ def inception_score(logits: Tensor) -> float:
     """The Inception score exp(E KL(p(y|x) || p(y))), in one split (Salimans et al. 2016, arXiv:1606.03498).
 
     Args:
-        logits: float [n, classes].
+        logits: Float [n, classes].
 
     Returns:
         The score, at least 1.
@@ -147,7 +147,7 @@ def psnr(reconstructions: Tensor, images: Tensor) -> Tensor:
     """The peak signal-to-noise ratio of each reconstruction.
 
     Args:
-        reconstructions: float [n, 3, h, w], about in [-1, 1].
+        reconstructions: Float [n, 3, h, w], about in [-1, 1].
         images: The originals, float [n, 3, h, w] in [-1, 1].
 
     Returns:
@@ -173,7 +173,7 @@ def bootstrap(values: np.ndarray, resamples: int = 2000, seed: int = 0) -> Inter
     """The mean of values and its 95 % confidence interval, by resampling with replacement.
 
     Args:
-        values: float [n].
+        values: Float [n].
         resamples: Number of resampled sets.
         seed: Seed of the resampling.
 
@@ -210,8 +210,8 @@ class Reconstruction:
         """Add a batch.
 
         Args:
-            images: float [n, 3, h, w] in [-1, 1].
-            reconstructions: float [n, 3, h, w].
+            images: Float [n, 3, h, w] in [-1, 1].
+            reconstructions: Float [n, 3, h, w].
             codes: Codes of the images, int64 [n, g, g].
             embeddings: CLIP embeddings of the images, float [n, d].
             reconstructed_embeddings: CLIP embeddings of the reconstructions, float [n, d].

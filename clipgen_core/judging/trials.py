@@ -29,12 +29,12 @@ class Trial:
     """The images of one split's prompts, of every kind, in the order of the prompts.
 
     Args:
-        config: how many prompts are drawn, and how images are generated.
-        split: the name of the split.
-        prompts: all prompts of the split.
-        generator: the model that is judged.
-        champion: the model in use, if there is one.
-        images: the images table.
+        config: How many prompts are drawn, and how images are generated.
+        split: The name of the split.
+        prompts: All prompts of the split.
+        generator: The model that is judged.
+        champion: The model in use, if there is one.
+        images: The images table.
     """
 
     def __init__(
@@ -73,11 +73,14 @@ def trials(
     """One trial for each split of the prompts.
 
     Args:
-        config: of the evaluation.
-        prompts: of all splits.
-        generator: the model that is judged.
-        champion: the model in use, if there is one.
-        images: the images table.
+        config: Of the evaluation.
+        prompts: Of all splits.
+        generator: The model that is judged.
+        champion: The model in use, if there is one.
+        images: The images table.
+
+    Returns:
+        Trials, in the order in which the splits first occur.
     """
     by_split: dict[str, list[Prompt]] = {}
     for prompt in prompts:
@@ -90,8 +93,11 @@ def reconstruct(generator: TextToImage, images: list[Image.Image]) -> list[Image
     """Images through the VQGAN's codes and back.
 
     Args:
-        generator: whose VQGAN is meant.
+        generator: Whose VQGAN is meant.
         images: RGB, of the VQGAN's size.
+
+    Returns:
+        RGB images of the same size.
     """
     device = next(generator.vqgan.parameters()).device
     codes = [generator.vqgan.encode(part.to(device)) for part in to_tensor(images).split(ENCODED_AT_ONCE)]

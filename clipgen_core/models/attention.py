@@ -18,7 +18,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         causal: Whether a position attends only to itself and earlier positions; this needs s = t.
 
     Returns:
-        float [n, heads, s, w].
+        Float [n, heads, s, w].
     """
     if q.device.type != "cpu" or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)

@@ -110,7 +110,7 @@ class ClipEncoder:
         """The outputs of the image tower's blocks, with gradients.
 
         Args:
-            images: float [n, 3, h, w] in [-1, 1].
+            images: Float [n, 3, h, w] in [-1, 1].
             blocks: Number of blocks, counted from the input; all by default.
 
         Returns:

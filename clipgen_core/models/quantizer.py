@@ -25,7 +25,7 @@ class Quantizer(nn.Module):
         """Quantize features.
 
         Args:
-            features: float [n, d, h, w].
+            features: Float [n, d, h, w].
 
         Returns:
             The quantized features, float32 [n, d, h, w]; the codes, int64 [n, h, w]; and the commitment

@@ -207,7 +207,7 @@ class Block(nn.Module):
             layer: Index of the block in the cache.
 
         Returns:
-            float [n, s, width].
+            Float [n, s, width].
         """
         norm1, norm2 = self.norm1, self.norm2
         if self.modulation is not None and global_condition is not None:
@@ -240,7 +240,7 @@ class Attention(nn.Module):
             layer: Index of the block in the cache.
 
         Returns:
-            float [n, s, width].
+            Float [n, s, width].
         """
         n, s, _ = x.shape
         q, k, v = (t.view(n, s, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))

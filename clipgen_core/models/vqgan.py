@@ -29,7 +29,7 @@ class Vqgan(nn.Module):
         """Reconstruct images.
 
         Args:
-            images: float [n, 3, s, s] in [-1, 1].
+            images: Float [n, 3, s, s] in [-1, 1].
 
         Returns:
             The reconstructions, float [n, 3, s, s]; the codes, int64 [n, g, g]; and the commitment loss,

@@ -171,8 +171,11 @@ def imported(kind: str, file: Path) -> ImportedFile:
     """What is noted of the file that weights were imported from.
 
     Args:
-        kind: whose format it is.
-        file: the published file.
+        kind: Whose format it is.
+        file: The published file.
+
+    Returns:
+        The kind, the file's name and its SHA-256.
     """
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -183,9 +186,9 @@ def save(url: str, provenance: Provenance, weights: State) -> str:
     """Write imported weights as the checkpoint of step 0.
 
     Args:
-        url: the folder of the checkpoints.
-        provenance: what they were made from.
-        weights: under our names.
+        url: The folder of the checkpoints.
+        provenance: What they were made from.
+        weights: Under our names.
 
     Returns:
         The checkpoint's URL.

@@ -113,7 +113,7 @@ class Registry:
     """The versions of one model and who of them is champion.
 
     Args:
-        out: the root whose table of champions decides.
+        out: The root whose table of champions decides.
     """
 
     def __init__(self, client: Any, out: Storage, name: str = MODEL) -> None:
@@ -121,6 +121,19 @@ class Registry:
 
     @classmethod
     def at(cls, tracking_uri: str, out: Storage, name: str = MODEL) -> "Registry":
+        """The registry at an address.
+
+        Args:
+            tracking_uri: The address of MLflow.
+            out: The root whose table of champions decides.
+            name: The registered model.
+
+        Returns:
+            The registry.
+
+        Raises:
+            ClipgenError: MLflow does not answer.
+        """
         return cls(mlflow_client(tracking_uri), out, name)
 
     def history(self) -> list[Promotion]:
@@ -208,7 +221,7 @@ class Registry:
         """Make a judged version the champion; by default the candidate.
 
         Raises:
-            ClipgenError: it failed a check, was never judged, or not against today's champion.
+            ClipgenError: It failed a check, was never judged, or not against today's champion.
         """
         name = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
         registered = find_version(self.client, f"models:/{name}")

@@ -23,6 +23,16 @@ class ClipGenModel(PythonModel):
         model_input: list[str],
         params: dict[str, Any] | None = None,
     ) -> list[bytes]:
+        """Generate one image for each prompt.
+
+        Args:
+            context: MLflow's; not used.
+            model_input: Prompts.
+            params: Keyword arguments of `TextToImage.generate`.
+
+        Returns:
+            A PNG file for each prompt.
+        """
         from clipgen_core.data.pixels import png_bytes
 
         return [png_bytes(row[0]) for row in self.generator.generate(model_input, **(params or {}))]

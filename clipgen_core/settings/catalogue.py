@@ -40,8 +40,8 @@ def settings_of(config: Frozen, prefix: str = "") -> Iterator[Setting]:
     """All settings of a config, those of nested configs included, in the order of their declaration.
 
     Args:
-        config: a stage's config, or a whole recipe.
-        prefix: what every name starts with, such as `vqgan.`.
+        config: A stage's config, or a whole recipe.
+        prefix: What every name starts with, such as `vqgan.`.
 
     Yields:
         One record per setting that holds a value; configs that only group settings are not listed.
@@ -58,14 +58,14 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A copy of a config with other values for some of its settings, validated as a whole.
 
     Args:
-        config: the config that keeps all other values.
-        overrides: the new values by dotted name, such as `{"vqgan.train.steps": 10}`.
+        config: The config that keeps all other values.
+        overrides: The new values by dotted name, such as `{"vqgan.train.steps": 10}`.
 
     Returns:
         A config of the same class.
 
     Raises:
-        ClipgenError: there is no setting of that name, or its value is not allowed.
+        ClipgenError: There is no setting of that name, or its value is not allowed.
     """
     names = [setting.name for setting in settings_of(config)]
     values = config.model_dump()
@@ -91,7 +91,15 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """`: did you mean 'NAME'?` with the most similar of some names, or nothing if none is similar."""
+    """Suggest the most similar of some names.
+
+    Args:
+        name: What was given.
+        names: What exists.
+
+    Returns:
+        `: did you mean 'NAME'?`, or an empty string if nothing is similar.
+    """
     similar = difflib.get_close_matches(name, list(names), n=1)
     return f": did you mean {similar[0]!r}?" if similar else ""
 

@@ -41,7 +41,7 @@ class Config(Frozen):
         """The model configuration that open_clip expects.
 
         Args:
-            patch_dropout: share of the patches to leave out; 0 outside training.
+            patch_dropout: Share of the patches to leave out; 0 outside training.
         """
         return {
             "embed_dim": self.embed_dim,

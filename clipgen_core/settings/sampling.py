@@ -36,7 +36,7 @@ class SamplingConfig(Frozen):
         """These settings with others in their place; what is None stays.
 
         Raises:
-            ClipgenError: an unknown setting, or a value out of range.
+            ClipgenError: An unknown setting, or a value out of range.
         """
         values = self.model_dump() | {name: value for name, value in given.items() if value is not None}
         try:

@@ -64,13 +64,16 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     """Train on captioned images and save in open_clip's local-dir format.
 
     Args:
-        config: the dual encoder and its training.
-        captions: a CSV with the columns file and caption.
-        out: the root that gets the checkpoints and the CLIP.
-        tracker: gets parameters and metrics.
+        config: The dual encoder and its training.
+        captions: A CSV with the columns file and caption.
+        out: The root that gets the checkpoints and the CLIP.
+        tracker: Gets parameters and metrics.
+
+    Returns:
+        The CLIP and its training.
 
     Raises:
-        ClipgenError: the CSV or an image that it names cannot be used, or a loss is not finite.
+        ClipgenError: The CSV or an image that it names cannot be used, or a loss is not finite.
     """
     pairs = read_captions(captions)
     run_name = digest_of([config.model_dump(), sorted(pairs.items())])
@@ -110,10 +113,10 @@ def distinct_batches(
     No two images of a batch share a caption, so the duplicate of a caption is never a negative.
 
     Args:
-        captions: of each image.
-        size: images a batch; a batch may be smaller if captions repeat.
-        seed: of the training.
-        epoch: which one.
+        captions: Of each image.
+        size: Images a batch; a batch may be smaller if captions repeat.
+        seed: Of the training.
+        epoch: Which one.
 
     Returns:
         For each batch (row of the image, one of its captions).
@@ -146,8 +149,8 @@ def soft_targets(words: Tensor, soften: float) -> Tensor:
     """Soft targets of the contrastive loss (after SoftCLIP, arXiv:2303.17561).
 
     Args:
-        words: word vectors of the captions [n, WORDS].
-        soften: the share that goes to other texts of the batch, by the cosine of their word vectors.
+        words: Word vectors of the captions [n, WORDS].
+        soften: The share that goes to other texts of the batch, by the cosine of their word vectors.
 
     Returns:
         Probabilities [n, n], rows of sum 1; 1 - `soften` at each image's own text.
@@ -161,9 +164,9 @@ class ClipTask:
     """Contrastive training with open_clip's model classes and logits.
 
     Args:
-        config: of the stage.
-        captions: the CSV, which the files are relative to.
-        pairs: captions of each file.
+        config: Of the stage.
+        captions: The CSV, which the files are relative to.
+        pairs: Captions of each file.
     """
 
     def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
@@ -197,8 +200,11 @@ class ClipTask:
         """Random crops, tokens and word vectors.
 
         Args:
-            step: which batch; everything in it depends on it alone.
-            share: the part of the batch that this process computes.
+            step: Which batch; everything in it depends on it alone.
+            share: The part of the batch that this process computes.
+
+        Returns:
+            Images in [-1, 1], tokens and word vectors.
         """
         batches = self.epoch(step // self.per_epoch)
         return self._load(share.take(batches[step % self.per_epoch % len(batches)]), step)
@@ -229,8 +235,8 @@ class ClipTask:
         """The contrastive loss with soft targets.
 
         Args:
-            batch: images, tokens and word vectors.
-            progress: the share of training that is done.
+            batch: Images, tokens and word vectors.
+            progress: The share of training that is done.
 
         Yields:
             Name, loss and metrics.
@@ -268,9 +274,9 @@ def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
     """Write a model in open_clip's local-dir format.
 
     Args:
-        model: of open_clip's class.
-        config: its shape.
-        url: the folder to write.
+        model: Of open_clip's class.
+        config: Its shape.
+        url: The folder to write.
     """
     visual: Any = model.visual
     visual.image_mean, visual.image_std = MEAN, STD

@@ -42,10 +42,13 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
     """Look up the nearest other image of each image that has not been looked up yet.
 
     Args:
-        config: the threshold, block sizes, and where the work runs.
-        embeddings: the embeddings table.
-        out: the root that gets the table of near-duplicates.
-        tracker: gets the counts.
+        config: The threshold, block sizes, and where the work runs.
+        embeddings: The embeddings table.
+        out: The root that gets the table of near-duplicates.
+        tracker: Gets the counts.
+
+    Returns:
+        The table and its counts.
     """
     tracker.params({"config": config.model_dump()})
     source = EmbeddingTable(embeddings)
@@ -71,8 +74,8 @@ class Neighbours:
     """A worker that looks up the nearest other images of a batch.
 
     Args:
-        embeddings: the embeddings table.
-        version: of the table.
+        embeddings: The embeddings table.
+        version: Of the table.
     """
 
     schema = DUPLICATES
@@ -95,11 +98,11 @@ def preview(url: str, images: str, threshold: float, most: int = 12, size: int =
     """Pairs of near-duplicates, one image above the other.
 
     Args:
-        url: the table of near-duplicates.
-        images: the images table.
-        threshold: the lowest cosine.
-        most: how many pairs at the most.
-        size: of each image, in pixels a side.
+        url: The table of near-duplicates.
+        images: The images table.
+        threshold: The lowest cosine.
+        most: How many pairs at the most.
+        size: Of each image, in pixels a side.
 
     Returns:
         The grid; None if there are no near-duplicates.

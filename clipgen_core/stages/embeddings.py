@@ -51,15 +51,18 @@ def run(
     """Embed the images that have no embedding yet, committing block by block.
 
     Args:
-        config: batch and block sizes, and where the work runs.
-        images: the images table.
-        clip: the CLIP, as ClipEncoder takes it.
-        out: the root that gets the embeddings table.
-        tracker: gets the counts and the speed.
-        folder: one top-level folder; all if None.
+        config: Batch and block sizes, and where the work runs.
+        images: The images table.
+        clip: The CLIP, as ClipEncoder takes it.
+        out: The root that gets the embeddings table.
+        tracker: Gets the counts and the speed.
+        folder: One top-level folder; all if None.
+
+    Returns:
+        The table and its counts.
 
     Raises:
-        ClipgenError: the CLIP or the images table is not available.
+        ClipgenError: The CLIP or the images table is not available.
     """
     tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
@@ -91,8 +94,8 @@ class Embedder:
     """A worker that embeds batches of images.
 
     Args:
-        clip: the CLIP, as ClipEncoder takes it.
-        encoder: that CLIP where it is loaded already.
+        clip: The CLIP, as ClipEncoder takes it.
+        encoder: That CLIP where it is loaded already.
     """
 
     def __init__(self, clip: str, encoder: ClipEncoder | None = None) -> None:

@@ -75,16 +75,19 @@ def run(
     """Generate images for prompts, score them, and write the report.
 
     Args:
-        config: which prompts, how many images, and who judges.
-        transformer: the checkpoint of the transformer.
-        images: the images table.
-        prompts: a CSV, COCO captions, or a text file with one prompt a line.
-        out: the root that gets the report.
-        tracker: gets the figures and the grid.
-        champion: the generator in use, as `TextToImage.from_pretrained` takes it.
+        config: Which prompts, how many images, and who judges.
+        transformer: The checkpoint of the transformer.
+        images: The images table.
+        prompts: A CSV, COCO captions, or a text file with one prompt a line.
+        out: The root that gets the report.
+        tracker: Gets the figures and the grid.
+        champion: The generator in use, as `TextToImage.from_pretrained` takes it.
+
+    Returns:
+        The report, its figures and the verdicts of the checks.
 
     Raises:
-        ClipgenError: the prompts cannot be used, or a model is not available.
+        ClipgenError: The prompts cannot be used, or a model is not available.
     """
     tracker.params({"config": config.model_dump(), "prompts": prompts})
     all_prompts = read_prompts(prompts, config.pictures)

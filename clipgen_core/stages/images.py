@@ -64,14 +64,17 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     """Read the images that are new or have changed.
 
     Args:
-        config: which images are accepted, and how they are read.
-        source: a folder, local or an fsspec URL.
-        out: the root that gets the tables.
-        tracker: gets the counts.
-        folder: one top-level folder of the source; all if None.
+        config: Which images are accepted, and how they are read.
+        source: A folder, local or an fsspec URL.
+        out: The root that gets the tables.
+        tracker: Gets the counts.
+        folder: One top-level folder of the source; all if None.
+
+    Returns:
+        The table and its counts.
 
     Raises:
-        ClipgenError: the source is empty, holds no usable image, or no longer has the folder.
+        ClipgenError: The source is empty, holds no usable image, or no longer has the folder.
     """
     tracker.params({"config": config.model_dump()})
     opened = Source(source)
@@ -239,9 +242,12 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
     """Decode an item to see whether it can be used.
 
     Args:
-        config: which images are accepted.
-        file: the file it is in.
-        item: its bytes, or why they could not be read.
+        config: Which images are accepted.
+        file: The file it is in.
+        item: Its bytes, or why they could not be read.
+
+    Returns:
+        A row for the images table, or one for the rejects.
     """
     bad = {"uri": item.uri, "file": file.uri}
     if item.problem is not None:
@@ -270,9 +276,12 @@ def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:
     """A grid of images spread over the images table.
 
     Args:
-        table: the images table.
-        count: how many at the most.
-        size: of each, in pixels a side.
+        table: The images table.
+        count: How many at the most.
+        size: Of each, in pixels a side.
+
+    Returns:
+        The grid.
     """
     rows = open_table(table)
     chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)

@@ -69,15 +69,18 @@ def run(
     """Encode the images that have no codes yet, and publish shards of them all.
 
     Args:
-        config: views, block and part sizes, and where the work runs.
-        images: the images table.
-        embeddings: the embeddings table.
-        vqgan: the VQGAN's checkpoint.
-        out: the root that gets codes and shards.
-        tracker: gets the counts and the speed.
+        config: Views, block and part sizes, and where the work runs.
+        images: The images table.
+        embeddings: The embeddings table.
+        vqgan: The VQGAN's checkpoint.
+        out: The root that gets codes and shards.
+        tracker: Gets the counts and the speed.
+
+    Returns:
+        The shards and their manifest.
 
     Raises:
-        ClipgenError: an image has no embedding, or the VQGAN is not available.
+        ClipgenError: An image has no embedding, or the VQGAN is not available.
     """
     tracker.params({"config": config.model_dump()})
     model = load_vqgan(vqgan)
@@ -113,10 +116,10 @@ class Encoder:
     """A worker that encodes batches of images.
 
     Args:
-        vqgan: the VQGAN's checkpoint.
-        views: crops of each image that are encoded.
-        smallest_crop: of a random crop, as a share of the short side.
-        model: that VQGAN where it is loaded already.
+        vqgan: The VQGAN's checkpoint.
+        views: Crops of each image that are encoded.
+        smallest_crop: Of a random crop, as a share of the short side.
+        model: That VQGAN where it is loaded already.
     """
 
     def __init__(self, vqgan: str, views: int, smallest_crop: float, model: Vqgan | None = None) -> None:

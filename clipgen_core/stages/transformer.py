@@ -61,14 +61,17 @@ def run(
     """Train a transformer, or go on with the same training where it stopped.
 
     Args:
-        config: the model, its condition and the training.
-        tokens: the folder of the token shards.
-        out: the root that gets the checkpoints.
-        tracker: gets parameters, tags, metrics and images.
-        texts: a file with texts like the expected prompts, one a line; ImageNet's class names if None.
+        config: The model, its condition and the training.
+        tokens: The folder of the token shards.
+        out: The root that gets the checkpoints.
+        tracker: Gets parameters, tags, metrics and images.
+        texts: A file with texts like the expected prompts, one a line; ImageNet's class names if None.
+
+    Returns:
+        The checkpoint and its training.
 
     Raises:
-        ClipgenError: damaged shards, a missing VQGAN or CLIP, or a loss that is not finite.
+        ClipgenError: Damaged shards, a missing VQGAN or CLIP, or a loss that is not finite.
     """
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
@@ -125,9 +128,9 @@ class TransformerTask:
     """Cross-entropy on codes, with dropped conditions and corrupted input codes.
 
     Args:
-        config: of the stage.
-        shards: codes and embeddings.
-        texts: like the expected prompts.
+        config: Of the stage.
+        shards: Codes and embeddings.
+        texts: Like the expected prompts.
     """
 
     def __init__(self, config: Config, shards: TokenShards, texts: list[str]) -> None:
@@ -155,8 +158,11 @@ class TransformerTask:
         """The rows of a step; rows, corruption and noise do not depend on the number of shares.
 
         Args:
-            step: which batch.
-            share: the part of the batch that this process computes.
+            step: Which batch.
+            share: The part of the batch that this process computes.
+
+        Returns:
+            The rows.
         """
         config, size = self.config, self.config.train.batch_size
         numbers = self.shards.order.batch(step, size)
@@ -194,8 +200,8 @@ class TransformerTask:
         """The loss of the transformer; see the module's docstring.
 
         Args:
-            batch: rows of a step.
-            progress: the share of training that is done.
+            batch: Rows of a step.
+            progress: The share of training that is done.
 
         Yields:
             Name, loss and metrics.
@@ -238,8 +244,11 @@ def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
     """An untrained transformer for these token shards.
 
     Args:
-        config: its shape, and how it is conditioned.
-        manifest: of the shards; gives the grid, the codebook and the width of the embedding.
+        config: Its shape, and how it is conditioned.
+        manifest: Of the shards; gives the grid, the codebook and the width of the embedding.
+
+    Returns:
+        The transformer, on the default device of torch.
     """
     return Transformer(
         config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
@@ -251,8 +260,8 @@ def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarra
 
     Args:
         embeddings: float32 [n, d], rows of length 1.
-        k: how many.
-        chunk: rows that are compared with all others at once.
+        k: How many.
+        chunk: Rows that are compared with all others at once.
 
     Returns:
         Row numbers, int64 [n, k].

@@ -63,14 +63,17 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     """Train a VQGAN, or go on with the same training where it stopped.
 
     Args:
-        config: the model, the losses and the training.
-        images: the images table.
-        clip: the CLIP that measures perceptual distance, as ClipEncoder takes it.
-        out: the root that gets the checkpoints.
-        tracker: gets parameters, metrics and images.
+        config: The model, the losses and the training.
+        images: The images table.
+        clip: The CLIP that measures perceptual distance, as ClipEncoder takes it.
+        out: The root that gets the checkpoints.
+        tracker: Gets parameters, metrics and images.
+
+    Returns:
+        The checkpoint and its training.
 
     Raises:
-        ClipgenError: too few images, no such CLIP, or a loss that is not finite.
+        ClipgenError: Too few images, no such CLIP, or a loss that is not finite.
     """
     table = ImageTable(images)
     provenance = Provenance(config=config.model_dump(mode="json"), images_digest=table.digest, clip=clip)
@@ -93,9 +96,9 @@ class VqganTask:
     """The VQGAN and, from a share of training on, its discriminator.
 
     Args:
-        config: of the stage.
-        table: the images.
-        clip: measures perceptual distance.
+        config: Of the stage.
+        table: The images.
+        clip: Measures perceptual distance.
     """
 
     def __init__(self, config: Config, table: ImageTable, clip: ClipEncoder) -> None:
@@ -126,8 +129,11 @@ class VqganTask:
         """Random crops, float32 [n, 3, h, w] in [-1, 1].
 
         Args:
-            step: which batch; the crops depend on it alone.
-            share: the part of the batch that this process computes.
+            step: Which batch; the crops depend on it alone.
+            share: The part of the batch that this process computes.
+
+        Returns:
+            float32 [n, 3, h, w] in [-1, 1].
         """
         count = self.config.train.batch_size
         rows = self.table.train[share.take(self.order.batch(step, count))]
@@ -143,7 +149,7 @@ class VqganTask:
 
         Args:
             batch: float32 [n, 3, h, w] in [-1, 1].
-            progress: the share of training that is done.
+            progress: The share of training that is done.
 
         Yields:
             Name, loss and metrics.

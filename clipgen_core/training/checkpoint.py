@@ -67,7 +67,7 @@ class Checkpoint:
         """The codes that a transformer was trained on.
 
         Raises:
-            ClipgenError: this is not a transformer's checkpoint.
+            ClipgenError: This is not a transformer's checkpoint.
         """
         if self.provenance.tokens is None:
             raise ClipgenError(f"{self.url} is no transformer checkpoint: give the folder step-N of one")
@@ -77,11 +77,14 @@ class Checkpoint:
         """One part of the stage's configuration.
 
         Args:
-            part: its name, such as `model`.
-            kind: the settings class to read it as.
+            part: Its name, such as `model`.
+            kind: The settings class to read it as.
+
+        Returns:
+            The settings, checked.
 
         Raises:
-            ClipgenError: this version does not know a setting in it.
+            ClipgenError: This version does not know a setting in it.
         """
         try:
             return kind.model_validate(self.provenance.config.get(part))
@@ -148,8 +151,8 @@ class Checkpoints:
 
     Args:
         url: `{root}/checkpoints/{stage}/{run}`.
-        provenance: what all of them are made from.
-        keep: how many of the newest stay, beside the best.
+        provenance: What all of them are made from.
+        keep: How many of the newest stay, beside the best.
     """
 
     url: str

@@ -62,18 +62,18 @@ def fit(
     A training that is finished already, here or by other processes, is only read: no task is made for it.
 
     Args:
-        make_task: makes what is trained: models and data.
-        config: how long and how fast.
-        checkpoints: where they are saved, and found again.
-        tracker: gets metrics and images; of several processes, the first one's only.
-        label: what progress and messages call the training.
+        make_task: Makes what is trained: models and data.
+        config: How long and how fast.
+        checkpoints: Where they are saved, and found again.
+        tracker: Gets metrics and images; of several processes, the first one's only.
+        label: What progress and messages call the training.
 
     Returns:
         The finished training.
 
     Raises:
-        ClipgenError: a loss is not finite; earlier checkpoints are left as they were.
-        Interrupted: a stop was requested, by SIGTERM for one; a checkpoint was saved.
+        ClipgenError: A loss is not finite; earlier checkpoints are left as they were.
+        Interrupted: A stop was requested, by SIGTERM for one; a checkpoint was saved.
     """
     if distributed.rank() == 0:
         clear_drafts(checkpoints.url)
@@ -93,8 +93,11 @@ def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
     """What a finished training left in its checkpoints.
 
     Args:
-        checkpoints: of the training; at least one is there.
-        config: tells whether the best or the last one is to be used.
+        checkpoints: Of the training; at least one is there.
+        config: Tells whether the best or the last one is to be used.
+
+    Returns:
+        The finished training.
     """
     newest = checkpoints.latest()
     if newest is None:
@@ -239,7 +242,15 @@ def _spread(task: Task, config: TrainConfig) -> None:
 
 @contextmanager
 def averaged_weights(model: nn.Module, average: ExponentialAverage | None) -> Iterator[None]:
-    """The model with its averaged weights, for the length of a `with`."""
+    """Give a model its averaged weights for the length of a `with`.
+
+    Args:
+        model: The model.
+        average: Its averaged weights; the model keeps its own if None.
+
+    Yields:
+        Nothing.
+    """
     if average is None:
         yield
         return

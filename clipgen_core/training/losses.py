@@ -32,8 +32,8 @@ class ClipFeatureDistance(nn.Module):
         """Compute the distance.
 
         Args:
-            images: float [n, 3, h, w] in [-1, 1], with gradients.
-            targets: float [n, 3, h, w] in [-1, 1], without gradients.
+            images: Float [n, 3, h, w] in [-1, 1], with gradients.
+            targets: Float [n, 3, h, w] in [-1, 1], without gradients.
 
         Returns:
             The mean over the batch, a scalar.
@@ -79,8 +79,8 @@ class Lpips(nn.Module):
         """Compute the distance.
 
         Args:
-            images: float [n, 3, h, w] in [-1, 1].
-            targets: float [n, 3, h, w] in [-1, 1].
+            images: Float [n, 3, h, w] in [-1, 1].
+            targets: Float [n, 3, h, w] in [-1, 1].
 
         Returns:
             The mean over the batch, a scalar.
@@ -163,7 +163,7 @@ def code_cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
     """-mean log p(code | codes before it, embedding).
 
     Args:
-        logits: float [n, t, k].
+        logits: Float [n, t, k].
         codes: int64 [n, t].
 
     Returns:
@@ -179,7 +179,7 @@ def embedding_reconstruction(logits: Tensor, embedding: Tensor, vqgan: Vqgan, cl
     this choice to the probabilities (straight-through estimator).
 
     Args:
-        logits: float [n, t, k].
+        logits: Float [n, t, k].
         embedding: The embeddings e of the training images, float [n, d], of length 1.
         vqgan: The frozen VQGAN that decodes the codes.
         clip: The frozen CLIP that embeds the images.

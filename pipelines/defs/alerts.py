@@ -27,6 +27,12 @@ def failures_to_webhook(context: dg.RunFailureSensorContext) -> dg.SkipReason | 
 
 @retry(stop=stop_after_attempt(3), wait=wait_exponential_jitter(max=5), reraise=True)
 def post(url: str, body: dict[str, str]) -> None:
+    """Post JSON; a call that fails is retried twice.
+
+    Args:
+        url: The webhook.
+        body: The JSON to send.
+    """
     header = {"Content-Type": "application/json"}
     request = urllib.request.Request(url, json.dumps(body).encode(), header)
     urllib.request.urlopen(request, timeout=SECONDS).close()
