@@ -58,7 +58,7 @@ def run(name: str, layers: int, batch: int) -> list[Row]:
         return transformer.sampling(layers)
     if name == "vqgan":
         return vqgan.vqgan(batch=2)
-    return loader.loader(transformer.pictures_per_second(layers, batch))
+    return loader.loader(transformer.images_per_second(layers, batch))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ ROWS_PER_PART = 4096  # the default of token_shards
 WINDOW_BATCHES = 4 * ROWS_PER_PART // BATCH  # every round reads, checks and shuffles four new parts
 
 
-def loader(trainer_pictures_per_second: float) -> list[Row]:
+def loader(trainer_images_per_second: float) -> list[Row]:
     """Speed against the trainer's appetite; peak memory with 10 thousand and a million rows."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = {rows: write_shards(Path(scratch) / str(rows), rows) for rows in (10_000, 1_000_000)}
@@ -37,10 +37,10 @@ def loader(trainer_pictures_per_second: float) -> list[Row]:
         Row(
             "loader",
             "images/s, loader / trainer",
-            speed / trainer_pictures_per_second,
+            speed / trainer_images_per_second,
             "x",
             ">= 20",
-            f"{speed:.0f} against {trainer_pictures_per_second:.1f} images/s",
+            f"{speed:.0f} against {trainer_images_per_second:.1f} images/s",
         ),
         Row(
             "loader",

@@ -41,7 +41,7 @@ def training(layers: int, batch: int) -> list[Row]:
     return [Row("training", "share of the matmul peak", reached, "", ">= 0.65", detail)]
 
 
-def pictures_per_second(layers: int, batch: int) -> float:
+def images_per_second(layers: int, batch: int) -> float:
     """How fast the trainer eats."""
     _, step = _our_step(layers, batch)
     return batch / statistics.median(in_turn(step, rounds=3)[0])

@@ -33,10 +33,10 @@ class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Storage(self.root)
 
 
-class PicturesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
-    """Which pictures are taken, and which CLIP embeds them."""
+class ImagesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Which images are taken, and which CLIP embeds them."""
 
-    source: str = Field(default="", description="A folder of pictures: local, or an fsspec URL (s3://…).")
+    source: str = Field(default="", description="A folder of images: local, or an fsspec URL (s3://…).")
     clip: str = Field(
         default=TRAINED,
         description="hub:MODEL/PRETRAINED, local-dir:FOLDER, or `trained`: what clip_checkpoint made.",
@@ -49,7 +49,7 @@ class PicturesResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             dg.Failure: none is set.
         """
         if not self.source:
-            raise dg.Failure("no pictures are named: set resources.pictures.config.source, or CLIPGEN_SOURCE")
+            raise dg.Failure("no images are given: set resources.images.config.source, or CLIPGEN_SOURCE")
         return self.source
 
 

@@ -157,7 +157,7 @@ def _require_folder(output: Path) -> None:
 def _write_sheet(rows: list[list[Any]], output: Path, parameters: dict[str, Any]) -> None:
     """Write one row of images a request, as a PNG file that says how it was generated."""
     from clipgen_core.data.pixels import grid, png_bytes, with_parameters
-    from clipgen_core.storage import write_bytes
+    from clipgen_core.filesystem import write_bytes
 
     sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
     write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))

@@ -126,7 +126,7 @@ def fill(
         return 0, 0.0
     blocks = filling.missing(folder)
     done = _on_ray(filling, make_worker, blocks, compute) if compute.where == "ray" else None
-    with track(label, total, "pictures") as meter:
+    with track(label, total, "images") as meter:
         for count in done or _in_process(filling, make_worker, blocks):
             meter.advance(count)
         return meter.done, meter.rate

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError
 
 
@@ -40,7 +40,7 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     folder = images or (url.rpartition("/")[0] or "." if url.endswith(".csv") else None)
     read = {"csv": _csv_prompts, "json": _coco_prompts}.get(url.rpartition(".")[2].lower(), _plain_prompts)
     prompts = [
-        Prompt(text, split, storage.inside(folder, file) if file and folder else None)
+        Prompt(text, split, filesystem.inside(folder, file) if file and folder else None)
         for text, split, file in read(url)
         if text.strip()
     ]
@@ -114,6 +114,6 @@ def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[dict[st
 
 
 def _read(url: str, what: str) -> str:
-    if not storage.exists(url):
+    if not filesystem.exists(url):
         raise ClipgenError(f"{what} file {url} does not exist: check the path")
-    return storage.read_bytes(url).decode("utf-8")
+    return filesystem.read_bytes(url).decode("utf-8")

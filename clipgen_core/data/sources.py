@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.storage import retried, stamp, url_to_fs
+from clipgen_core.filesystem import retried, stamp, url_to_fs
 
 IN_TAR = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)  # others are labels
 IN_PARQUET = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
-from clipgen_core.storage import retried
+from clipgen_core.filesystem import retried
 
 R = TypeVar("R")
 CONFLICT_RETRIES = 100

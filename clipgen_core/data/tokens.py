@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.data.order import ShuffledOrder
 from clipgen_core.data.tables import vectors
 from clipgen_core.errors import ClipgenError, first_line
@@ -47,7 +47,7 @@ def publish(draft: Path, manifest: TokenManifest, url: str) -> None:
         url: The folder to publish.
     """
     (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2))
-    storage.publish_folder(draft, url, MANIFEST)
+    filesystem.publish_folder(draft, url, MANIFEST)
 
 
 def read_manifest(url: str) -> TokenManifest:
@@ -57,10 +57,10 @@ def read_manifest(url: str) -> TokenManifest:
         ClipgenError: It does not exist or is damaged.
     """
     path = f"{url}/{MANIFEST}"
-    if not storage.exists(path):
+    if not filesystem.exists(path):
         raise ClipgenError(f"there are no token shards at {url}: materialise token_shards first")
     try:
-        return TokenManifest.model_validate_json(storage.read_bytes(path))
+        return TokenManifest.model_validate_json(filesystem.read_bytes(path))
     except ValidationError as error:
         raise ClipgenError(
             f"{path} is damaged ({first_line(error)}): materialise token_shards again"
@@ -148,7 +148,7 @@ class TokenShards:
 
     def _read(self, part: Part) -> Rows:
         path = f"{self.url}/{part.file}"
-        data = storage.read_bytes(path) if storage.exists(path) else b""
+        data = filesystem.read_bytes(path) if filesystem.exists(path) else b""
         if _sha256(data) != part.sha256:
             raise ClipgenError(
                 f"{path} is not the file that its manifest names: materialise token_shards again"

@@ -10,8 +10,9 @@ import lance
 
 from clipgen_core.data.tables import find_table, open_table, partitions, persistently
 from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import list_folder
 from clipgen_core.settings.embeddings import INDEX_FROM
-from clipgen_core.storage import Storage, list_folder
+from clipgen_core.storage import Storage
 
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # statistics in a few bytes
 

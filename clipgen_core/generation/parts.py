@@ -9,7 +9,7 @@ from pathlib import Path
 import lance
 from pydantic import ValidationError
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL
@@ -42,10 +42,10 @@ def copy_parts(parts: Parts, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     clip = parts.clip
     if clip.startswith(LOCAL):
-        shutil.copytree(storage.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
+        shutil.copytree(filesystem.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
         clip = f"{LOCAL}clip"
     for name in ("vqgan", "transformer"):
-        checkpoint = storage.local_copy(getattr(parts, name))
+        checkpoint = filesystem.local_copy(getattr(parts, name))
         shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
     if parts.embeddings:
         rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
@@ -67,11 +67,11 @@ def read_parts(source: str) -> Parts:
     Raises:
         ClipgenError: It is neither, or damaged.
     """
-    if not storage.exists(source):
+    if not filesystem.exists(source):
         raise ClipgenError(f"there is no model at {source}: check the path or train one")
-    if storage.exists(f"{source}/{FILE}"):
+    if filesystem.exists(f"{source}/{FILE}"):
         try:
-            parts = Parts.model_validate_json(storage.read_bytes(f"{source}/{FILE}"))
+            parts = Parts.model_validate_json(filesystem.read_bytes(f"{source}/{FILE}"))
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
         return _absolute(parts, source)

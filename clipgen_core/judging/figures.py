@@ -111,7 +111,7 @@ def training_metrics(states: Mapping[str, TrainingState]) -> dict[str, float]:
             last |= row
         metrics |= {f"{stage}/{name}": last[name] for name in OF_TRAINING if name in last}
         metrics[f"{stage}/steps"] = state.step
-        metrics[f"{stage}/pictures_per_second"] = state.images_per_second
+        metrics[f"{stage}/images_per_second"] = state.images_per_second
     return metrics
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.data.images import images_by_id
 from clipgen_core.data.pixels import decode, fit_square, to_tensor
 from clipgen_core.data.prompts import Prompt
@@ -126,7 +126,7 @@ def _generate(generator: TextToImage, texts: list[str], config: Config, label: s
 def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> Image.Image:
     """The prompt's own image; the stored image nearest to it if it names none."""
     if prompt.file:
-        image = decode(storage.read_bytes(prompt.file)).image
+        image = decode(filesystem.read_bytes(prompt.file)).image
     else:
         nearest = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
         (image,) = images_by_id(open_table(images), [nearest]).values()

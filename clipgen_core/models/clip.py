@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from clipgen_core.device import default_device, fast_dtype
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
-from clipgen_core.storage import local_copy
+from clipgen_core.filesystem import local_copy
 
 HUB, LOCAL = "hub:", "local-dir:"
 BATCH = 256

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.filesystem import write_bytes
 from clipgen_core.generation.parts import FILE, Parts
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.shapes import TRANSFORMERS
@@ -19,7 +20,7 @@ from clipgen_core.models.transformer import Transformer
 from clipgen_core.published.vqgan import Kind, State, Weights, convert_vqgan, pair
 from clipgen_core.settings.models import GapConfig, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.storage import Storage, write_bytes
+from clipgen_core.storage import Storage
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 from clipgen_core.training.provenance import ImportedCodes, ImportedFile, Provenance, TrainingState
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.data.tables import find_table
 from clipgen_core.generation.parts import Parts
 from clipgen_core.schema import digest_of
@@ -48,12 +48,12 @@ class Step(NamedTuple):
 def way_back(tags: Mapping[str, str]) -> list[Step]:
     """The inputs from the transformer back to the images, by the tags of a registered version."""
     steps = [
-        Step(name, tags.get(name, ""), tags.get(f"{name}_digest", ""), storage.exists(tags.get(name, "")))
+        Step(name, tags.get(name, ""), tags.get(f"{name}_digest", ""), filesystem.exists(tags.get(name, "")))
         for name in ("transformer", "vqgan")
     ]
     clip = tags.get("clip", "")
     local = clip.removeprefix("local-dir:")
-    steps.append(Step("clip", clip, tags.get("clip_key", ""), local == clip or storage.exists(local)))
+    steps.append(Step("clip", clip, tags.get("clip_key", ""), local == clip or filesystem.exists(local)))
     for name in ("embeddings", "images"):
         url, version = tags.get(name, ""), tags.get(f"{name}_version", "")
         there = bool(url) and version.isdigit() and find_table(url, int(version)) is not None

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
-from clipgen_core import storage
+from clipgen_core import filesystem, storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
 from clipgen_core.data.prompts import read_captions
@@ -222,7 +222,7 @@ class ClipTask:
     def _image(self, i: int) -> Image.Image:
         file = self.files[i]
         try:
-            image = decode(storage.read_bytes(storage.inside(self.folder, file))).image
+            image = decode(filesystem.read_bytes(filesystem.inside(self.folder, file))).image
         except (OSError, Rejected) as error:
             raise ClipgenError(
                 f"the captions file names {file}, which cannot be used ({first_line(error)}): "
@@ -286,4 +286,4 @@ def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
         save_config_for_hf(model, draft / "open_clip_config.json", config.open_clip_config())
         weights = {k: v.contiguous().cpu() for k, v in model.state_dict().items()}
         save_file(weights, draft / "open_clip_model.safetensors")
-        storage.publish_folder(draft, url, marker="open_clip_config.json")
+        filesystem.publish_folder(draft, url, marker="open_clip_config.json")

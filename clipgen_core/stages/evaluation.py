@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipgen_core import storage
+from clipgen_core import filesystem, storage
 from clipgen_core.data.pixels import decode, fit_square, png_bytes
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.tables import open_table
@@ -131,14 +131,14 @@ def _judge_name(config: Config, clip: ClipEncoder) -> str:
 
 
 def _publish(folder: str, report: Report, grid: Image.Image, prompts: str) -> None:
-    with storage.draft_folder(folder) as scratch:
+    with filesystem.draft_folder(folder) as scratch:
         draft = Path(scratch) / "report"
         draft.mkdir()
         (draft / "report.html").write_text(render(report), encoding="utf-8")
         (draft / "metrics.json").write_text(json.dumps(report.metrics, indent=2))
         (draft / "prompts.json").write_text(prompts)
         (draft / "grid.png").write_bytes(png_bytes(grid))
-        storage.publish_folder(draft, folder, "metrics.json")
+        filesystem.publish_folder(draft, folder, "metrics.json")
 
 
 def _samples(config: Config, generator: TextToImage, images: str, prompts: Sequence[Prompt]) -> list[Sample]:

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipgen_core import storage
+from clipgen_core import filesystem, storage
 from clipgen_core.data import tokens
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.embeddings import EmbeddingTable
@@ -200,10 +200,10 @@ class _Shards:
         fingerprint = digest_of([inputs.model_dump(), self.config.rows_per_part])
         url = out.tokens(inputs.vqgan_digest, inputs.clip_key, fingerprint)
         tag(inputs.embeddings, inputs.embeddings_version, f"tokens-{fingerprint}")
-        if storage.exists(f"{url}/{tokens.MANIFEST}"):
+        if filesystem.exists(f"{url}/{tokens.MANIFEST}"):
             return tokens.read_manifest(url), url
         self.counts = torch.zeros(inputs.codebook_size, dtype=torch.long)
-        with storage.draft_folder(url) as scratch:
+        with filesystem.draft_folder(url) as scratch:
             draft = Path(scratch) / "tokens"
             draft.mkdir()
             held = held_out(self.keys)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.training.provenance import ImportedCodes, Provenance, TrainingState
@@ -52,7 +52,7 @@ class Checkpoint:
     @cached_property
     def folder(self) -> Path:
         """A local folder with its files."""
-        return storage.local_copy(self.url)
+        return filesystem.local_copy(self.url)
 
     @cached_property
     def provenance(self) -> Provenance:
@@ -170,20 +170,20 @@ class Checkpoints:
             Its URL.
         """
         target = self.at(saved.state.step)
-        with storage.draft_folder(target) as scratch:
+        with filesystem.draft_folder(target) as scratch:
             draft = Path(scratch) / "checkpoint"
             _write(draft, saved, self.provenance)
-            storage.publish_folder(draft, target, MARKER)
+            filesystem.publish_folder(draft, target, MARKER)
         best = saved.state.best
         for old in self.finished()[: -self.keep]:
             if best is None or old != f"step-{best:08d}":
-                storage.remove_folder(f"{self.url}/{old}", MARKER)
+                filesystem.remove_folder(f"{self.url}/{old}", MARKER)
         return target
 
     def finished(self) -> list[str]:
         """The names of the whole checkpoints, oldest first; folders without their marker are ignored."""
-        names = [n for n in storage.list_folder(self.url) if n.startswith("step-")]
-        return [n for n in names if storage.exists(f"{self.url}/{n}/{MARKER}")]
+        names = [n for n in filesystem.list_folder(self.url) if n.startswith("step-")]
+        return [n for n in names if filesystem.exists(f"{self.url}/{n}/{MARKER}")]
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint."""

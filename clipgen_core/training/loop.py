@@ -21,9 +21,9 @@ from torch import nn
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import clear_drafts
 from clipgen_core.progress import Meter, track
 from clipgen_core.settings.training import TrainConfig
-from clipgen_core.storage import clear_drafts
 from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Saved

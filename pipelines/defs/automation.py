@@ -1,6 +1,6 @@
 """What runs by itself: new and changed folders as they come, stale ones every night.
 
-Both start switched off; CLIPGEN_SOURCE names the source (or the resource `pictures` does).
+Both start switched off; CLIPGEN_SOURCE names the source (or the resource `images` does).
 Knows folders, partitions and when they were materialised; knows nothing of what a run does with an image.
 """
 
@@ -12,13 +12,13 @@ import dagster as dg
 
 from pipelines.defs.jobs import new_pictures
 from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale, usable
-from pipelines.resources import PicturesResource
+from pipelines.resources import ImagesResource
 
 AT_ONCE = 50  # runs requested by one tick; the next tick requests the rest
 
 
 @dg.sensor(job=new_pictures, minimum_interval_seconds=60)
-def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource) -> dg.SensorResult:
+def new_folders(context: dg.SensorEvaluationContext, images: ImagesResource) -> dg.SensorResult:
     """Request a run for each top-level folder that is new or whose files have changed.
 
     The cursor keeps each folder's listing, and the times of its directories where the store has them: a
@@ -27,7 +27,7 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
     """
     from clipgen_core.data.sources import Source, unchanged
 
-    source = Source(pictures.require_source())
+    source = Source(images.require_source())
     known = json.loads(context.cursor or "{}")
     here = [folder for folder in source.folders() if usable(folder)]
     requests: list[dg.RunRequest] = []
@@ -57,12 +57,12 @@ def new_folders(context: dg.SensorEvaluationContext, pictures: PicturesResource)
 
 @dg.schedule(job=new_pictures, cron_schedule=os.environ.get("CLIPGEN_NIGHTLY") or "0 3 * * *")
 def nightly_embeddings(
-    context: dg.ScheduleEvaluationContext, pictures: PicturesResource
+    context: dg.ScheduleEvaluationContext, images: ImagesResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
     """Every folder that was taken in before and has changed since, or was not embedded since."""
     from clipgen_core.data.sources import Source
 
-    source = Source(pictures.require_source())
+    source = Source(images.require_source())
     here, asked = set(source.folders()), 0
     for key in sorted(set(context.instance.get_dynamic_partitions(NAME)) - {ALL}):
         folder = folder_of(key)

@@ -9,7 +9,7 @@ from pipelines import report
 from pipelines.cluster import node
 from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, folder_of, record_all
-from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
+from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
 
@@ -32,7 +32,7 @@ def clip_embeddings(
     context: dg.AssetExecutionContext,
     config: ClipEmbeddingsConfig,
     storage: StorageResource,
-    pictures: PicturesResource,
+    images: ImagesResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
@@ -42,13 +42,13 @@ def clip_embeddings(
     from clipgen_core.stages import embeddings
 
     out, folder = storage.open(), folder_of(context.partition_key)
-    clip = upstream(context, out, "clip").path if pictures.clip == TRAINED else pictures.clip
+    clip = upstream(context, out, "clip").path if images.clip == TRAINED else images.clip
     stage = recipe.override(config.overrides()).embeddings
     images_digest = digest_of_keys(scan_keys(open_table(out.images)))
     with mlflow.run(context, {"images": images_digest, "clip": clip}) as tracker:
         result = embeddings.run(stage, images=out.images, clip=clip, out=out, tracker=tracker, folder=folder)
     record_all(context)
-    rows, images = (count(open_table(url), folder) for url in (result.table, out.images))
+    rows, stored = (count(open_table(url), folder) for url in (result.table, out.images))
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.table, result.digest),
@@ -62,5 +62,5 @@ def clip_embeddings(
             "images_per_second": round(result.images_per_second, 2),
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=[report.check("one_row_per_image", rows >= images, rows=rows, images=images)],
+        check_results=[report.check("one_row_per_image", rows >= stored, rows=rows, images=stored)],
     )

@@ -68,9 +68,10 @@ def evaluation_report(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """A report with images and scores beside the champion's; the generator becomes clip-gen@candidate."""
+    from clipgen_core.filesystem import local_copy
     from clipgen_core.registry.champions import CONDITIONING
     from clipgen_core.stages import evaluation
-    from clipgen_core.storage import Storage, local_copy
+    from clipgen_core.storage import Storage
 
     out = storage.open()
     transformer = upstream(context, out, "transformer")

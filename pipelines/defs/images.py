@@ -9,7 +9,7 @@ from pydantic import Field
 from pipelines import report
 from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
-from pipelines.resources import MlflowResource, PicturesResource, RecipeResource, StorageResource
+from pipelines.resources import ImagesResource, MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
 
 
@@ -33,17 +33,17 @@ def raw_images(
     context: dg.AssetExecutionContext,
     config: RawImagesConfig,
     storage: StorageResource,
-    pictures: PicturesResource,
+    images: ImagesResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Every distinct image of the source, one row each; rejects are listed with their reason."""
-    from clipgen_core.stages import images
+    from clipgen_core.stages import images as ingest
 
-    out, source, folder = storage.open(), pictures.require_source(), folder_of(context.partition_key)
+    out, source, folder = storage.open(), images.require_source(), folder_of(context.partition_key)
     stage = recipe.override(config.overrides()).images
     with mlflow.run(context, {"source": source}) as tracker:
-        result = images.run(stage, source=source, out=out, tracker=tracker, folder=folder)
+        result = ingest.run(stage, source=source, out=out, tracker=tracker, folder=folder)
     record_folders(context, result.listings)
     listings = {key_of(folder): listing for folder, listing in result.listings.items()}
     share = result.reject_share
@@ -57,7 +57,7 @@ def raw_images(
             "rejects": result.rejects,
             "vanished_folders": list(result.vanished),
             LISTING: listings.get(context.partition_key, result.digest),
-            "preview": report.picture(images.preview(result.table)),
+            "preview": report.picture(ingest.preview(result.table)),
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[report.check("reject_share", share <= config.max_reject_share, share=share)],

@@ -9,7 +9,7 @@ import dagster as dg
 
 from clipgen_core.storage import DEFAULT_ROOT
 from pipelines.cluster import executor
-from pipelines.resources import TRAINED, MlflowResource, PicturesResource, RecipeResource, StorageResource
+from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
 
 
 @dg.definitions
@@ -19,7 +19,7 @@ def resources() -> dg.Definitions:
         executor=executor(),
         resources={
             "storage": StorageResource(root=root),
-            "pictures": PicturesResource(
+            "images": ImagesResource(
                 source=os.environ.get("CLIPGEN_SOURCE", ""), clip=os.environ.get("CLIPGEN_CLIP") or TRAINED
             ),
             "recipe": RecipeResource(name=os.environ.get("CLIPGEN_RECIPE") or "demo"),

@@ -10,9 +10,10 @@ import pytest
 import s3fs
 
 from clipgen_core.data.tables import column, open_table, vectors
+from clipgen_core.filesystem import exists
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import embeddings, evaluation, images, tokens, transformer, vqgan
-from clipgen_core.storage import Storage, exists
+from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.conftest import tiny_transformer_config, tiny_vqgan_config
 from tests.integration.faults import FaultyProxy

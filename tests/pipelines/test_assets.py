@@ -62,7 +62,7 @@ def config(
     return {
         "resources": {
             "storage": {"config": {"root": str(root / "root")}},
-            "pictures": {"config": {"source": str(source or pictures / "pictures"), "clip": clip}},
+            "images": {"config": {"source": str(source or pictures / "pictures"), "clip": clip}},
             "recipe": {"config": {"name": "tiny"}},
             "mlflow": {"config": {"local_folder": str(root / "mlflow")}},
         },

@@ -15,7 +15,7 @@ from pipelines.conditions import TRAINED_ON, Grown, when_updated
 from pipelines.definitions import defs
 from pipelines.defs.automation import new_folders, nightly_embeddings
 from pipelines.partitions import ALL, NAME
-from pipelines.resources import PicturesResource
+from pipelines.resources import ImagesResource
 from tests.conftest import draw
 from tests.pipelines.test_assets import TINY, execute
 
@@ -41,14 +41,14 @@ class World:
         return {
             "resources": {
                 "storage": {"config": {"root": str(self.root)}},
-                "pictures": {"config": pictures},
+                "images": {"config": pictures},
                 "recipe": {"config": {"name": "tiny"}},
                 "mlflow": {"config": {"local_folder": str(self.root.parent / "mlflow")}},
             }
         }
 
     def resources(self) -> dict[str, Any]:
-        return {"pictures": PicturesResource(source=str(self.source), clip=self.clip)}
+        return {"images": ImagesResource(source=str(self.source), clip=self.clip)}
 
     def tick(self) -> list[str]:
         """The sensor once; its requests are run."""
@@ -134,9 +134,7 @@ SELECTED = [dg.AssetKey("raw_images"), dg.AssetKey("clip_embeddings")]
 
 def test_without_a_source_the_sensor_says_how_to_name_one() -> None:
     with (
-        dg.build_sensor_context(
-            resources={"pictures": PicturesResource()}, sensor_name="new_folders"
-        ) as context,
+        dg.build_sensor_context(resources={"images": ImagesResource()}, sensor_name="new_folders") as context,
         pytest.raises(dg.Failure, match="CLIPGEN_SOURCE"),
     ):
         new_folders(context)

@@ -77,7 +77,7 @@ def test_a_run_by_the_ray_executor_starts_each_step_where_its_tags_say(
     run_config = {
         "resources": {
             "storage": {"config": {"root": str(tmp_path / "root")}},
-            "pictures": {"config": {"source": str(pictures / "pictures"), "clip": clip_reference}},
+            "images": {"config": {"source": str(pictures / "pictures"), "clip": clip_reference}},
             "recipe": {"config": {"name": "quick"}},
             "mlflow": {"config": {"local_folder": str(tmp_path / "mlflow")}},
         }

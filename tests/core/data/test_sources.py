@@ -107,7 +107,7 @@ def test_an_outage_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(source.filesystem, "cat_file", cut)
     assert source.read(file).data == PNG["red"] and len(asked) == 3
-    monkeypatch.setattr("clipgen_core.storage.ATTEMPTS", 2)
+    monkeypatch.setattr("clipgen_core.filesystem.ATTEMPTS", 2)
     asked.extend("xx")
     with pytest.raises(
         ClipgenError, match=r"one.png could not be read \(got 10 of .* run raw_images again when"

@@ -61,7 +61,7 @@ def test_the_report_is_one_page_with_everything_inside(
     assert len(records) == 6 and mean == pytest.approx(metrics["train/generated/clip_score"])
     assert metrics["train/prompts"] == 6
     assert 0 < metrics["vqgan/codebook_usage"] <= 1
-    assert metrics["transformer/pictures_per_second"] > 0
+    assert metrics["transformer/images_per_second"] > 0
     assert result.grid.height > 96 and result.grid.width > 2 * 96
 
 

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import list_folder
 from clipgen_core.stages import clip, transformer, vqgan
-from clipgen_core.storage import Storage, list_folder
+from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints

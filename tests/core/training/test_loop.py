@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipgen_core import storage
+from clipgen_core import filesystem
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
@@ -159,7 +159,7 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)
         worker.join()
-        for name in storage.list_folder(str(tmp_path / "killed")):
+        for name in filesystem.list_folder(str(tmp_path / "killed")):
             if name.startswith("step-"):
                 Checkpoint(str(tmp_path / "killed" / name)).weights()
     killed = train(tmp_path / "killed", LineTask(), config(40, checkpoint_every=2))

@@ -1,0 +1,253 @@
+"""Files and folders on any fsspec filesystem: atomic writes, folders that appear whole, local copies.
+
+Knows no artefact and no root.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from fsspec import core
+from fsspec.implementations.local import LocalFileSystem
+from platformdirs import user_cache_path
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
+from clipgen_core.schema import digest_of
+
+DRAFT = ".draft-"
+ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
+UNUSED = 24 * 3600  # seconds after which an unused local copy is removed
+NOT_RETRIED = (  # answers of a store, not faults of the way there
+    ClipgenError,
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    NotADirectoryError,
+    IsADirectoryError,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def url_to_fs(url: str) -> tuple[Any, str]:
+    """fsspec's filesystem for a URL, and the path on it.
+
+    Raises:
+        ClipgenError: The package for such URLs is not installed.
+    """
+    with needed_for(url):
+        filesystem, path = core.url_to_fs(url)
+    return filesystem, path
+
+
+def is_local(url: str) -> bool:
+    return isinstance(url_to_fs(url)[0], LocalFileSystem)
+
+
+def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Call a store that may reset, throttle or cut short; a fault is retried with growing pauses.
+
+    Args:
+        call: What to call.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        What the call returns.
+
+    Raises:
+        Exception: That of the last attempt, or at once one of NOT_RETRIED.
+    """
+    attempts = Retrying(
+        stop=stop_after_attempt(ATTEMPTS),
+        wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.2),
+        retry=retry_if_not_exception_type(NOT_RETRIED),
+        reraise=True,
+    )
+    return attempts(call, *args, **kwargs)
+
+
+def exists(url: str) -> bool:
+    filesystem, path = url_to_fs(url)
+    return bool(retried(filesystem.exists, path))
+
+
+def read_bytes(url: str) -> bytes:
+    """A file's content; from a remote store, a body that was cut short is read again."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return Path(path).read_bytes()
+
+    def whole() -> bytes:
+        data: bytes = filesystem.cat_file(path)
+        if len(data) != filesystem.info(path)["size"]:
+            raise OSError(f"{url} came cut short")
+        return data
+
+    return retried(whole)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file so that its name never stands for half of its content.
+
+    Args:
+        url: A local path or an fsspec URL.
+        data: The content.
+    """
+    filesystem, path = url_to_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        retried(filesystem.pipe_file, path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    with draft.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+
+
+def publish_folder(draft: Path, url: str, marker: str) -> None:
+    """Move a finished local folder to its final name.
+
+    Locally this is one rename; to an object store the files go first and the marker last, so that a reader
+    that looks for the marker never sees a part of the folder.
+
+    Args:
+        draft: The folder, under a name of its own.
+        url: Its final name.
+        marker: The file in it that says that the folder is whole.
+    """
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        retired = target.with_name(f"{DRAFT}{uuid.uuid4().hex}")
+        if target.exists():
+            target.rename(retired)
+        draft.rename(target)
+        shutil.rmtree(retired, ignore_errors=True)
+        return
+    files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
+    for file in [*files, draft / marker]:
+        retried(filesystem.put_file, str(file), f"{path}/{file.relative_to(draft).as_posix()}")
+
+
+def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:
+    """A scratch folder that `publish_folder` can rename into place: beside `url` if that is local."""
+    if not is_local(url):
+        return tempfile.TemporaryDirectory(prefix="clipgen-")
+    parent = Path(url_to_fs(url)[1]).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix=DRAFT, dir=parent, ignore_cleanup_errors=True)
+
+
+def clear_drafts(url: str) -> None:
+    """Remove the drafts that a killed process left in a folder that has one writer."""
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem) and Path(path).is_dir():
+        for draft in Path(path).glob(f"{DRAFT}*"):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def inside(folder: str, relative: str) -> str:
+    """The path of a file that is named by data.
+
+    Args:
+        folder: Where the file must be.
+        relative: Its name, relative to the folder.
+
+    Returns:
+        The path.
+
+    Raises:
+        ClipgenError: The name would leave the folder.
+    """
+    parts = relative.replace("\\", "/").split("/")
+    if not relative or relative.startswith("/") or ".." in parts or "://" in relative:
+        raise ClipgenError(f"the file name {relative!r} leaves the folder {folder}: make it relative")
+    return f"{folder.rstrip('/')}/{relative}"
+
+
+def local_copy(url: str) -> Path:
+    """A local path with the content of `url`: the path itself if it is local, else a download.
+
+    Downloads stay in the user's cache and are used again as long as the store lists the same content. Each
+    download removes the copies that were not used for a day.
+    """
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        return Path(path)
+    filesystem.invalidate_cache()
+    listing = retried(filesystem.find, path, detail=True)
+    state = [(name, stamp(entry, entry["size"])) for name, entry in sorted(listing.items())]
+    name = url.rstrip("/").rsplit("/", 1)[-1]
+    copies = user_cache_path("clipgen") / "copies"
+    target = copies / digest_of([url, state]) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.utime(target.parent)
+    if not target.exists():
+        _remove_unused(copies)
+        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        retried(filesystem.get, path, str(draft), recursive=True)
+        draft.replace(target)
+    return target
+
+
+def _remove_unused(copies: Path) -> None:
+    for copy in copies.iterdir():
+        with suppress(FileNotFoundError):  # another process has removed it
+            if time.time() - copy.stat().st_mtime > UNUSED:
+                shutil.rmtree(copy, ignore_errors=True)
+
+
+def stamp(entry: Mapping[str, Any], size: int) -> str:
+    """What changes when a file's content does: its ETag, else its size and time.
+
+    Args:
+        entry: The store's entry of the file, as fsspec gives it.
+        size: Of the file, in bytes.
+
+    Returns:
+        A string that can be compared.
+    """
+    tag = entry.get("ETag") or entry.get("etag") or entry.get("md5Hash")
+    return str(tag or f"{size}-{entry.get('LastModified') or entry.get('mtime') or entry.get('created')}")
+
+
+def list_folder(url: str) -> list[str]:
+    """Names directly under a folder, sorted; empty when it does not exist."""
+    filesystem, path = url_to_fs(url)
+    if not filesystem.exists(path):
+        return []
+    filesystem.invalidate_cache()
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, False))
+
+
+def remove_folder(url: str, marker: str) -> None:
+    """Remove a folder so that no reader takes what is left of it for whole, even if this process is killed.
+
+    Args:
+        url: The folder, as `publish_folder` wrote it.
+        marker: The file that says that it is whole.
+    """
+    filesystem, path = url_to_fs(url)
+    if isinstance(filesystem, LocalFileSystem):
+        retired = Path(path).with_name(f"{DRAFT}{uuid.uuid4().hex}")
+        Path(path).rename(retired)
+        shutil.rmtree(retired, ignore_errors=True)
+        return
+    retried(filesystem.rm_file, f"{path}/{marker}")
+    with suppress(FileNotFoundError):  # an attempt that seemed to fail had removed it
+        retried(filesystem.rm, path, recursive=True)

@@ -1,0 +1,70 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from clipgen_core import filesystem
+from clipgen_core.errors import ClipgenError
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "s3://x/y", "", "..\\x"])
+def test_files_that_data_names_stay_inside(name: str) -> None:
+    assert filesystem.inside("/data/", "a b/ü.png") == "/data/a b/ü.png"
+    with pytest.raises(ClipgenError, match="leaves the folder /data"):
+        filesystem.inside("/data", name)
+
+
+def test_drafts_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".draft-abc" / "checkpoint").mkdir(parents=True)
+    (tmp_path / "step-1").mkdir()
+    filesystem.clear_drafts(str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a" / "file"
+    filesystem.write_bytes(str(file), b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("disk gone")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk gone"):
+        filesystem.write_bytes(str(file), b"new")
+    assert file.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("scheme", ["", "memory:/"])
+def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> None:
+    url = f"{scheme}{tmp_path}/run/step-1"
+    for content in (b"1", b"2"):
+        with filesystem.draft_folder(url) as scratch:
+            draft = Path(scratch) / "draft"
+            (draft / "sub").mkdir(parents=True)
+            (draft / "sub" / "data").write_bytes(content)
+            (draft / "done").write_bytes(b"yes")
+            filesystem.publish_folder(draft, url, "done")
+        assert (filesystem.local_copy(url) / "sub" / "data").read_bytes() == content
+    assert filesystem.read_bytes(f"{url}/sub/data") == b"2"
+    assert filesystem.list_folder(f"{scheme}{tmp_path}/run") == ["step-1"]
+    assert filesystem.local_copy(f"{url}/sub/data").name == "data"
+    filesystem.remove_folder(url, "done")
+    assert not filesystem.exists(f"{url}/done")
+
+
+def test_local_copies_unused_for_a_day_are_removed_by_the_next_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("a", "b", "c"):
+        filesystem.write_bytes(f"memory:/{tmp_path}/{name}", name.encode())
+    unused, used = (
+        filesystem.local_copy(f"memory:/{tmp_path}/a"),
+        filesystem.local_copy(f"memory:/{tmp_path}/b"),
+    )
+    for copy in (unused, used):
+        os.utime(copy.parent, (0, 0))
+    assert filesystem.local_copy(f"memory:/{tmp_path}/b") == used
+    assert filesystem.local_copy(f"memory:/{tmp_path}/c").read_bytes() == b"c"
+    assert used.read_bytes() == b"b"
+    assert not unused.exists()
