@@ -187,7 +187,7 @@ def siglip(clip_reference: str, tmp_path_factory: pytest.TempPathFactory) -> str
 
 
 MISSING = {
-    "train vqgan --recipe quick --root root": ("`clipgen train` needs", "pipeline"),
+    "train vqgan --recipe quick --root root": ("training and evaluation needs", "pipeline"),
     "embed s3://bucket/pictures --root root --clip SIGLIP": ("s3://bucket/pictures needs s3fs", "s3"),
     "generate x -m s3://bucket/model": ("s3://bucket/model needs s3fs", "s3"),
     "generate x -m models:/clip-gen@champion": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
@@ -219,7 +219,10 @@ def embed():
     images, clip = sys.argv[1:]
     embeddings.run(config, images=images, clip=clip, out=Storage("root"), tracker=NullTracker())
 
-for work in (embed, lambda: Inception("weights.pth")):
+def load_a_training():
+    from clipgen_core.stages import vqgan
+
+for work in (embed, lambda: Inception("weights.pth"), load_a_training):
     try:
         work()
     except ClipgenError as error:
@@ -240,12 +243,13 @@ def test_a_missing_extra_is_one_sentence(base: Path, pictures: Path, siglip: str
         assert re.fullmatch(sentence, line), line
 
 
-def test_the_library_names_ray_and_inception(base: Path, pipeline: Storage, tmp_path: Path) -> None:
+def test_the_library_names_what_is_missing(base: Path, pipeline: Storage, tmp_path: Path) -> None:
     clip = pipeline.current("clip", "tests").path
     done = run(base / "python", "-c", RAY_AND_INCEPTION, pipeline.images, clip, cwd=tmp_path)
     assert done.stdout.splitlines() == [
         "compute.where: ray needs ray, which is not installed: pip install 'clipgen[ray]'",
         "Inception needs torch-fidelity, which is not installed: pip install 'clipgen[inception]'",
+        "training and evaluation needs torchmetrics, which is not installed: pip install 'clipgen[pipeline]'",
     ], done.stderr
 
 

@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor, nn
-from torchmetrics.functional.image import structural_similarity_index_measure
-from torchmetrics.image.fid import FrechetInceptionDistance
 
+from clipgen_core.extras import needed_for
 from clipgen_core.models.quantizer import usage_and_perplexity
+
+with needed_for("training and evaluation"):
+    from torchmetrics.functional.image import structural_similarity_index_measure
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 BLURS = (1, 2, 4, 8)  # DALL-E's and CogView's FID-k
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0

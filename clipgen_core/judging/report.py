@@ -4,13 +4,16 @@ import base64
 import io
 from dataclasses import dataclass
 
-import jinja2
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from clipgen_core.data.pixels import png_bytes
+from clipgen_core.extras import needed_for
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.judging.copies import Nearest
+
+with needed_for("the evaluation report"):
+    import jinja2
+    from matplotlib.figure import Figure
 
 KINDS = {
     "generated": "this model",

@@ -21,7 +21,6 @@ from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
 from safetensors.torch import save_file
-from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
 from clipgen_core import filesystem, storage
@@ -30,6 +29,7 @@ from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
 from clipgen_core.data.prompts import read_captions
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of
 from clipgen_core.settings.clip import Config
@@ -40,6 +40,9 @@ from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
 from clipgen_core.training.task import Optimizers, Validation
+
+with needed_for("training a CLIP"):
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 __all__ = ["Config", "Result", "run"]
 

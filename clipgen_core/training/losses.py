@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.vqgan import Vqgan
 
@@ -59,7 +60,8 @@ class Lpips(nn.Module):
 
     def __init__(self, vgg_weights: str) -> None:
         super().__init__()
-        import lpips
+        with needed_for("lpips_weights"):
+            import lpips
         from torchvision.models import vgg16
 
         if not Path(vgg_weights).is_file():
