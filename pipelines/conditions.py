@@ -1,4 +1,4 @@
-"""When downstream assets are made again without being asked."""
+"""When downstream assets are materialised automatically."""
 
 from dataclasses import dataclass
 
@@ -35,7 +35,7 @@ def _figure(instance: dg.DagsterInstance, key: dg.AssetKey, name: str) -> float 
 
 
 def settled(condition: dg.AutomationCondition) -> dg.AutomationCondition:  # type: ignore[type-arg]
-    """The condition, while nothing upstream is being made and this is not either."""
+    """The condition, while neither this asset nor one upstream of it is being materialised."""
     busy = dg.AutomationCondition.any_deps_in_progress() | dg.AutomationCondition.in_progress()
     return condition & ~busy
 
@@ -44,7 +44,7 @@ WHEN_FRESH = settled(dg.AutomationCondition.any_deps_updated().since_last_handle
 
 
 def when_updated(*upstream: str) -> dg.AutomationCondition:  # type: ignore[type-arg]
-    """When one of these was made anew, and every blocking check on the way passed."""
+    """When one of these was materialised, and every blocking check on the way passed."""
     updated = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(*upstream))
     passed = dg.AutomationCondition.all_deps_blocking_checks_passed()
     return settled(updated.since_last_handled()) & passed

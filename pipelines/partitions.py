@@ -1,7 +1,7 @@
-"""Top-level folders of the source as partitions, and which of them have to be done again.
+"""Top-level folders of the source as partitions, and which of them are stale.
 
-ALL stands for the whole source at once: `clip_gen` runs it, so that a run config is all that a first
-run needs; each folder counts as materialised then. TOP holds the files that lie in no folder.
+ALL stands for the whole source at once. `clip_gen` materialises it, so that a first run needs a run config
+only; each folder then counts as materialised. TOP holds the files that are in no folder.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import dagster as dg
 NAME = "folders"
 FOLDERS = dg.DynamicPartitionsDefinition(name=NAME)
 ALL, TOP = "all folders", "."
-LISTING = "listing"  # metadata: the digest of a folder's files when it was taken in
+LISTING = "listing"  # metadata: the digest of a folder's files when they were ingested
 
 
 def key_of(folder: str) -> str:
@@ -24,7 +24,7 @@ def folder_of(key: str) -> str | None:
 
 
 def usable(folder: str) -> bool:
-    """Whether a folder's name can be a partition's; others are taken in by runs of ALL alone."""
+    """Whether a folder's name can be a partition's; others are ingested by runs of ALL only."""
     return folder not in (ALL, TOP) and "..." not in folder and (folder == "" or folder.isprintable())
 
 
@@ -43,7 +43,7 @@ def record_folders(context: dg.AssetExecutionContext, listings: Mapping[str, str
 
 
 def record_all(context: dg.AssetExecutionContext) -> None:
-    """A run of ALL has materialised every folder that is known."""
+    """Record that a run of ALL has materialised every folder."""
     if context.partition_key == ALL:
         for key in set(context.instance.get_dynamic_partitions(NAME)) - {ALL}:
             _report(context, key, {})
@@ -65,8 +65,8 @@ def recorded(instance: dg.DagsterInstance, asset: str, key: str) -> tuple[str | 
     Returns:
         The listing, and the time in seconds since the epoch; (None, 0) if there was none.
     """
-    wanted = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[key])
-    records = instance.fetch_materializations(wanted, limit=1).records
+    latest = dg.AssetRecordsFilter(dg.AssetKey(asset), asset_partitions=[key])
+    records = instance.fetch_materializations(latest, limit=1).records
     if not records or not records[0].asset_materialization:
         return None, 0.0
     listing = records[0].asset_materialization.metadata.get(LISTING)

@@ -263,7 +263,7 @@ class Registry:
         return self._follow()
 
     def _follow(self) -> Promotion:
-        """Point the aliases where the table says; again, if it has moved meanwhile."""
+        """Point the aliases to the versions of the table, and repeat that if the table has changed since."""
         while True:
             latest = self.history()[-1]
             self.client.set_registered_model_alias(self.name, CHAMPION_ALIAS, latest.version)

@@ -59,7 +59,7 @@ def new_folders(context: dg.SensorEvaluationContext, images: ImagesResource) -> 
 def nightly_embeddings(
     context: dg.ScheduleEvaluationContext, images: ImagesResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Every folder that was taken in before and has changed since, or was not embedded since."""
+    """Request a run for each folder that has changed since it was ingested, or was not embedded since."""
     from clipgen_core.data.sources import Source
 
     source = Source(images.require_source())

@@ -36,6 +36,14 @@ class EvaluationConfig(StageConfig):
         "which flatters the model.",
     )
 
+    def judge_reference(self) -> str | None:
+        """The CLIP that judges, as ClipEncoder takes it; None for the conditioning CLIP."""
+        from clipgen_core.storage import Storage
+
+        if self.judge and self.judge.startswith(TRAINED):
+            return Storage(self.judge.removeprefix(TRAINED)).current("clip", "the judge").path
+        return self.judge
+
     def require_prompts(self) -> str:
         """The prompts, or how to name them.
 
@@ -67,18 +75,14 @@ def evaluation_report(
     recipe: RecipeResource,
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
-    """A report with images and scores beside the champion's; the generator becomes clip-gen@candidate."""
+    """Images and scores, compared with the champion's; the generator becomes clip-gen@candidate."""
     from clipgen_core.filesystem import local_copy
     from clipgen_core.registry.champions import CONDITIONING
     from clipgen_core.stages import evaluation
-    from clipgen_core.storage import Storage
 
     out = storage.open()
     transformer = upstream(context, out, "transformer")
-    judge = config.judge
-    if judge and judge.startswith(TRAINED):
-        judge = Storage(judge.removeprefix(TRAINED)).current("clip", "the judge").path
-    stage = recipe.override(config.overrides() | {"evaluation.judge": judge}).evaluation
+    stage = recipe.override(config.overrides() | {"evaluation.judge": config.judge_reference()}).evaluation
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
         versions = mlflow.registry(out)
         champion = versions.champion()

@@ -26,7 +26,7 @@ clip_gen = dg.define_asset_job(
 new_pictures = dg.define_asset_job(
     "new_pictures",
     selection=["raw_images", "clip_embeddings"],
-    description="Take in and embed one top-level folder; what is in the tables already costs nothing.",
+    description="Ingest and embed one top-level folder; images that are in the tables already are skipped.",
 )
 
 promotion = dg.define_asset_job(
@@ -38,7 +38,7 @@ promotion = dg.define_asset_job(
 evaluation = dg.define_asset_job(
     "evaluation",
     selection=["evaluation_report"],
-    description="Judge the current generator again, for example with another CLIP.",
+    description="Evaluate the current generator again, for example with another CLIP.",
 )
 
 clip_training = dg.define_asset_job(
