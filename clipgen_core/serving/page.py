@@ -27,6 +27,7 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import MAX_PROMPT_LENGTH, Generated
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
+from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
 from clipgen_core.training.checkpoint import Checkpoint
@@ -117,44 +118,18 @@ def build(models: Sequence[str]) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
-                with gr.Tab("From a text"):
-                    prompt = gr.Textbox(
-                        label="Prompt",
-                        placeholder=EXAMPLES[0],
-                        max_length=MAX_PROMPT_LENGTH,
-                        elem_id="prompt",
-                    )
-                    gr.Examples(EXAMPLES, prompt)
-                    generate = gr.Button("Generate", variant="primary", elem_id="generate")
-                with gr.Tab("From a picture"):
-                    picture = gr.Image(label="Picture", type="pil", image_mode="RGB", elem_id="picture")
-                    vary = gr.Button("Make variations", variant="primary", elem_id="vary")
+                prompt, generate, picture, vary = _subjects()
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
-                with gr.Accordion("Settings", open=True):
-                    settings = [
-                        gr.Dropdown(list(models), value=models[0], label="Model"),
-                        gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
-                        gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed"),
-                        gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
-                        gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
-                    ]
+                settings = _settings(models, sampling)
             with gr.Column(scale=2):
-                generated = gr.Gallery(
-                    label="Pictures, the best first",
-                    format="png",
-                    height="auto",
-                    object_fit="contain",
-                    elem_id="made",
-                )
-                status = gr.Markdown(elem_id="said")
-                nearest = gr.Gallery(
-                    label="Nearest training pictures", format="png", height="auto", elem_id="near"
-                )
-                history = gr.Gallery(label="History", format="png", height="auto", elem_id="history")
+                shown = _galleries()
         past = gr.State([])
-        shown = [generated, status, nearest, history, past]
         from_text, from_picture = _handler(load, of_picture=False), _handler(load, of_picture=True)
-        common: dict[str, Any] = {"outputs": shown, "concurrency_id": "sampling", "show_progress": "minimal"}
+        common: dict[str, Any] = {
+            "outputs": [*shown, past],
+            "concurrency_id": "sampling",
+            "show_progress": "minimal",
+        }
         events: list[Any] = [
             generate.click(from_text, [prompt, *settings, past], api_name="generate", **common),
             prompt.submit(from_text, [prompt, *settings, past], api_visibility="private", **common),
@@ -162,6 +137,48 @@ def build(models: Sequence[str]) -> gr.Blocks:
         ]
         stop.click(None, cancels=events)
     return page
+
+
+def _subjects() -> tuple[gr.Textbox, gr.Button, gr.Image, gr.Button]:
+    """A prompt or a picture, each with its button."""
+    with gr.Tab("From a text"):
+        prompt = gr.Textbox(
+            label="Prompt", placeholder=EXAMPLES[0], max_length=MAX_PROMPT_LENGTH, elem_id="prompt"
+        )
+        gr.Examples(EXAMPLES, prompt)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate")
+    with gr.Tab("From a picture"):
+        picture = gr.Image(label="Picture", type="pil", image_mode="RGB", elem_id="picture")
+        vary = gr.Button("Make variations", variant="primary", elem_id="vary")
+    return prompt, generate, picture, vary
+
+
+def _settings(models: Sequence[str], sampling: SamplingConfig) -> list[Any]:
+    """The inputs between subject and history of `_handler`, with the model's defaults."""
+    with gr.Accordion("Settings", open=True):
+        return [
+            gr.Dropdown(list(models), value=models[0], label="Model"),
+            gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
+            gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed"),
+            gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
+            gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
+        ]
+
+
+def _galleries() -> list[Any]:
+    """What is shown: the pictures, the status, the nearest training pictures, the history."""
+    return [
+        gr.Gallery(
+            label="Pictures, the best first",
+            format="png",
+            height="auto",
+            object_fit="contain",
+            elem_id="made",
+        ),
+        gr.Markdown(elem_id="said"),
+        gr.Gallery(label="Nearest training pictures", format="png", height="auto", elem_id="near"),
+        gr.Gallery(label="History", format="png", height="auto", elem_id="history"),
+    ]
 
 
 def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
