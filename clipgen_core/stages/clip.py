@@ -39,7 +39,7 @@ from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
-from clipgen_core.training.task import Optimizers, Validation
+from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 with needed_for("training a CLIP"):
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -234,7 +234,7 @@ class ClipTask:
         image.thumbnail((4 * self.config.image_size, 4 * self.config.image_size))
         return image
 
-    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The contrastive loss with soft targets.
 
         Args:

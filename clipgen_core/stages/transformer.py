@@ -12,7 +12,6 @@ codes decode to; the gradient is passed straight through the choice of code.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
-from clipgen_core.training.task import Optimizers, Validation
+from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
 
@@ -196,7 +195,7 @@ class TransformerTask:
         )
         return torch.cat([noisy, neighbours], dim=1)
 
-    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The loss of the transformer; see the module's docstring.
 
         Args:
@@ -207,7 +206,8 @@ class TransformerTask:
             Name, loss and metrics.
         """
         logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped)
-        loss, figures = code_cross_entropy(logits, batch.codes), {}
+        loss = code_cross_entropy(logits, batch.codes)
+        figures: Metrics = {}
         if self.config.embedding_weight:
             distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)
             figures = {"code_loss": loss.detach(), "embedding_loss": distance.detach()}

@@ -42,7 +42,7 @@ from clipgen_core.training.losses import (
 )
 from clipgen_core.training.optim import adamw
 from clipgen_core.training.provenance import GOAL, Provenance
-from clipgen_core.training.task import Optimizers, Validation
+from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
 
@@ -144,7 +144,7 @@ class VqganTask:
         ]
         return to_tensor(crops).to(self.device)
 
-    def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The loss of the VQGAN, then that of the discriminator; see the module's docstring.
 
         Args:

@@ -85,7 +85,7 @@ def agreed(flag: Callable[[], bool], at: bool) -> bool:
     return at and mean({"flag": flag()})["flag"] > 0
 
 
-def mean(values: Mapping[str, Any]) -> dict[str, float]:
+def mean(values: Mapping[str, Tensor | float]) -> dict[str, float]:
     """Metrics averaged over all processes, each of which must call this."""
     own = torch.tensor([float(gather(v)) for v in values.values()], dtype=torch.float64)
     if world_size() > 1:

@@ -30,7 +30,7 @@ from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Sa
 from clipgen_core.training.interrupt import Interrupted, sigterm
 from clipgen_core.training.optim import ExponentialAverage
 from clipgen_core.training.provenance import TrainingState
-from clipgen_core.training.task import Task, Validation, train_step
+from clipgen_core.training.task import Metrics, Task, Validation, train_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +145,7 @@ class _Run:
         self.average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
         self.optimizers = task.optimizers()
         self.done, self.url, self.history = 0, "", list[dict[str, float]]()
-        self.recent: list[dict[str, Any]] = []
+        self.recent: list[Metrics] = []
         self.validation = Validation({})
 
     def resume(self, checkpoint: Checkpoint) -> None:

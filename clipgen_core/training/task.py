@@ -17,6 +17,7 @@ from clipgen_core.training import distributed
 from clipgen_core.training.optim import set_learning_rate, warmup_cosine
 
 Optimizers = dict[str, list[torch.optim.Optimizer]]
+Metrics = dict[str, Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Task(Protocol):
             Whatever `losses` takes.
         """
 
-    def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+    def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """Compute the losses of a batch, one after the other.
 
         Args:
@@ -70,7 +71,7 @@ class Task(Protocol):
 
 def train_step(
     task: Task, optimizers: Optimizers, batches: list[Any], step: int, config: TrainConfig
-) -> dict[str, Any]:
+) -> Metrics:
     """Accumulate the gradients of each loss over the batches, then step its optimizers.
 
     Args:
@@ -85,7 +86,7 @@ def train_step(
         norm of each loss's gradient before clipping.
     """
     running = [task.losses(batch, step / config.steps) for batch in batches]
-    metrics: dict[str, Any] = {}
+    metrics: Metrics = {}
     first, device = next(iter(optimizers)), next(task.model.parameters()).device
     while True:
         for i, losses in enumerate(running):
