@@ -1,6 +1,7 @@
 """Shared fixtures: tiny real pictures, a tiny real CLIP, tiny models. No network, no downloads."""
 
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -198,9 +199,29 @@ def commands(file: Path) -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, so that both workers end at about the same time."""
+    """Files that need a Ray cluster first, then those with slow tests, so that workers end together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (not needs_ray(item.path), item.path not in slow))
+
+
+@functools.cache
+def needs_ray(file: Path) -> bool:
+    """Whether a file's tests start a Ray cluster, of which a machine can have one at a time."""
+    return re.search(r"\b(only_ray|ray_cluster)\b", file.read_text()) is not None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes a file at a time, and one worker all files that need Ray: else they would wait for each
+    other's cluster."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class RayTogether(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if needs_ray(config.rootpath / file) else file
+
+    return RayTogether(config, log)
 
 
 def free_port() -> int:
