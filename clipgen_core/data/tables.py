@@ -21,6 +21,14 @@ R = TypeVar("R")
 CONFLICT_RETRIES = 100
 IDS_AT_ONCE = 65_536
 ROWS_A_PARTITION = 4096  # of a vector index
+WRITTEN_BY = {  # part of a table's path: the asset that writes it
+    "images.lance": "raw_images",
+    "rejects.lance": "raw_images",
+    "files.lance": "raw_images",
+    "embeddings": "clip_embeddings",
+    "codes": "token_shards",
+    "duplicates": "near_duplicates",
+}
 
 
 def options(url: str) -> dict[str, str] | None:
@@ -80,7 +88,9 @@ def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
     """
     table = find_table(url, version)
     if table is None:
-        raise ClipgenError(f"there is no table at {url}: run the stage that writes it first")
+        asset = next((WRITTEN_BY[part] for part in reversed(url.split("/")) if part in WRITTEN_BY), None)
+        way = f"materialise {asset} first" if asset else "check the path"
+        raise ClipgenError(f"there is no table at {url}: {way}")
     return table
 
 
