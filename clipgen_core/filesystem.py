@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.schema import digest_of
 
@@ -43,10 +43,13 @@ def url_to_fs(url: str) -> tuple[Any, str]:
     """fsspec's filesystem for a URL, and the path on it.
 
     Raises:
-        ClipgenError: The package for such URLs is not installed.
+        ClipgenError: There are no such URLs, or the package for them is not installed.
     """
-    with needed_for(url):
-        filesystem, path = core.url_to_fs(url)
+    try:
+        with needed_for(url):
+            filesystem, path = core.url_to_fs(url)
+    except ValueError as error:
+        raise ClipgenError(f"{url} cannot be opened ({first_line(error)}): check the address") from error
     return filesystem, path
 
 

@@ -134,7 +134,7 @@ def quick() -> Recipe:
             "clip.train.steps": 12,
             "vqgan.train.steps": 8,
             "transformer.train.steps": 8,
-            "evaluation.pictures_shown": 1,
+            "evaluation.images_shown": 1,
             "evaluation.scored": 16,
             "evaluation.candidates": 1,
             "evaluation.reconstructions": 6,

@@ -4,6 +4,7 @@ MlflowTracker writes to one run through MLflow's client, without MLflow's global
 everything and keeps nothing, so that callers never ask whether to track.
 """
 
+import logging
 import os
 import re
 import time
@@ -135,6 +136,7 @@ def mlflow_run(
     """
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
     client = mlflow_client(tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     experiment_id = (

@@ -5,6 +5,9 @@ Run: `python -m pipelines.killed`; `make demo`, `make judge` and `make ui` do it
      daemon's run monitoring has this part.
 """
 
+import os
+import sys
+
 import dagster as dg
 import psutil
 
@@ -39,6 +42,8 @@ def _runs_since(pid: int, moment: float) -> bool:
 
 
 if __name__ == "__main__":
+    if not os.environ.get("DAGSTER_HOME"):
+        sys.exit("DAGSTER_HOME is not set: set it to the folder of the Dagster instance, as `make` does")
     with dg.DagsterInstance.get() as instance:
         for run_id in end_killed(instance):
             print(

@@ -269,7 +269,7 @@ def test_dagster_loads_and_runs_the_definitions(
     }
     tags = json.dumps({"dagster/partition": ALL})
     done = run(
-        *dagster, "job", "execute", *module, "-j", "new_pictures", "--tags", tags, cwd=tmp_path, **settings
+        *dagster, "job", "execute", *module, "-j", "new_images", "--tags", tags, cwd=tmp_path, **settings
     )
     assert done.returncode == 0, done.stderr
     out = Storage(str(tmp_path / "root"))

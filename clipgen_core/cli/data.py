@@ -8,6 +8,8 @@ from rich.table import Column, Table
 from clipgen_core.cli.options import Command, Root, app, console
 from clipgen_core.storage import Storage, last_root
 
+TOP = "."  # stands for the images in no folder
+
 
 @app.command(cls=Command)
 def embed(
@@ -45,7 +47,7 @@ def embed(
 def plan(
     folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", "--preset", help="demo, paper, b, l or xl: see the README.")
+        str, typer.Option("--recipe", "--preset", help="demo, quick, long, paper, b, l or xl.")
     ],
     clip: Annotated[
         str | None, typer.Option(help="The CLIP to time; the shape of ViT-B/32 by default.")
@@ -74,7 +76,7 @@ def gigabytes(size: float) -> str:
 
 @app.command(cls=Command)
 def folders(root: Root = None) -> None:
-    """Show the top-level folders that images were ingested from, and how many each has."""
+    """Show the top-level folders that images were ingested from, and how many each has (.: in no folder)."""
     from clipgen_core.data.tables import open_table, scan
 
     storage = Storage(root or last_root("embeddings"))
@@ -84,13 +86,13 @@ def folders(root: Root = None) -> None:
             counts[folder] = counts.get(folder, 0) + 1
     sheet = Table(Column("folder", overflow="fold"), Column("images", justify="right"), box=None)
     for folder, count in sorted(counts.items()):
-        sheet.add_row(folder or "(none)", str(count))
+        sheet.add_row(folder or TOP, str(count))
     console.print(sheet)
 
 
 @app.command(cls=Command)
 def prune(
-    folder: Annotated[str, typer.Argument(help="A top-level folder of the source.")],
+    folder: Annotated[str, typer.Argument(help="A top-level folder, as `clipgen folders` shows it.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
     yes: Annotated[
         bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
@@ -99,7 +101,7 @@ def prune(
     """Forget the images of a folder. Models that were trained on them keep working."""
     from clipgen_core.data.prune import prune
 
-    gone = prune(Storage(root), folder, dry_run=not yes)
+    gone = prune(Storage(root), "" if folder == TOP else folder, dry_run=not yes)
     verb = "are removed" if yes else "would be removed; repeat with --yes"
     console.print(f"{gone.images} images of {folder} {verb}")
     if gone.moved:

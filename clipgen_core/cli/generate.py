@@ -7,11 +7,16 @@ import typer
 from rich.table import Column, Table
 
 from clipgen_core.cli.options import (
+    Candidates,
     Command,
+    Guidance,
     Model,
     Output,
     Root,
     Seed,
+    Temperature,
+    TopK,
+    TopP,
     app,
     console,
     last_model,
@@ -20,6 +25,8 @@ from clipgen_core.cli.options import (
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.sampling import Condition
 from clipgen_core.storage import Storage, last_root
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @app.command(cls=Command)
@@ -30,16 +37,11 @@ def generate(
     n: Annotated[int, typer.Option("-n", min=1, help="Images for each prompt.")] = 4,
     seed: Seed = 0,
     output: Output = Path("out.png"),
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="Strength of guidance; higher follows the prompt more, 1 is off.")
-    ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Lower is safer, higher is more varied.")] = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample from the k likeliest codes only; 0 for all.")
-    ] = None,
-    candidates: Annotated[
-        int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
-    ] = None,
+    guidance_scale: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    candidates: Candidates = None,
     condition: Annotated[
         Condition | None,
         typer.Option(
@@ -57,16 +59,16 @@ def generate(
     from clipgen_core.progress import track
 
     _require_folder(output)
-    given: dict[str, Any] = {
-        "guidance_scale": guidance_scale,
-        "temperature": temperature,
-        "top_k": top_k,
-        "candidates": candidates,
-        "condition": condition,
-        "neighbours": neighbours,
-    }
+    given = _given(
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+        condition=condition,
+        neighbours=neighbours,
+    )
     generator = TextToImage.from_pretrained(model or last_model(root))
-    given = {name: value for name, value in given.items() if value is not None}
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.generate_scored(prompt, n, seed, on_step=lambda _: meter.advance(), **given)
     for text, row in zip(prompt, rows, strict=True):
@@ -83,6 +85,11 @@ def vary(
     n: Annotated[int, typer.Option("-n", min=1, help="Variations of each image.")] = 4,
     seed: Seed = 0,
     output: Output = Path("out.png"),
+    guidance_scale: Guidance = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    candidates: Candidates = None,
 ) -> None:
     """Generate variations of images: one row an image, those most like it first."""
     from clipgen_core.generation.generator import TextToImage
@@ -90,10 +97,17 @@ def vary(
 
     _require_folder(output)
     images = [read_image(file) for file in image]
+    given = _given(
+        guidance_scale=guidance_scale,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+    )
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.variations(images, n, seed, on_step=lambda _: meter.advance())
-    _write_sheet(rows, output, {"variations_of": [file.name for file in image], "seed": seed})
+        rows = generator.variations(images, n, seed, on_step=lambda _: meter.advance(), **given)
+    _write_sheet(rows, output, {"variations_of": [file.name for file in image], "seed": seed, **given})
 
 
 @app.command(cls=Command)
@@ -134,7 +148,7 @@ def search(
     storage = Storage(root or last_root("embeddings"))
     table = EmbeddingTable(storage.current("embeddings", "search").path)
     clip = ClipEncoder(table.clip)
-    if Path(query).is_file():
+    if Path(query).is_file() or Path(query).suffix.lower() in IMAGE_SUFFIXES:
         vector = clip.encode_images([read_image(Path(query))])[0]
     else:
         vector = clip.encode_texts([query])[0]
@@ -145,6 +159,11 @@ def search(
     for one, cosine in zip(found.ids, found.cosine, strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """The sampling settings that were given; the others keep the model's defaults."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _require_folder(output: Path) -> None:

@@ -38,6 +38,18 @@ Model = Annotated[
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.")]
 
+Guidance = Annotated[
+    float | None, typer.Option(help="Strength of guidance; higher follows the input more, 1 is off.")
+]
+Temperature = Annotated[float | None, typer.Option(help="Lower is safer, higher is more varied.")]
+TopK = Annotated[int | None, typer.Option(help="Sample from the k likeliest codes only; 0 for all.")]
+TopP = Annotated[
+    float | None, typer.Option(help="Sample from the fewest codes that hold this probability; 1 for all.")
+]
+Candidates = Annotated[
+    int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
+]
+
 Name = Annotated[str, typer.Option("--name", help="The registered model.")]
 
 app = typer.Typer(
@@ -64,8 +76,15 @@ def last_model(root: str | None) -> str:
 
 
 def read_image(file: Path) -> Any:
+    """An image file that was named on the command line.
+
+    Raises:
+        ClipgenError: There is none, or it cannot be decoded.
+    """
     from clipgen_core.data.pixels import Rejected, decode
 
+    if not file.is_file():
+        raise ClipgenError(f"there is no file {file}: check the path")
     try:
         return decode(file.read_bytes()).image
     except (OSError, Rejected) as error:

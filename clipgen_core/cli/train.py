@@ -16,7 +16,7 @@ from clipgen_core.train import train as train_stage
 def train(
     stage: Annotated[TrainingStage, typer.Argument(help="What to train.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts are stored.")],
-    recipe: Annotated[str, typer.Option(help="A named configuration: see `clipgen settings`.")],
+    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting's value, such as train.steps=1000; may be repeated."),
@@ -70,7 +70,7 @@ def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
         The values by dotted name, the stage first, as `Recipe.override` takes them.
 
     Raises:
-        ClipgenError: A text has no `=`.
+        ClipgenError: A text has no `=`, or is of another stage.
     """
     from clipgen_core.recipes import Recipe
 
@@ -79,7 +79,12 @@ def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
         name, sign, value = text.partition("=")
         if not sign:
             raise ClipgenError(f"--set {text!r} has no '=': write name=value")
-        prefix = "" if name.partition(".")[0] in Recipe.model_fields else f"{stage}."
+        other = name.partition(".")[0]
+        if other in Recipe.model_fields and other != stage:
+            raise ClipgenError(
+                f"--set {text!r} is a setting of {other}, which training {stage} does not read"
+            )
+        prefix = "" if other == stage else f"{stage}."
         try:
             overrides[prefix + name] = json.loads(value)
         except json.JSONDecodeError:

@@ -54,7 +54,7 @@ def _reference(config: Config, trials: Sequence[Trial]) -> list[Image.Image]:
     source, size = Source(config.reference or ""), trials[0].images[REAL][0].width
     items = (item for file in source.files() for item in source.items(file))
     images: list[Image.Image] = []
-    for item in itertools.islice(items, config.reference_pictures):
+    for item in itertools.islice(items, config.reference_images):
         try:
             images.append(fit_square(decode(item.data).image, size))
         except Rejected as error:

@@ -23,7 +23,7 @@ class Config(Frozen):
 
     shown: tuple[str, ...] = ()
     """Prompts of the report's first grid. If empty: the first twelve of the prompts file."""
-    pictures_shown: int = Field(default=4, gt=0)
+    images_shown: int = Field(default=4, gt=0)
     """Images shown for each prompt of that grid."""
     scored: int = Field(default=64, gt=1)
     """Prompts of each split to generate and score, drawn at random if there are more."""
@@ -40,12 +40,12 @@ class Config(Frozen):
     is conditioned on, which flatters the model."""
     inception: str | None = None
     """File of Inception v3 weights (torch-fidelity's). With it, FID and Inception score are computed too."""
-    pictures: str | None = None
+    images: str | None = None
     """Folder that the file names of the prompts file are relative to. Null: the folder of a CSV file."""
     reference: str | None = None
     """Folder of held-out images: the reference set of FID, CMMD, precision and recall. Null: the prompts' own
     images."""
-    reference_pictures: int = Field(default=1000, gt=1)
+    reference_images: int = Field(default=1000, gt=1)
     """Most images of the reference set."""
     copy_share: float = Field(default=0.9, gt=0, le=1)
     """Share of equal codes from which on an image counts as a memorised copy of a training image."""

@@ -90,7 +90,7 @@ def run(
         ClipgenError: The prompts cannot be used, or a model is not available.
     """
     tracker.params({"config": config.model_dump(), "prompts": prompts})
-    all_prompts = read_prompts(prompts, config.pictures)
+    all_prompts = read_prompts(prompts, config.images)
     generator = TextToImage(read_parts(transformer))
     in_use = TextToImage.from_pretrained(champion) if champion else None
     clip = ClipEncoder(config.judge) if config.judge else generator.clip
@@ -145,7 +145,7 @@ def _samples(config: Config, generator: TextToImage, images: str, prompts: Seque
     """Images for the shown prompts, the best first, and the training image nearest to the best."""
     shown = config.shown or tuple(dict.fromkeys(prompt.text for prompt in prompts))[:12]
     rows = generator.generate_scored(
-        shown, n=config.pictures_shown, seed=config.seed, candidates=config.candidates
+        shown, n=config.images_shown, seed=config.seed, candidates=config.candidates
     )
     nearest = nearest_training(generator, [row[0] for row in rows], images)
     return [

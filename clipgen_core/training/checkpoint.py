@@ -131,7 +131,7 @@ class Checkpoint:
             return kind.model_validate_json(path.read_bytes())
         except ValidationError as error:
             raise ClipgenError(
-                f"{self.url}/{name} is damaged ({first_line(error)}): restore it or train again"
+                f"{self.url}/{name} is damaged ({error.errors()[0]['msg']}): restore it or train again"
             ) from error
 
 

@@ -12,7 +12,7 @@ def main(root: str) -> None:
     metrics = json.loads((folder / "metrics.json").read_text())
     for name, value in metrics.items():
         print(f"{name:40} {value:.4g}")
-    print(f"\npictures: {folder / 'grid.png'}\nreport:   {folder / 'report.html'}")
+    print(f"\nimages:   {folder / 'grid.png'}\nreport:   {folder / 'report.html'}")
     print("try:      .venv/bin/clipgen generate 'a red heart' -o heart.png")
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from pipelines.defs.jobs import new_pictures
+from pipelines.defs.jobs import new_images
 from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale, usable
 from pipelines.resources import ImagesResource
 
 AT_ONCE = 50  # runs requested by one tick; the next tick requests the rest
 
 
-@dg.sensor(job=new_pictures, minimum_interval_seconds=60)
+@dg.sensor(job=new_images, minimum_interval_seconds=60)
 def new_folders(context: dg.SensorEvaluationContext, images: ImagesResource) -> dg.SensorResult:
     """Request a run for each top-level folder that is new or whose files have changed.
 
@@ -55,7 +55,7 @@ def new_folders(context: dg.SensorEvaluationContext, images: ImagesResource) -> 
     )
 
 
-@dg.schedule(job=new_pictures, cron_schedule=os.environ.get("CLIPGEN_NIGHTLY") or "0 3 * * *")
+@dg.schedule(job=new_images, cron_schedule=os.environ.get("CLIPGEN_NIGHTLY") or "0 3 * * *")
 def nightly_embeddings(
     context: dg.ScheduleEvaluationContext, images: ImagesResource
 ) -> Iterator[dg.RunRequest | dg.SkipReason]:

@@ -23,8 +23,8 @@ clip_gen = dg.define_asset_job(
     description="From a folder of images to an evaluated, registered and promoted text-to-image model.",
 )
 
-new_pictures = dg.define_asset_job(
-    "new_pictures",
+new_images = dg.define_asset_job(
+    "new_images",
     selection=["raw_images", "clip_embeddings"],
     description="Ingest and embed one top-level folder; images that are in the tables already are skipped.",
 )

@@ -15,7 +15,7 @@ from tests.browser.conftest import Watched
 def report(
     tmp_path_factory: pytest.TempPathFactory, pictures: Path, checkpoint: str, pipeline: Storage
 ) -> Path:
-    config = evaluation.Config(scored=10, candidates=1, pictures_shown=2, reconstructions=4)
+    config = evaluation.Config(scored=10, candidates=1, images_shown=2, reconstructions=4)
     result = evaluation.run(
         config,
         transformer=checkpoint,

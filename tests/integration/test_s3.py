@@ -102,7 +102,7 @@ def test_the_whole_pipeline_with_everything_on_s3(
     )
     trained = transformer.run(tiny_transformer_config(), tokens=shards.shards, out=out, tracker=TRACKER)
     report = evaluation.run(
-        evaluation.Config(shown=("a red disc",), pictures_shown=1, scored=4, candidates=1, reconstructions=2),
+        evaluation.Config(shown=("a red disc",), images_shown=1, scored=4, candidates=1, reconstructions=2),
         transformer=trained.checkpoint,
         images=taken.table,
         prompts=str(pictures / "prompts.csv"),

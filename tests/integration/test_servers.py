@@ -171,7 +171,7 @@ def assert_folder_arrived(platform: Platform) -> None:
     def asked_by_sensor() -> list[Any]:
         runs = platform.ask(RUNS)["runsOrError"]["results"]
         wanted = {"key": "dagster/partition", "value": "new"}
-        return [one for one in runs if one["jobName"] == "new_pictures" and wanted in one["tags"]]
+        return [one for one in runs if one["jobName"] == "new_images" and wanted in one["tags"]]
 
     for one in wait_for(asked_by_sensor, "the sensor's run"):
         finish(platform, one["runId"])

@@ -72,7 +72,7 @@ class World:
     def run(self, requests: Any) -> list[str]:
         keys = [str(request.partition_key) for request in requests]
         for key in keys:
-            result = execute("new_pictures", self.config(), instance=self.instance, partition_key=key)
+            result = execute("new_images", self.config(), instance=self.instance, partition_key=key)
             assert result.success
         return keys
 
@@ -119,7 +119,7 @@ def test_the_night_finds_what_the_sensor_cannot_see(world: World) -> None:
     assert world.night() == ["more"]
     assert world.night() == []
     taken = execute(
-        "new_pictures",
+        "new_images",
         world.config(),
         instance=world.instance,
         partition_key="discs",

@@ -108,6 +108,8 @@ def test_names_with_brackets_are_printed_as_they_are(
             ["search", "x", "--root", "/no/such/root"],
             "materialise clip_embeddings, or run `clipgen embed` first",
         ),
+        (["vary", "photo.png", "-m", "/no/such/model"], "there is no file photo.png: check the path"),
+        (["folders", "--root", "bogus://x"], "bogus://x/images.lance cannot be opened"),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "no model is available"),

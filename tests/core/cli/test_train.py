@@ -62,6 +62,8 @@ def test_values_are_read_as_json_if_they_are_json() -> None:
         "vqgan.model.channels": [32, 64],
         "vqgan.start_from": None,
     }
+    with pytest.raises(ClipgenError, match="is a setting of vqgan, which training transformer does not read"):
+        read_settings("transformer", ["vqgan.train.steps=3"])
     with pytest.raises(ClipgenError, match="has no '='"):
         read_settings("vqgan", ["train.steps"])
 

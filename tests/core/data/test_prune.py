@@ -1,7 +1,9 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import lance
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
@@ -63,3 +65,18 @@ def test_the_command_asks_for_yes(filled: Storage) -> None:
     done = run(app, ["prune", "a", "--root", filled.root, "--yes"]).output
     assert "1 images of a are removed" in done and "1 are in other folders too and stay" in done
     assert run(app, ["prune", "zzz", "--root", filled.root]).exit_code == 2
+
+
+def test_images_in_no_folder_are_pruned_by_the_name_that_is_shown(
+    tmp_path: Path, storage: Storage, random_images: Callable[[int], list[Image.Image]]
+) -> None:
+    (tmp_path / "flat").mkdir()
+    for number, image in enumerate(random_images(2)):
+        image.save(tmp_path / "flat" / f"{number}.png")
+    images.run(images.Config(), source=str(tmp_path / "flat"), out=storage, tracker=NullTracker())
+    run = CliRunner().invoke
+    (row,) = run(app, ["folders", "--root", storage.root]).output.splitlines()[1:]
+    name, count = row.split()
+    assert count == "2"
+    assert "2 images" in run(app, ["prune", name, "--root", storage.root, "--yes"]).output
+    assert column(storage.images, "id") == []

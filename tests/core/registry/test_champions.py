@@ -144,7 +144,7 @@ def registered(
     pipeline: Storage,
     storage: Storage,
 ) -> Registry:
-    config = evaluation.Config(shown=("a red disc",), pictures_shown=1, scored=6, candidates=1)
+    config = evaluation.Config(shown=("a red disc",), images_shown=1, scored=6, candidates=1)
     artifacts = f"file://{tmp_path}/artifacts"
     with mlflow_run("evaluation", tracking_uri=tracking_uri, artifacts=artifacts, tags={}) as tracker:
         result = evaluation.run(

@@ -15,7 +15,7 @@ from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 
-CONFIG = evaluation.Config(shown=("a red disc",), pictures_shown=2, scored=6, candidates=2, reconstructions=3)
+CONFIG = evaluation.Config(shown=("a red disc",), images_shown=2, scored=6, candidates=2, reconstructions=3)
 
 
 def evaluate(
