@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.filesystem import exists, read_bytes, write_bytes
+from clipgen_core.filesystem import exists, read_bytes, url_to_fs, write_bytes
 from clipgen_core.schema import Frozen
 
 DEFAULT_ROOT = ".clipgen/default"
@@ -35,9 +35,14 @@ class Storage:
 
     Args:
         root: A local folder or an fsspec URL, such as `s3://bucket/folder`.
+
+    Raises:
+        ClipgenError: There is no such kind of URL, or the package for it is not installed.
     """
 
     def __init__(self, root: str = DEFAULT_ROOT) -> None:
+        if "://" in root:
+            url_to_fs(root)
         self.root = root if "://" in root else str(Path(root).expanduser().resolve())
 
     def path(self, *parts: str) -> str:

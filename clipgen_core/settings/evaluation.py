@@ -40,7 +40,7 @@ class Config(Frozen):
     is conditioned on, which flatters the model."""
     inception: str | None = None
     """File of Inception v3 weights (torch-fidelity's). With it, FID and Inception score are computed too."""
-    images: str | None = None
+    prompt_images: str | None = None
     """Folder that the file names of the prompts file are relative to. Null: the folder of a CSV file."""
     reference: str | None = None
     """Folder of held-out images: the reference set of FID, CMMD, precision and recall. Null: the prompts' own

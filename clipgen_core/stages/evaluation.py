@@ -90,7 +90,7 @@ def run(
         ClipgenError: The prompts cannot be used, or a model is not available.
     """
     tracker.params({"config": config.model_dump(), "prompts": prompts})
-    all_prompts = read_prompts(prompts, config.images)
+    all_prompts = read_prompts(prompts, config.prompt_images)
     generator = TextToImage(read_parts(transformer))
     in_use = TextToImage.from_pretrained(champion) if champion else None
     clip = ClipEncoder(config.judge) if config.judge else generator.clip

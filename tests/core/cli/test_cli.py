@@ -34,7 +34,7 @@ def test_vary_writes_a_row_a_picture(checkpoint: str, pictures: Path, tmp_path: 
     assert result.exit_code == 0, result.output
     assert Image.open(out).size == (3 * 32 + 4, 2 * 32 + 2)
     result = runner.invoke(app, ["vary", str(tmp_path / "none.png"), "-m", checkpoint])
-    assert result.exit_code == 2 and "no usable image" in result.output.replace("\n", " ")
+    assert result.exit_code == 2 and "there is no file" in result.output.replace("\n", " ")
 
 
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_names_with_brackets_are_printed_as_they_are(
             "materialise clip_embeddings, or run `clipgen embed` first",
         ),
         (["vary", "photo.png", "-m", "/no/such/model"], "there is no file photo.png: check the path"),
-        (["folders", "--root", "bogus://x"], "bogus://x/images.lance cannot be opened"),
+        (["folders", "--root", "bogus://x"], "bogus://x cannot be opened"),
         (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "no model is available"),
