@@ -60,7 +60,7 @@ def test_the_command_prints_a_table_and_bad_input_one_sentence(
     run = CliRunner().invoke
     asked = ["plan", str(pictures / "pictures"), "--preset", "tiny", "--clip", clip_reference]
     shown = run(app, asked).output
-    assert "72 files, about 72 pictures, 100% usable" in shown and "in all" in shown
+    assert "72 files, about 72 images, 100% usable" in shown and "in all" in shown
     assert run(app, ["plan", str(tmp_path), "--preset", "tiny"]).exit_code == 2
     (tmp_path / "x.png").write_bytes(b"no picture")
     assert run(app, ["plan", str(tmp_path), "--preset", "tiny"]).exit_code == 2

@@ -166,7 +166,7 @@ def test_a_failed_check_keeps_the_champion(
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert client.get_registered_model("clip-gen").aliases == {"candidate": 1}
     tags = client.get_model_version("clip-gen", "1").tags
-    assert tags["check.enough_prompts"] == "failed: 4 prompts, 1000 needed"
+    assert tags["check.enough_prompts"] == "failed: 4 prompts were scored, at least 1000 are needed"
     assert evaluate().success
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")  # of this process; the asset has its own
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
