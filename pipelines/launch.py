@@ -1,7 +1,7 @@
 """How an asset's training is started: in its own process, in several by torchrun, or on Ray's workers.
 
 All of them call `clipgen_core.train.train`; the asset's own `run()` then finds the training finished.
-SIGTERM is forwarded to the workers, which save a checkpoint and stop.
+SIGTERM and Ctrl-C are forwarded to the workers, which save a checkpoint and stop.
 """
 
 import json
@@ -19,7 +19,7 @@ from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
 from clipgen_core.train import train
-from clipgen_core.training.interrupt import sigterm, stop_when
+from clipgen_core.training.interrupt import stop_signals, stop_when
 from pipelines.config import TrainingConfig
 from pipelines.resources import RecipeResource
 
@@ -71,9 +71,9 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
     command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()
-    with subprocess.Popen(command, env=environment) as process, sigterm(process.terminate) as request:
+    with subprocess.Popen(command, env=environment) as process, stop_signals(process.terminate) as request:
         process.wait()
-    if request.signalled:
+    if request.signal:
         raise dg.Failure(f"training the {stage} was stopped on request: run it again to resume")
     if process.returncode:
         raise dg.Failure(f"training the {stage} in {processes} processes failed: see its output")
@@ -114,7 +114,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     )
     try:
         for attempt in trying:
-            with attempt, sigterm(stop.request.remote):
+            with attempt, stop_signals(stop.request.remote):
                 TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
     except WorkerGroupError as error:
         reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"

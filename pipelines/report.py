@@ -54,6 +54,7 @@ def fitted(result: "Fitted") -> dict[str, Any]:
     """Metadata of every training: its last metrics, its images and its loss."""
     return {
         "images_per_second": round(result.images_per_second, 2),
+        **({"precision": result.precision} if result.precision else {}),
         "loss": curve(result.history, "loss"),
         **{name: round(value, 4) for name, value in result.metrics.items()},
         **{name: picture(image) for name, image in result.images.items()},

@@ -36,7 +36,8 @@ class TrainConfig(Frozen):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights, which is what is saved. 0: no EMA."""
     precision: Precision = "auto"
-    """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where the hardware is fast in it."""
+    """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where it is faster, which is measured
+    once per machine; a resumed training keeps what it began with."""
     compile: bool = False
     """Whether to compile the model with `torch.compile`."""
     parallel: Literal["ddp", "fsdp"] = "ddp"

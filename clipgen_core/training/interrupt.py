@@ -1,18 +1,24 @@
 """Requests to stop a training: it finishes its step, saves a checkpoint and ends.
 
-Schedulers send SIGTERM before they take a machine away. A training of several processes stops when any of
-them is requested to. Where no signal reaches the workers, as on Ray, the launcher registers another source of
-requests by `stop_when`.
+Schedulers send SIGTERM before they take a machine away, and people press Ctrl-C (SIGINT). A training of
+several processes stops when any of them is requested to. Where no signal reaches the workers, as on Ray, the
+launcher registers another source of requests by `stop_when`.
 """
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
 from clipgen_core.errors import ClipgenError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+IMPATIENT_AFTER = (
+    1.0  # seconds; launchers forward a Ctrl-C that the terminal has sent to every process already
+)
 
 _other_source: ContextVar[Callable[[], bool]] = ContextVar("other_source", default=bool)
 
@@ -22,36 +28,53 @@ class Interrupted(ClipgenError):
 
 
 class Request:
-    """Tells whether this process was requested to stop, by SIGTERM or by the source of `stop_when`."""
+    """Tells whether this process was requested to stop, by a signal or by the source of `stop_when`.
 
-    signalled = False
+    Attributes:
+        signal: The first signal, or None.
+    """
+
+    signal: int | None = None
 
     def stop_requested(self) -> bool:
         """Whether a stop was requested until now."""
-        return self.signalled or _other_source.get()()
+        return self.signal is not None or _other_source.get()()
 
 
 @contextmanager
-def sigterm(then: Callable[[], object] | None = None) -> Iterator[Request]:
-    """Within the `with`, SIGTERM sets `Request.signalled` instead of ending the process.
+def stop_signals(then: Callable[[], object] | None = None) -> Iterator[Request]:
+    """Within the `with`, SIGTERM and Ctrl-C set `Request.signal` instead of ending the process.
 
-    Only the main thread can receive signals; in other threads this has no effect.
+    A second Ctrl-C, a second after the first or later, ends the process without saving. Only the main thread
+    can receive signals; in other threads this has no effect.
+
+    Args:
+        then: Called at each signal, to forward it.
+
+    Yields:
+        The request.
     """
     request = Request()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
+    first = 0.0
 
-    def request_stop(_signal: int, _frame: FrameType | None) -> None:
-        request.signalled = True
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
+        if request.signal is None:
+            request.signal, first = number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - first > IMPATIENT_AFTER:
+            raise KeyboardInterrupt
         if then:
             then()
 
-    previous = signal.signal(signal.SIGTERM, request_stop)
+    previous = {number: signal.signal(number, request_stop) for number in SIGNALS}
     try:
         yield request
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -20,16 +20,17 @@ from torch import nn
 
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
+from clipgen_core.device import resolved
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import clear_drafts
 from clipgen_core.progress import Meter, track
-from clipgen_core.settings.training import TrainConfig
+from clipgen_core.settings.training import Precision, TrainConfig
 from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Saved
-from clipgen_core.training.interrupt import Interrupted, sigterm
+from clipgen_core.training.interrupt import Interrupted, stop_signals
 from clipgen_core.training.optim import ExponentialAverage
-from clipgen_core.training.provenance import TrainingState
+from clipgen_core.training.provenance import GOAL, TrainingState
 from clipgen_core.training.task import Metrics, Task, Validation, train_step
 
 
@@ -40,6 +41,7 @@ class Fitted:
     checkpoint: the URL of the one to use: the best where `patience` ends trainings, else the last.
     history: rows of metrics, each with its step.
     metrics, images: of the validation of that checkpoint.
+    precision: of the matrix products; None where a checkpoint of version 0.1 ended the training.
     """
 
     checkpoint: str
@@ -47,6 +49,7 @@ class Fitted:
     metrics: dict[str, float]
     images: dict[str, Image.Image]
     images_per_second: float
+    precision: Precision | None
 
 
 def fit(
@@ -72,8 +75,8 @@ def fit(
         The finished training.
 
     Raises:
-        ClipgenError: A loss is not finite; earlier checkpoints are left as they were.
-        Interrupted: A stop was requested, by SIGTERM for one; a checkpoint was saved.
+        ClipgenError: A loss, a gradient or a weight is not finite; earlier checkpoints are left as they were.
+        Interrupted: A stop was requested, by SIGTERM or Ctrl-C; a checkpoint was saved.
     """
     if distributed.rank() == 0:
         clear_drafts(checkpoints.url)
@@ -82,7 +85,9 @@ def fit(
     if newest is None or not newest.state.finished(config):
         task = make_task()
         _spread(task, config)
+        config = config.model_copy(update={"precision": _precision(task, config, newest)})
         run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
+        run.tracker.tags({"precision": config.precision})
         if newest:
             run.resume(newest)
         _train(run, label)
@@ -111,12 +116,13 @@ def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
         metrics={name: value for name, value in row.items() if name != "step"},
         images=used.images(),
         images_per_second=state.images_per_second,
+        precision=state.precision,
     )
 
 
 def _train(run: "_Run", label: str) -> None:
     config, shown = run.config, distributed.rank() == 0
-    with track(label, config.steps, "steps", start=run.done, shown=shown) as meter, sigterm() as request:
+    with track(label, config.steps, "steps", start=run.done, shown=shown) as meter, stop_signals() as request:
         for step, batches in prefetch(run.batches, run.done, config.steps):
             run.train(step, batches)
             meter.advance(1)
@@ -182,14 +188,12 @@ class _Run:
         self.done = step + 1
 
     def log(self, meter: Meter) -> float:
-        """Put down the newest figures; every loss since the last time must be finite."""
+        """Put down the newest figures; all figures since the last time must be finite."""
         rows = self.recent
         for step, row in enumerate(rows, self.done - len(rows) + 1):
-            if not math.isfinite(float(row["loss"])):
-                raise ClipgenError(
-                    f"the loss is {float(row['loss'])} at step {step}: lower the learning rate; "
-                    f"the last good checkpoint is {self.url or 'none yet'}"
-                )
+            broken = [name for name, value in row.items() if not math.isfinite(float(value))]
+            named = f"the {broken[0].replace('_', ' ')} is {float(row[broken[0]])}" if broken else ""
+            self._refuse(named and f"{named} at step {step}")
         if rows:
             figures = distributed.mean(rows[-1])
             self.tracker.metrics({**figures, "steps_per_second": meter.rate}, step=self.done)
@@ -197,10 +201,20 @@ class _Run:
             rows.clear()
         return self.history[-1]["loss"]
 
+    def _refuse(self, fault: str) -> None:
+        """Stop the training in all processes if there is a fault in any of them."""
+        if distributed.agreed(lambda: bool(fault), at=True):
+            raise ClipgenError(
+                f"{fault or 'another process met a value that is not finite'}: lower the learning rate; "
+                f"the last good checkpoint is {self.url or 'none yet'}"
+            )
+
     def validate(self) -> None:
         self.task.model.eval()
         with averaged_weights(self.task.model, self.average), torch.no_grad():
             self.validation = self.task.validate()
+        loss = self.validation.metrics[GOAL]
+        self._refuse("" if math.isfinite(loss) else f"the validation loss is {loss} at step {self.done}")
         self.history.append({"step": self.done, **self.validation.metrics})
         self.tracker.metrics(self.validation.metrics, step=self.done)
         for name, image in self.validation.images.items():
@@ -219,12 +233,29 @@ class _Run:
             },
         )
         weights = distributed.gather(self.average.state) if self.average else own
-        state = TrainingState(step=self.done, history=self.history, images_per_second=speed)
+        states = [weights, own, *resume["extras"].values()]
+        broken = [key for state in states for key, value in state.items() if not value.isfinite().all()]
+        self._refuse(f"the weights {broken[0]} are not finite at step {self.done}" if broken else "")
+        state = TrainingState(
+            step=self.done,
+            history=self.history,
+            images_per_second=speed,
+            precision=self.config.precision,
+        )
         if distributed.rank() == 0:
             saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)
             self.checkpoints.save(saved)
         distributed.wait_for_all()
         self.url, self.validation = self.checkpoints.at(self.done), Validation({})
+
+
+def _precision(task: Task, config: TrainConfig, newest: Checkpoint | None) -> Precision:
+    """The type of matrix products: what the training began with, unless the config names one."""
+    if config.precision == "auto" and newest and newest.state.precision:
+        return newest.state.precision
+    device = next(task.model.parameters()).device.type
+    own = resolved(config.precision, device) == "bf16"
+    return "bf16" if distributed.mean({"bf16": float(own)})["bf16"] == 1 else "fp32"
 
 
 def _spread(task: Task, config: TrainConfig) -> None:

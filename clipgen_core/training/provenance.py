@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import ConfigDict, Field, JsonValue
 
 from clipgen_core.schema import Frozen, TokenManifest, digest_of
-from clipgen_core.settings.training import TrainConfig
+from clipgen_core.settings.training import Precision, TrainConfig
 
 GOAL = "validation_loss"  # tells a better checkpoint from a worse one
 
@@ -66,6 +66,7 @@ class TrainingState(Frozen):
     step: int
     history: Sequence[dict[str, float]] = ()
     images_per_second: float = Field(default=0.0, alias="pictures_per_second")
+    precision: Precision | None = None  # of the matrix products; None in checkpoints of version 0.1
 
     @property
     def validations(self) -> list[dict[str, float]]:

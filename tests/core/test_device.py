@@ -1,17 +1,46 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from clipgen_core.device import autocast, fast_dtype
+from clipgen_core import device
+from clipgen_core.device import autocast, fast_dtype, resolved
 
 
-@pytest.mark.parametrize(("tiles", "fast"), [(True, torch.bfloat16), (False, torch.float32)])
+@pytest.mark.parametrize(("speedup", "fast"), [(4.2, torch.bfloat16), (0.5, torch.float32)])
 def test_half_precision_where_the_machine_is_fast_in_it(
-    monkeypatch: pytest.MonkeyPatch, tiles: bool, fast: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, speedup: float, fast: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": tiles})
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: tiles)
+    monkeypatch.setattr(device, "bf16_speedup", lambda: speedup)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: speedup > 1)
     assert fast_dtype("cpu") is fast_dtype("cuda") is fast
+    assert resolved("auto", "cpu") == {torch.bfloat16: "bf16", torch.float32: "fp32"}[fast]
     a = torch.ones(2, 2)
     for precision, dtype in (("auto", fast), ("bf16", torch.bfloat16), ("fp32", torch.float32)):
         with autocast("cpu", precision):  # type: ignore[arg-type]
             assert (a @ a).dtype is dtype
+
+
+def test_the_speed_is_measured_once_per_machine_and_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measure = device.bf16_speedup.__wrapped__
+    speedup = measure()
+    assert 0 < speedup < 100
+    assert f"bf16 is {speedup:.2f} times as fast as fp32" in capfd.readouterr().err
+    monkeypatch.setattr(device, "_measure_bf16_speedup", lambda: pytest.fail("measured again"))
+    assert measure() == speedup and not capfd.readouterr().err
+    (file,) = tmp_path.rglob("bf16.json")
+    file.write_text("damaged")
+    monkeypatch.setattr(device, "_measure_bf16_speedup", lambda: 1.5)
+    assert measure() == 1.5 == measure()
+
+
+def test_where_the_cache_cannot_be_written_the_speed_is_measured_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(device, "_measure_bf16_speedup", lambda: 2.5)
+    assert device.bf16_speedup.__wrapped__() == 2.5

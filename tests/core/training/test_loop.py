@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from clipgen_core import filesystem
+from clipgen_core import device, filesystem
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.tracking import NullTracker
+from clipgen_core.training import interrupt
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, fit
@@ -167,29 +168,91 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
     assert Checkpoint(killed.checkpoint).state.step == 40
 
 
-def test_sigterm_saves_and_the_next_run_goes_on_from_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_next_run_goes_on_from_there(tmp_path: Path, number: signal.Signals) -> None:
     whole = train(tmp_path / "whole", LineTask(), config(30, checkpoint_every=30))
 
     class Asked(LineTask):
         def losses(self, batch: Any, progress: float) -> Any:
             if batch[0] == 12:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
+                os.kill(os.getpid(), number)  # launchers forward what the terminal has sent already
             return super().losses(batch, progress)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(Interrupted, match=r"asked to stop at step 13 and saved .*step-00000013"):
         train(tmp_path / "parts", Asked(), config(30, checkpoint_every=30))
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     resumed = LineTask()
     parts = train(tmp_path / "parts", resumed, config(30, checkpoint_every=30))
     assert resumed.seen == list(range(13, 30))
     assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
 
 
+def test_a_second_ctrl_c_a_second_later_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KeyboardInterrupt), interrupt.stop_signals() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.stop_requested()
+        monkeypatch.setattr(interrupt, "IMPATIENT_AFTER", -1.0)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("went on")
+
+
 def test_a_nan_between_two_looks_is_never_saved(tmp_path: Path) -> None:
     with pytest.raises(ClipgenError, match=r"the loss is nan at step 13.*step-00000010"):
         train(tmp_path, LineTask(nan_at=12), config(log_every=100))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+@pytest.mark.parametrize("what", ["model", "critic"])
+def test_a_gradient_that_is_not_finite_at_a_checkpoint_is_never_saved(tmp_path: Path, what: str) -> None:
+    class Exploding(LineTask):
+        def losses(self, batch: Any, progress: float) -> Any:
+            module = self.model if what == "model" else self.extras["critic"]
+            if batch[0] == 9:
+                for parameter in module.parameters():
+                    parameter.register_hook(lambda gradient: gradient * float("inf"))
+            return super().losses(batch, progress)
+
+    with pytest.raises(
+        ClipgenError, match=r"the (line|critic) grad norm is (inf|nan) at step 10.*step-00000005"
+    ):
+        train(tmp_path, Exploding(), config())
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000005"]
+    fitted = train(tmp_path, LineTask(), config())
+    assert fitted.checkpoint.endswith("step-00000020")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Broken(LineTask):
+        def validate(self) -> Validation:
+            with torch.no_grad():
+                self.extras["critic"].weight.fill_(float("nan"))
+            return super().validate()
+
+    with pytest.raises(ClipgenError, match=r"the weights weight are not finite at step 5.*none yet"):
+        train(tmp_path, Broken(), config())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_resumed_training_keeps_the_precision_it_began_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = config(10).model_copy(update={"precision": "auto"})
+
+    class Stopped(LineTask):
+        def losses(self, batch: Any, progress: float) -> Any:
+            if batch[0] == 7:
+                raise KeyboardInterrupt
+            return super().losses(batch, progress)
+
+    monkeypatch.setattr(device, "bf16_speedup", lambda: 4.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, Stopped(), half)
+    monkeypatch.setattr(device, "bf16_speedup", lambda: 0.5)
+    fitted = train(tmp_path, LineTask(), half)
+    assert fitted.precision == "bf16"
+    assert Checkpoint(fitted.checkpoint).state.precision == "bf16"
 
 
 def test_compiled_training_gives_the_same_curve(tmp_path: Path) -> None:
