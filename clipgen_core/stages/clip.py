@@ -56,12 +56,14 @@ WORDS = 4096  # the most frequent ones tell which captions are alike
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The CLIP, by the reference that other stages take (local-dir:FOLDER), and its training."""
+    """The CLIP, by the reference that other stages take (local-dir:FOLDER), the weights that it started from,
+    and its training."""
 
     clip: str
     clip_key: str
     images: int
     captions: int
+    started_from: str | None
     fitted: Fitted
 
 
@@ -120,6 +122,7 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         clip_key=encoder.key,
         images=len(pairs),
         captions=sum(map(len, pairs.values())),
+        started_from=training.started_from,
         fitted=fitted,
     )
 
