@@ -121,6 +121,12 @@ def write_bytes(url: str, data: bytes) -> None:
     draft.replace(target)
 
 
+def modified(url: str) -> float:
+    """When a file was last written, in seconds since 1970."""
+    filesystem, path = url_to_fs(url)
+    return float(retried(filesystem.modified, path).timestamp())
+
+
 def publish_folder(draft: Path, url: str, marker: str) -> None:
     """Move a finished local folder to its final name.
 

@@ -17,7 +17,7 @@ from pydantic import Field, create_model
 
 from clipgen_core.recipes import DEFAULT, named
 from clipgen_core.schema import Frozen
-from clipgen_core.settings.catalogue import meaning, settings_of
+from clipgen_core.settings.catalogue import MAY_CHANGE, meaning, settings_of
 
 AssetConfig = TypeVar("AssetConfig", bound="StageConfig")
 
@@ -82,19 +82,21 @@ def of_stage(stage: str) -> Callable[[type[AssetConfig]], type[AssetConfig]]:
     return add
 
 
-def _fields(default: Frozen) -> dict[str, Any]:
+def _fields(default: Frozen, may_change: bool = False) -> dict[str, Any]:
     """The fields of a config class for Dagster, as `create_model` takes them.
 
     The fields have no default as far as Dagster sees, so a setting that was not given can be told from null.
 
     Args:
         default: A stage's config, or a part of it, in the default recipe.
+        may_change: Whether a training goes on with other values of all of them.
     """
     fields: dict[str, Any] = {}
     for name, field in type(default).model_fields.items():
-        value, description = getattr(default, name), meaning(field)
+        value, marked = getattr(default, name), may_change or MAY_CHANGE in field.metadata
+        description = meaning(field, marked)
         if isinstance(value, Frozen):
-            group = create_model(type(value).__name__, __base__=dg.Config, **_fields(value))
+            group = create_model(type(value).__name__, __base__=dg.Config, **_fields(value, marked))
             fields[name] = (group, Field(default_factory=group, description=description))
         else:
             description = f"{description} In the recipe {DEFAULT}: {json.dumps(value)}."

@@ -61,6 +61,22 @@ def fitted(result: "Fitted") -> dict[str, Any]:
     }
 
 
+def warm_start(started_from: str | None, result: "Fitted") -> dict[str, Any]:
+    """Metadata of a training that started from the weights of another.
+
+    Args:
+        started_from: The address of the weights; None from scratch.
+        result: The training, which validated before its first step.
+
+    Returns:
+        The address and the validation loss before the first step; nothing from scratch.
+    """
+    if started_from is None:
+        return {}
+    before = next(row["validation_loss"] for row in result.history if row["step"] == 0)
+    return {"started_from": started_from, "validation_loss_before": round(before, 4)}
+
+
 def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
     """One check of an asset, with the figures that it looked at.
 

@@ -1,11 +1,26 @@
-"""Checkpoint folders to models ready to use: frozen, in evaluation mode, on the chosen device."""
+"""Checkpoint folders to models ready to use: frozen, in evaluation mode, on the chosen device.
 
+Also the checkpoints that a training may start from, by their address.
+"""
+
+from collections.abc import Collection
+
+from clipgen_core import filesystem, tracking
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.parts import FILE, Parts, read_parts
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.schema import Frozen, TokenManifest
+from clipgen_core.settings.catalogue import settings_of
 from clipgen_core.settings.models import GapConfig, TransformerConfig, VqganConfig
 from clipgen_core.training.checkpoint import Checkpoint
+
+# Settings of a model that neither shape its weights nor what it computes once it is trained.
+OF_VQGAN_TRAINING = {"image_size"} | {
+    f"quantizer.{name}" for name in ("decay", "commitment", "rotation_trick", "revive_below")
+}
+OF_TRANSFORMER_TRAINING = {"dropout"}
 
 
 def load_vqgan(checkpoint: str, device: str | None = None, same_as: VqganConfig | None = None) -> Vqgan:
@@ -14,21 +29,18 @@ def load_vqgan(checkpoint: str, device: str | None = None, same_as: VqganConfig 
     Args:
         checkpoint: The folder `step-N`, local or an fsspec URL.
         device: Where it runs; the default device if None.
-        same_as: The shape that it must have.
+        same_as: The architecture that it must have; settings of its training may differ.
 
     Returns:
         The model, frozen and in evaluation mode.
 
     Raises:
-        ClipgenError: No whole checkpoint is there, or its shape is another.
+        ClipgenError: No whole checkpoint is there, or its architecture is another.
     """
     saved = Checkpoint(checkpoint)
     config = saved.settings("model", VqganConfig)
-    if same_as and same_as != config:
-        raise ClipgenError(
-            f"the VQGAN at {checkpoint} has another shape ({config}) than the recipe's: choose the recipe "
-            "that fits it, or override its model settings"
-        )
+    if same_as:
+        _require_same(f"the VQGAN at {checkpoint}", config, same_as, OF_VQGAN_TRAINING)
     model = Vqgan(config)
     model.load_state_dict(saved.weights())
     return model.eval().requires_grad_(False).to(device or default_device())
@@ -58,3 +70,83 @@ def load_transformer(checkpoint: str, device: str | None = None) -> Transformer:
     )
     model.load_state_dict(saved.weights())
     return model.eval().requires_grad_(False).to(device or default_device())
+
+
+def vqgan_to_start_from(address: str, model: VqganConfig) -> Checkpoint:
+    """The checkpoint that a VQGAN's training starts from.
+
+    Args:
+        address: A checkpoint, a generator folder, or a registered model (`models:/NAME@ALIAS`).
+        model: The architecture to train.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ClipgenError: There is none, or its architecture is another.
+    """
+    folder = _folder(address)
+    checkpoint = Checkpoint(read_parts(folder).vqgan if filesystem.exists(f"{folder}/{FILE}") else folder)
+    saved = checkpoint.settings("model", VqganConfig)
+    _require_same(f"the VQGAN at {address}", saved, model, OF_VQGAN_TRAINING)
+    return checkpoint
+
+
+def transformer_to_start_from(address: str, model: TransformerConfig, shards: TokenManifest) -> Checkpoint:
+    """The checkpoint that a transformer's training starts from.
+
+    Args:
+        address: A checkpoint, a generator folder, or a registered model (`models:/NAME@ALIAS`).
+        model: The architecture to train.
+        shards: What it is to be trained on.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ClipgenError: There is none, its architecture is another, or its VQGAN or CLIP is.
+    """
+    parts = read_parts(_folder(address))
+    checkpoint, there = Checkpoint(parts.transformer), f"the transformer at {address}"
+    _require_same_inputs(there, parts, checkpoint, shards)
+    _require_same(there, checkpoint.settings("model", TransformerConfig), model, OF_TRANSFORMER_TRAINING)
+    return checkpoint
+
+
+def _folder(address: str) -> str:
+    return str(tracking.download_registered(address)) if address.startswith("models:/") else address
+
+
+def _require_same_inputs(there: str, parts: Parts, checkpoint: Checkpoint, shards: TokenManifest) -> None:
+    codes = checkpoint.codes
+    imported = Checkpoint(shards.vqgan).provenance.imported
+    if codes.vqgan_digest not in (shards.vqgan_digest, imported and imported.sha256):
+        raise ClipgenError(
+            f"{there} was trained on codes of the VQGAN {codes.vqgan_digest}, the token shards hold codes of "
+            f"{shards.vqgan_digest}, which mean something else: train without start_from"
+        )
+    if parts.clip_key != shards.clip_key:
+        raise ClipgenError(
+            f"{there} was trained on embeddings of the CLIP {parts.clip_key}, the token shards hold those of "
+            f"{shards.clip_key}: train without start_from"
+        )
+    for name in ("grid", "codebook_size", "embedding_dim"):
+        if getattr(codes, name) != getattr(shards, name):
+            raise ClipgenError(
+                f"{there} has {name} {getattr(codes, name)}, the token shards have {getattr(shards, name)}: "
+                "train without start_from"
+            )
+
+
+def _require_same(there: str, saved: Frozen, config: Frozen, ignored: Collection[str]) -> None:
+    own, other = ({one.name: one.value for one in settings_of(each)} for each in (config, saved))
+    different = [
+        f"model.{name} {other.get(name)} instead of {value}"
+        for name, value in own.items()
+        if name not in ignored and other.get(name) != value
+    ]
+    if different:
+        raise ClipgenError(
+            f"{there} has another shape than the recipe's ({', '.join(different)}): choose the recipe that "
+            "fits it, or override its model settings"
+        )

@@ -18,6 +18,7 @@ def lineage(parts: Parts) -> dict[str, str]:
     """What the generator was made from: for the report, and as tags of a registered version."""
     checkpoint = Checkpoint(parts.transformer)
     provenance, codes = checkpoint.provenance, checkpoint.codes
+    started = {"started_from": provenance.started_from.url} if provenance.started_from else {}
     return {
         "transformer": parts.transformer,
         "transformer_digest": provenance.digest,
@@ -31,6 +32,7 @@ def lineage(parts: Parts) -> dict[str, str]:
         "images": codes.images,
         "images_version": str(codes.images_version),
         "images_digest": codes.images_digest,
+        **started,
         "sampling": parts.sampling.model_dump_json(),
         "configuration": json.dumps(provenance.config, indent=2),
     }

@@ -16,42 +16,66 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 
 Config = TypeVar("Config", bound=Frozen)
+MAY_CHANGE = "may change"  # marks, by Annotated, settings that do not change what a training computes
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its dotted name, its value in a config, and what it means."""
+    """One setting: its dotted name, its value in a config, and what it means.
+
+    may_change: whether a training goes on with another value of it.
+    """
 
     name: str
     value: Any
     field: FieldInfo
+    may_change: bool = False
 
     @property
     def meaning(self) -> str:
-        return meaning(self.field)
+        return meaning(self.field, self.may_change)
 
 
-def meaning(field: FieldInfo) -> str:
-    """The docstring of a field, on one line."""
-    return " ".join((field.description or "").split())
+def meaning(field: FieldInfo, may_change: bool = False) -> str:
+    """What a setting means, on one line.
+
+    Args:
+        field: Its field, which has a docstring.
+        may_change: Whether a training goes on with another value of it.
+
+    Returns:
+        One or more sentences.
+    """
+    text = " ".join((field.description or "").split())
+    return f"{text} Changing it begins no new training." if may_change else text
 
 
-def settings_of(config: Frozen, prefix: str = "") -> Iterator[Setting]:
+def settings_of(config: Frozen, prefix: str = "", may_change: bool = False) -> Iterator[Setting]:
     """All settings of a config, those of nested configs included, in the order of their declaration.
 
     Args:
         config: A stage's config, or a whole recipe.
         prefix: What every name starts with, such as `vqgan.`.
+        may_change: Whether the group that they belong to is marked MAY_CHANGE.
 
     Yields:
         One record per setting that holds a value; configs that only group settings are not listed.
     """
     for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
+        value, marked = getattr(config, name), may_change or MAY_CHANGE in field.metadata
         if isinstance(value, Frozen):
-            yield from settings_of(value, f"{prefix}{name}.")
+            yield from settings_of(value, f"{prefix}{name}.", marked)
         else:
-            yield Setting(f"{prefix}{name}", value, field)
+            yield Setting(f"{prefix}{name}", value, field, marked)
+
+
+def identity(config: Frozen) -> dict[str, Any]:
+    """The settings by which a training is found again: all but those that are marked MAY_CHANGE.
+
+    Returns:
+        Values by dotted name.
+    """
+    return {setting.name: setting.value for setting in settings_of(config) if not setting.may_change}
 
 
 def override(config: Config, overrides: Mapping[str, Any]) -> Config:

@@ -1,18 +1,23 @@
 """Optimization settings that all training stages share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
+from clipgen_core.settings.catalogue import MAY_CHANGE
 
 OptimizerName = Literal["adamw", "muon"]
 Precision = Literal["auto", "bf16", "fp32"]
 
 
 class TrainConfig(Frozen):
-    """How long a model trains, how fast, and what is saved on the way."""
+    """How long a model trains, how fast, and what is saved on the way.
+
+    A training is found again by its settings. Those marked MAY_CHANGE do not count: how it computes and what
+    it saves may change between two runs of it.
+    """
 
     steps: int = Field(gt=0)
     """Optimizer steps. The learning rate schedule spans all of them."""
@@ -20,7 +25,7 @@ class TrainConfig(Frozen):
     """Examples in one optimizer step, over all processes and accumulated passes together."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate. It warms up linearly, then decays to 2 % along half a cosine."""
-    accumulate: int = Field(default=1, gt=0)
+    accumulate: Annotated[int, MAY_CHANGE] = Field(default=1, gt=0)
     """Backward passes in one optimizer step. More of them need less memory; must divide `batch_size`."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decoupled weight decay of weight matrices; with `muon`, of the hidden ones only."""
@@ -35,20 +40,20 @@ class TrainConfig(Frozen):
     """Largest L2 norm of the gradient of all parameters. A larger gradient is scaled down to it."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights, which is what is saved. 0: no EMA."""
-    precision: Precision = "auto"
+    precision: Annotated[Precision, MAY_CHANGE] = "auto"
     """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where it is faster, which is measured
     once per machine; a resumed training keeps what it began with."""
-    compile: bool = False
+    compile: Annotated[bool, MAY_CHANGE] = False
     """Whether to compile the model with `torch.compile`."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], MAY_CHANGE] = "ddp"
     """With several processes: `ddp` copies the model to each, `fsdp` shards it over them (FSDP2)."""
     seed: int = 0
     """Seed of the initial weights, of the order of the examples and of all random draws."""
-    log_every: int = Field(default=10, gt=0)
+    log_every: Annotated[int, MAY_CHANGE] = Field(default=10, gt=0)
     """Steps from one logged point of the training metrics to the next."""
-    checkpoint_every: int = Field(default=100, gt=0)
+    checkpoint_every: Annotated[int, MAY_CHANGE] = Field(default=100, gt=0)
     """Steps from one validation and checkpoint to the next. A killed training resumes from the last one."""
-    keep_checkpoints: int = Field(default=2, gt=0)
+    keep_checkpoints: Annotated[int, MAY_CHANGE] = Field(default=2, gt=0)
     """Latest checkpoints to keep. The one with the lowest validation loss is kept as well."""
     patience: int = Field(default=0, ge=0)
     """Stop early after this many validations without a lower loss, and use the best checkpoint. 0: never."""

@@ -1,8 +1,11 @@
 """Settings of the stage transformer."""
 
+from typing import Annotated
+
 from pydantic import Field
 
 from clipgen_core.schema import Frozen
+from clipgen_core.settings.catalogue import MAY_CHANGE
 from clipgen_core.settings.models import GapConfig, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.training import TrainConfig
@@ -15,7 +18,7 @@ class Config(Frozen):
     """Architecture of the transformer."""
     train: TrainConfig
     """Optimization of the transformer."""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: Annotated[SamplingConfig, MAY_CHANGE] = SamplingConfig()
     """Defaults of generation, stored with the model."""
     gap: GapConfig = GapConfig()
     """Training against the gap between text and image embeddings."""
@@ -27,5 +30,9 @@ class Config(Frozen):
     learns to continue after its own mistakes."""
     embedding_weight: float = Field(default=0.0, ge=0)
     """Weight of CLIP-GEN's embedding reconstruction loss (arXiv:2203.00386, section 3.3). 0: not computed."""
-    recompute: bool = False
+    recompute: Annotated[bool, MAY_CHANGE] = False
     """Whether to recompute blocks in the backward pass (activation checkpointing): slower, less memory."""
+    start_from: str | None = None
+    """Weights to start from (a warm start): `latest`, the newest transformer checkpoint under the root; the
+    address of a checkpoint or of a generator folder; or a registered model, `models:/NAME@ALIAS`. The VQGAN
+    and the CLIP must be those of the token shards. Null: train from scratch."""

@@ -36,4 +36,6 @@ class Config(Frozen):
     gradient_penalty: float = Field(default=0.0, ge=0)
     """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
     start_from: str | None = None
-    """VQGAN checkpoint of the same architecture to start from (fine-tuning). Null: train from scratch."""
+    """Weights of the same architecture to start from (fine-tuning): `latest`, the newest VQGAN checkpoint
+    under the root, imported ones included; the address of a checkpoint or of a generator folder; or a
+    registered model, `models:/NAME@ALIAS`. Null: train from scratch."""

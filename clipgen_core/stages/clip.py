@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,10 +36,11 @@ from clipgen_core.schema import digest_of
 from clipgen_core.settings.clip import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
+from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.runs import Spec, place
 from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 with needed_for("training a CLIP"):
@@ -54,12 +56,14 @@ WORDS = 4096  # the most frequent ones tell which captions are alike
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The CLIP, by the reference that other stages take (local-dir:FOLDER), and its training."""
+    """The CLIP, by the reference that other stages take (local-dir:FOLDER), the weights that it started from,
+    and its training."""
 
     clip: str
     clip_key: str
     images: int
     captions: int
+    started_from: str | None
     fitted: Fitted
 
 
@@ -76,21 +80,35 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         The CLIP and its training.
 
     Raises:
-        ClipgenError: The CSV or an image that it names cannot be used, or a loss is not finite.
+        ClipgenError: The CSV or an image that it names cannot be used, weights to start from do not fit, or a
+            loss is not finite.
     """
     pairs = read_captions(captions)
-    run_name = digest_of([config.model_dump(), sorted(pairs.items())])
-    provenance = Provenance(config=config.model_dump(mode="json"), captions=digest_of(sorted(pairs.items())))
-    tracker.params(provenance.record)
-    checkpoints = Checkpoints(
-        url=out.checkpoints("clip", run_name), provenance=provenance, keep=config.train.keep_checkpoints
+    provenance = Provenance(
+        config=config.model_dump(mode="json"),
+        captions=digest_of(sorted(pairs.items())),
+        image_count=len(pairs),
     )
+    tracker.params(provenance.record)
+    spec = Spec(
+        stage="clip",
+        label="CLIP",
+        config=config,
+        provenance=provenance,
+        out=out,
+        name_of=lambda record: digest_of([record.config, sorted(pairs.items())]),
+        source=lambda address: _to_start_from(address, config),
+    )
+    training = place(spec)
 
     def task() -> ClipTask:
-        return ClipTask(config, captions, pairs)
+        made = ClipTask(config, captions, pairs)
+        if training.start:
+            made.model.load_state_dict(training.start.weights())
+        return made
 
-    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="CLIP")
-    folder = out.path("clips", run_name)
+    fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="CLIP")
+    folder = out.path("clips", training.name)
     if distributed.rank() == 0:
         model = open_clip.CLIP(**config.open_clip_config())
         model.load_state_dict(Checkpoint(fitted.checkpoint).weights())
@@ -104,8 +122,24 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         clip_key=encoder.key,
         images=len(pairs),
         captions=sum(map(len, pairs.values())),
+        started_from=training.started_from,
         fitted=fitted,
     )
+
+
+def _to_start_from(address: str, config: Config) -> Checkpoint:
+    """The checkpoint at an address, which must have the shape that is configured."""
+    checkpoint = Checkpoint(address)
+    try:
+        saved = Config.model_validate(checkpoint.provenance.config)
+    except ValidationError as error:
+        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
+    if saved.open_clip_config() != config.open_clip_config():
+        raise ClipgenError(
+            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
+            "the recipe that fits it, or override its settings"
+        )
+    return checkpoint
 
 
 def distinct_batches(

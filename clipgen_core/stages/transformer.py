@@ -8,6 +8,8 @@ Run: `transformer_checkpoint` in Dagster, or `clipgen train transformer` under t
 Loss: -mean log p(code | codes before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2).
 For a share of rows the embedding e is left out. e' is CLIP's embedding of the image that the likeliest
 codes decode to; the gradient is passed straight through the choice of code.
+`start_from` starts from the weights of an earlier transformer. A training goes on where it stopped: see
+training/runs.py.
 """
 
 from collections.abc import Iterator
@@ -25,18 +27,21 @@ from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import Rows, TokenShards
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import default_device
-from clipgen_core.generation.load import load_vqgan
+from clipgen_core.generation.load import load_vqgan, transformer_to_start_from
 from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.schema import TokenManifest, digest_of
+from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.transformer import Config
 from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import Checkpoints
+from clipgen_core.training import distributed
+from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.runs import Spec, place
 from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
@@ -46,10 +51,12 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The checkpoint to use, the digest of what it was made from, and the training."""
+    """The checkpoint to use, the digest of what it was made from, the weights that it started from, and the
+    training."""
 
     checkpoint: str
     digest: str
+    started_from: str | None
     parameters: int
     fitted: Fitted
 
@@ -70,29 +77,59 @@ def run(
         The checkpoint and its training.
 
     Raises:
-        ClipgenError: Damaged shards, a missing VQGAN or CLIP, or a loss that is not finite.
+        ClipgenError: Damaged shards, a missing VQGAN or CLIP, weights to start from that do not fit, or a
+            loss that is not finite.
     """
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
-    provenance = Provenance(config=config.model_dump(mode="json"), tokens=shards.manifest)
+    manifest = shards.manifest
+    provenance = Provenance(config=config.model_dump(mode="json"), tokens=manifest, texts=digest_of(lines))
     tracker.params({"config": provenance.config})
-    tracker.tags(upstream_tags(shards.manifest))
-    digest = digest_of([config.model_dump(exclude={"sampling"}), shards.manifest.model_dump(), lines])
-    checkpoints = Checkpoints(
-        url=out.checkpoints("transformer", digest),
+    tracker.tags(upstream_tags(manifest))
+    spec = Spec(
+        stage="transformer",
+        label="transformer",
+        config=config,
         provenance=provenance,
-        keep=config.train.keep_checkpoints,
+        out=out,
+        name_of=lambda record: _name_of(record, lines),
+        source=lambda address: transformer_to_start_from(address, config.model, manifest),
     )
-    tag(shards.manifest.embeddings, shards.manifest.embeddings_version, f"transformer-{digest}")
+    training = place(spec)
+    trained_on = training.checkpoints.provenance.tokens
+    if isinstance(trained_on, TokenManifest):  # maybe of an earlier version of the table than the shards
+        tag(trained_on.embeddings, trained_on.embeddings_version, f"transformer-{training.name}")
 
     def task() -> TransformerTask:
-        return TransformerTask(config, shards, lines)
+        return TransformerTask(config, shards, lines, training.start)
 
-    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="transformer")
-    out.publish_current("transformer", fitted.checkpoint, digest)
+    fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="transformer")
+    if distributed.rank() == 0:
+        _store_sampling(Checkpoint(fitted.checkpoint), config.sampling)
+    out.publish_current("transformer", fitted.checkpoint, training.name)
     with torch.device("meta"):
-        parameters = sum(p.numel() for p in new_transformer(config, shards.manifest).parameters())
-    return Result(checkpoint=fitted.checkpoint, digest=digest, parameters=parameters, fitted=fitted)
+        parameters = sum(p.numel() for p in new_transformer(config, manifest).parameters())
+    return Result(
+        checkpoint=fitted.checkpoint,
+        digest=training.name,
+        started_from=training.started_from,
+        parameters=parameters,
+        fitted=fitted,
+    )
+
+
+def _name_of(record: Provenance, lines: list[str]) -> str:
+    """The folder's name for a training with this record, on these texts."""
+    config = {name: value for name, value in record.config.items() if name != "sampling"}
+    return digest_of([config, record.tokens.model_dump() if record.tokens else None, lines])
+
+
+def _store_sampling(checkpoint: Checkpoint, sampling: SamplingConfig) -> None:
+    """Give the model these defaults of generation, if its training began with others."""
+    record = checkpoint.provenance
+    if checkpoint.settings("sampling", SamplingConfig) != sampling:
+        config = record.config | {"sampling": sampling.model_dump(mode="json")}
+        checkpoint.rewrite(record.model_copy(update={"config": config}))
 
 
 def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
@@ -130,19 +167,26 @@ class TransformerTask:
         config: Of the stage.
         shards: Codes and embeddings.
         texts: Like the expected prompts.
+        start: Weights to start from; random ones if None.
     """
 
-    def __init__(self, config: Config, shards: TokenShards, texts: list[str]) -> None:
+    def __init__(
+        self, config: Config, shards: TokenShards, texts: list[str], start: Checkpoint | None = None
+    ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.shards = config, shards
         manifest = shards.manifest
         self.device = default_device()
         self.vqgan, self.clip = load_vqgan(manifest.vqgan), ClipEncoder(manifest.clip)
         self.transformer = new_transformer(config, manifest)
+        if start:
+            self.transformer.load_state_dict(start.weights())
         self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
         training = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
         self.nearest = None if training is None else nearest_rows(training, config.model.neighbours)
-        self.transformer.to(self.device).start_from_codebook(self.vqgan.quantizer.codebook)
+        self.transformer.to(self.device)
+        if start is None:
+            self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
         self.held_out = shards.validation()
         self.held_out_condition = self._held_out_condition(self.held_out, training)

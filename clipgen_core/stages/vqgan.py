@@ -5,7 +5,8 @@ Out: {root}/checkpoints/vqgan/{run}/step-N
 Run: `vqgan_checkpoint` in Dagster.
 
 Loss: |x - x'| + perceptual * d(x, x') + commitment + late * adaptive * hinge  (arXiv:2012.09841)
-`start_from` fine-tunes a checkpoint, for example one that `clipgen import-vqgan` wrote.
+`start_from` fine-tunes a checkpoint, for example one that `clipgen import-vqgan` wrote. A training goes on
+where it stopped: see training/runs.py.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from clipgen_core.data.images import ImageTable
 from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
 from clipgen_core.data.pixels import fit_square, grid, random_crop, to_images, to_tensor
 from clipgen_core.device import autocast, default_device
-from clipgen_core.generation.load import load_vqgan
+from clipgen_core.generation.load import load_vqgan, vqgan_to_start_from
 from clipgen_core.judging.metrics import Reconstruction
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
@@ -29,7 +30,6 @@ from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.settings.vqgan import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import (
     ClipFeatureDistance,
@@ -42,6 +42,7 @@ from clipgen_core.training.losses import (
 )
 from clipgen_core.training.optim import adamw
 from clipgen_core.training.provenance import GOAL, Provenance
+from clipgen_core.training.runs import Spec, place
 from clipgen_core.training.task import Metrics, Optimizers, Validation
 
 __all__ = ["Config", "Result", "run"]
@@ -52,10 +53,12 @@ USAGE_IMAGES = 384  # enough codes (384 x 64 in the demo) to estimate usage in l
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The checkpoint to use, the digest of what it was made from, and the training."""
+    """The checkpoint to use, the digest of what it was made from, the weights that it started from, and the
+    training."""
 
     checkpoint: str
     digest: str
+    started_from: str | None
     fitted: Fitted
 
 
@@ -73,23 +76,41 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
         The checkpoint and its training.
 
     Raises:
-        ClipgenError: Too few images, no such CLIP, or a loss that is not finite.
+        ClipgenError: Too few images, no such CLIP, weights to start from that do not fit, or a loss that is
+            not finite.
     """
     table = ImageTable(images)
-    provenance = Provenance(config=config.model_dump(mode="json"), images_digest=table.digest, clip=clip)
+    provenance = Provenance(
+        config=config.model_dump(mode="json"),
+        images_digest=table.digest,
+        image_count=len(table.keys),
+        clip=clip,
+    )
     tracker.params(provenance.record)
     tracker.tags({"upstream.images": table.digest, "upstream.clip": clip})
-    digest = provenance.digest
-    checkpoints = Checkpoints(
-        url=out.checkpoints("vqgan", digest), provenance=provenance, keep=config.train.keep_checkpoints
+    spec = Spec(
+        stage="vqgan",
+        label="VQGAN",
+        config=config,
+        provenance=provenance,
+        out=out,
+        name_of=lambda record: record.digest,
+        source=lambda address: vqgan_to_start_from(address, config.model),
     )
+    training = place(spec)
 
     def task() -> VqganTask:
-        return VqganTask(config, table, ClipEncoder(clip))
+        start = training.start.url if training.start else None
+        return VqganTask(config.model_copy(update={"start_from": start}), table, ClipEncoder(clip))
 
-    fitted = fit(task, config.train, checkpoints=checkpoints, tracker=tracker, label="VQGAN")
-    out.publish_current("vqgan", fitted.checkpoint, digest)
-    return Result(checkpoint=fitted.checkpoint, digest=digest, fitted=fitted)
+    fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="VQGAN")
+    out.publish_current("vqgan", fitted.checkpoint, training.name)
+    return Result(
+        checkpoint=fitted.checkpoint,
+        digest=training.name,
+        started_from=training.started_from,
+        fitted=fitted,
+    )
 
 
 class VqganTask:

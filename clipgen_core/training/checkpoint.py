@@ -9,7 +9,7 @@ state.json          how far the training is: TrainingState; written last, so it 
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +61,10 @@ class Checkpoint:
     @cached_property
     def state(self) -> TrainingState:
         return self._record(MARKER, TrainingState)
+
+    def rewrite(self, provenance: Provenance) -> None:
+        """Give it another record, in place."""
+        filesystem.write_bytes(f"{self.url}/{PROVENANCE}", _json(provenance.record))
 
     @property
     def codes(self) -> TokenManifest | ImportedCodes:
@@ -124,11 +128,11 @@ class Checkpoint:
         return {file.stem: Image.open(io.BytesIO(file.read_bytes())) for file in files}
 
     def _record(self, name: str, kind: type[Record]) -> Record:
-        path = self.folder / name
-        if not path.exists():
+        url = f"{self.url}/{name}"
+        if not filesystem.exists(url):
             raise ClipgenError(f"{self.url} is no checkpoint: it has no {name}; give a folder step-N")
         try:
-            return kind.model_validate_json(path.read_bytes())
+            return kind.model_validate_json(filesystem.read_bytes(url))
         except ValidationError as error:
             raise ClipgenError(
                 f"{self.url}/{name} is damaged ({error.errors()[0]['msg']}): restore it or train again"
@@ -182,13 +186,24 @@ class Checkpoints:
 
     def finished(self) -> list[str]:
         """The names of the whole checkpoints, oldest first; folders without their marker are ignored."""
-        names = [n for n in filesystem.list_folder(self.url) if n.startswith("step-")]
-        return [n for n in names if filesystem.exists(f"{self.url}/{n}/{MARKER}")]
+        return list(_whole(self.url))[::-1]
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint."""
-        finished = self.finished()
-        return Checkpoint(f"{self.url}/{finished[-1]}") if finished else None
+        return newest_in(self.url)
+
+
+def newest_in(url: str) -> Checkpoint | None:
+    """The newest whole checkpoint of a training's folder."""
+    name = next(_whole(url), None)
+    return Checkpoint(f"{url}/{name}") if name else None
+
+
+def _whole(url: str) -> Iterator[str]:
+    """The names of the whole checkpoints, newest first."""
+    for name in reversed(filesystem.list_folder(url)):
+        if name.startswith("step-") and filesystem.exists(f"{url}/{name}/{MARKER}"):
+            yield name
 
 
 def _write(draft: Path, saved: Saved, provenance: Provenance) -> None:
@@ -197,5 +212,9 @@ def _write(draft: Path, saved: Saved, provenance: Provenance) -> None:
     torch.save(saved.resume, draft / RESUME)
     for name, image in saved.images.items():
         image.save(draft / VALIDATION / f"{name}.png")
-    (draft / PROVENANCE).write_text(json.dumps(provenance.record, indent=2))
-    (draft / MARKER).write_text(json.dumps(saved.state.model_dump(by_alias=True), indent=2))
+    (draft / PROVENANCE).write_bytes(_json(provenance.record))
+    (draft / MARKER).write_bytes(_json(saved.state.model_dump(by_alias=True)))
+
+
+def _json(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, indent=2).encode()

@@ -90,6 +90,9 @@ def fit(
         run.tracker.tags({"precision": config.precision})
         if newest:
             run.resume(newest)
+        elif checkpoints.provenance.started_from:
+            run.validate()  # how good the weights are that it starts from
+            run.save(0.0)
         _train(run, label)
     return read_finished(checkpoints, config)
 
@@ -108,7 +111,7 @@ def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
     if newest is None:
         raise ClipgenError(f"{checkpoints.url} has no checkpoint: train first")
     state = newest.state
-    used = Checkpoint(checkpoints.at(state.best)) if config.patience and state.best else newest
+    used = Checkpoint(checkpoints.at(state.best)) if config.patience and state.best is not None else newest
     row = next((row for row in reversed(state.validations) if row["step"] == used.state.step), {})
     return Fitted(
         checkpoint=used.url,

@@ -34,10 +34,18 @@ class ImportedCodes(Frozen):
     images_version: int | None = None
 
 
+class StartedFrom(Frozen):
+    """The weights that a training started from: their address, and the digest of their provenance."""
+
+    url: str
+    digest: str
+
+
 class Provenance(Frozen):
     """What a checkpoint was made from: its `config.json`.
 
-    `config` is the stage's full configuration. The other fields are there as far as the stage has them.
+    `config` is the stage's full configuration. The other fields are there as far as the stage has them;
+    `texts`, `image_count` and `started_from` are younger than version 0.1.
     """
 
     config: dict[str, JsonValue]
@@ -46,6 +54,9 @@ class Provenance(Frozen):
     clip: str | None = None
     tokens: TokenManifest | ImportedCodes | None = None
     imported: ImportedFile | None = None
+    texts: str | None = None
+    image_count: int | None = None
+    started_from: StartedFrom | None = None
 
     @property
     def record(self) -> dict[str, JsonValue]:

@@ -50,6 +50,7 @@ def clip_checkpoint(
             "captions": result.captions,
             "checkpoint": dg.MetadataValue.path(result.fitted.checkpoint),
             **report.fitted(result.fitted),
+            **report.warm_start(result.started_from, result.fitted),
         },
         data_version=dg.DataVersion(result.clip_key),
     )

@@ -67,6 +67,7 @@ def transformer_checkpoint(
             "validation_curve": report.curve(result.fitted.history, "validation_loss"),
             **transformer.upstream_tags(manifest),
             **report.fitted(result.fitted),
+            **report.warm_start(result.started_from, result.fitted),
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[

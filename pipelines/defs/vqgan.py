@@ -60,6 +60,7 @@ def vqgan_checkpoint(
             TRAINED_ON: open_table(out.images).count_rows(),
             "psnr_curve": report.curve(result.fitted.history, "psnr"),
             **report.fitted(result.fitted),
+            **report.warm_start(result.started_from, result.fitted),
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[report.check("codebook_usage", usage >= config.min_codebook_usage, usage=usage)],

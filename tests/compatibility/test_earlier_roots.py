@@ -86,8 +86,8 @@ def test_mlflow_runs_a_registered_models_stored_code_beside_this_version(earlier
 def training(tmp_path: Path) -> tuple[Config, Path, Path]:
     """The configuration, the token shards and the checkpoint of a finished training.
 
-    A training is found by a digest in which the manifest of the token shards and so its paths count:
-    the folder's name follows the place to which it was moved.
+    The folder of a training is named by a digest in which its settings of that time and the manifest of the
+    token shards count, and so the manifest's paths: the name follows the place to which it was moved.
     """
     root = extract(tmp_path) / "root"
     (tokens,) = (root / "tokens").iterdir()
@@ -97,7 +97,8 @@ def training(tmp_path: Path) -> tuple[Config, Path, Path]:
 
     def digest(manifest: str) -> str:
         upstream = TokenManifest.model_validate_json(manifest).model_dump()
-        return digest_of([config.model_dump(exclude={"sampling"}), upstream, list(IMAGENET_CLASSNAMES)])
+        settings = {name: value for name, value in written["config"].items() if name != "sampling"}
+        return digest_of([settings, upstream, list(IMAGENET_CLASSNAMES)])
 
     manifest = (tokens / "manifest.json").read_text()
     assert digest(manifest.replace(str(tmp_path), WRITTEN_IN)) == RUN
@@ -105,9 +106,9 @@ def training(tmp_path: Path) -> tuple[Config, Path, Path]:
     return config, tokens, moved / "step-00000006"
 
 
-def run(config: Config, tokens: Path) -> transformer.Result:
+def run(config: Config, tokens: Path, texts: str | None = None) -> transformer.Result:
     out = Storage(str(tokens.parents[1]))
-    return transformer.run(config, tokens=str(tokens), out=out, tracker=NullTracker())
+    return transformer.run(config, tokens=str(tokens), out=out, tracker=NullTracker(), texts=texts)
 
 
 def test_a_finished_training_is_found_again(training: tuple[Config, Path, Path]) -> None:
@@ -117,6 +118,15 @@ def test_a_finished_training_is_found_again(training: tuple[Config, Path, Path])
     assert result.checkpoint == str(checkpoint)
     assert (checkpoint / "model.safetensors").stat().st_mtime_ns == written
     assert result.fitted.metrics["validation_loss"] > 0
+
+
+def test_a_training_on_other_texts_is_another(training: tuple[Config, Path, Path], tmp_path: Path) -> None:
+    """Version 0.1 did not note the texts, but named the folder after them."""
+    config, tokens, checkpoint = training
+    (tmp_path / "texts.txt").write_text("a red disc\na blue square\n")
+    short = config.model_copy(update={"train": config.train.model_copy(update={"keep_checkpoints": 1})})
+    assert run(short, tokens).checkpoint == str(checkpoint)
+    assert run(short, tokens, str(tmp_path / "texts.txt")).checkpoint != str(checkpoint)
 
 
 def test_a_training_that_was_cut_short_goes_on(training: tuple[Config, Path, Path]) -> None:

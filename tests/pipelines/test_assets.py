@@ -235,3 +235,11 @@ def test_several_processes_log_to_the_assets_own_run(
     run_id = event.step_materialization_data.materialization.metadata["mlflow_run"].value
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
     assert [point.step for point in client.get_metric_history(run_id, "loss")] == [1, 2, 3]
+    training["start_from"] = "latest"
+    result = execute("clip_gen", asked, asset_selection=[dg.AssetKey("transformer_checkpoint")])
+    (warm,) = result.get_asset_materialization_events()
+    first, second = (one.step_materialization_data.materialization.metadata for one in (event, warm))
+    assert second["started_from"].value == first["path"].value != second["path"].value
+    before, after = (one["validation_loss"].value for one in (first, second))
+    assert second["validation_loss_before"].value == pytest.approx(before, abs=1e-3)
+    assert after < before
