@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.settings.sampling import MAX_IMAGES, SamplingConfig
+from clipgen_core.settings.sampling import MAX_IMAGES, MAX_PROMPT_LENGTH, SamplingConfig
 
-MAX_PROMPT_LENGTH = 1000
 Given = TypeVar("Given")
 
 

@@ -24,10 +24,10 @@ from clipgen_core.data.pixels import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.generation.requests import MAX_PROMPT_LENGTH, Generated, not_read
+from clipgen_core.generation.requests import Generated, not_read
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
-from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
 from clipgen_core.training.checkpoint import Checkpoint

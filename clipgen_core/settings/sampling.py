@@ -8,6 +8,7 @@ from clipgen_core.schema import Frozen
 from clipgen_core.settings import catalogue
 
 MAX_IMAGES = 256  # sampled at once for a prompt
+MAX_PROMPT_LENGTH = 1000  # characters
 MOST_NEIGHBOURS = 1000
 
 Condition = Literal["text", "shifted", "retrieval", "nearest"]
