@@ -79,20 +79,27 @@ def require_scorable(url: str, prompts: Sequence[Prompt]) -> None:
             raise ClipgenError(
                 f"the split {split!r} of prompts file {url} has one prompt: at least 2 are needed"
             )
-    files = [prompt.file for prompt in prompts if prompt.file]
-    missing = _missing(files)
+    require_files(f"prompts file {url}", [prompt.file for prompt in prompts if prompt.file])
+
+
+def require_files(named_by: str, urls: Sequence[str]) -> None:
+    """Check that files exist before hours of work depend on them; each of their folders is listed once.
+
+    Args:
+        named_by: What names the files, for the error message.
+        urls: The files.
+
+    Raises:
+        ClipgenError: One does not exist.
+    """
+    folders = {url.rpartition("/")[0] for url in urls}
+    existing = {f"{folder}/{name}" for folder in folders for name in filesystem.list_folder(folder)}
+    missing = [url for url in urls if url not in existing]
     if missing:
         raise ClipgenError(
-            f"{len(missing)} of {len(files)} images that prompts file {url} names do not exist, the first is "
-            f"{missing[0]}: check the names, or set evaluation.prompt_images"
+            f"{len(missing)} of {len(urls)} files that {named_by} names do not exist, the first is "
+            f"{missing[0]}: check the names and their folder"
         )
-
-
-def _missing(files: Sequence[str]) -> list[str]:
-    """The files that do not exist; each folder is listed once."""
-    folders = {file.rpartition("/")[0] for file in files}
-    existing = {f"{folder}/{name}" for folder in folders for name in filesystem.list_folder(folder)}
-    return [file for file in files if file not in existing]
 
 
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:

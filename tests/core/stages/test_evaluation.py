@@ -78,7 +78,7 @@ def test_prompts_without_pictures_are_judged_by_the_nearest_one(
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("prompt,file\na red disc,no/such.png\na blue disc,\n", "1 of 1 images that prompts file "),
+        ("prompt,file\na red disc,no/such.png\na blue disc,\n", "1 of 1 files that prompts file "),
         ("prompt\na red disc\n", "the split 'all' of prompts file "),
         ("prompt,split\na,x\nb,x\nc,y\n", "the split 'y' of prompts file "),
         ("prompt\na red disc\na red disc\n", "at least 2 are needed"),
