@@ -12,7 +12,10 @@ from clipgen_core.errors import ClipgenError
 
 DISTRIBUTION = "clipgen"
 OURS = ("clipgen_core", "pipelines")
-PACKAGES = {"sklearn": "scikit-learn"}  # modules that are named otherwise than their package
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}  # modules that are named otherwise than their package
 REQUIREMENT = re.compile(r'([\w.-]+)[^;]*(?:;.*extra == "(\w+)")?')
 
 

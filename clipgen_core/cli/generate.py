@@ -1,11 +1,13 @@
 """Commands that generate images or search for them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
 
+from clipgen_core import logs
 from clipgen_core.cli.options import (
     Candidates,
     Command,
@@ -19,6 +21,7 @@ from clipgen_core.cli.options import (
     TopP,
     app,
     console,
+    is_file,
     last_model,
     read_image,
 )
@@ -58,7 +61,7 @@ def generate(
     from clipgen_core.generation.generator import TextToImage
     from clipgen_core.progress import track
 
-    _require_folder(output)
+    _require_writable(output)
     given = _given(
         guidance_scale=guidance_scale,
         temperature=temperature,
@@ -95,7 +98,7 @@ def vary(
     from clipgen_core.generation.generator import TextToImage
     from clipgen_core.progress import track
 
-    _require_folder(output)
+    _require_writable(output)
     images = [read_image(file) for file in image]
     given = _given(
         guidance_scale=guidance_scale,
@@ -143,14 +146,17 @@ def search(
     """Show the images of the embeddings table that are nearest to a text or to an image."""
     from clipgen_core.data.embeddings import EmbeddingTable
     from clipgen_core.data.tables import one_of, open_table
+    from clipgen_core.generation.requests import checked_prompts, not_read
     from clipgen_core.models.clip import ClipEncoder
 
     storage = Storage(root or last_root("embeddings"))
     table = EmbeddingTable(storage.current("embeddings", "search").path)
     clip = ClipEncoder(table.clip)
-    if Path(query).is_file() or Path(query).suffix.lower() in IMAGE_SUFFIXES:
+    if query.lower().endswith(IMAGE_SUFFIXES) or is_file(query):
         vector = clip.encode_images([read_image(Path(query))])[0]
     else:
+        for sentence in not_read(checked_prompts(query), clip.dropped_tokens([query])):
+            logs.line(sentence)
         vector = clip.encode_texts([query])[0]
     found = table.nearest(vector, k)
     rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=one_of("id", found.ids))
@@ -166,9 +172,13 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _require_folder(output: Path) -> None:
+def _require_writable(output: Path) -> None:
     if not output.resolve().parent.is_dir():
         raise ClipgenError(f"{output.parent} does not exist: create it, or choose another --output")
+    if output.is_dir():
+        raise ClipgenError(f"{output} is a folder: choose another --output")
+    if not os.access(output.resolve().parent, os.W_OK):
+        raise ClipgenError(f"no file can be written to {output.parent}: choose another --output")
     if output.suffix.lower() != ".png":
         raise ClipgenError(f"{output} does not end in .png: images are written as PNG")
 

@@ -75,6 +75,14 @@ def last_model(root: str | None) -> str:
     return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
 
 
+def is_file(path: str) -> bool:
+    """Whether there is such a file; False for a text that is too long for a path."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
+
+
 def read_image(file: Path) -> Any:
     """An image file that was named on the command line.
 
@@ -83,7 +91,7 @@ def read_image(file: Path) -> Any:
     """
     from clipgen_core.data.pixels import Rejected, decode
 
-    if not file.is_file():
+    if not is_file(str(file)):
         raise ClipgenError(f"there is no file {file}: check the path")
     try:
         return decode(file.read_bytes()).image

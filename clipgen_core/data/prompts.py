@@ -3,11 +3,12 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError
+from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,58 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     if not prompts:
         raise ClipgenError(f"prompts file {url} holds no prompt: add some")
     return prompts
+
+
+def by_split(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
+    """The prompts of each split, each text once, in the order in which the splits first occur."""
+    splits: dict[str, dict[str, Prompt]] = {}
+    for prompt in prompts:
+        splits.setdefault(prompt.split, {})[prompt.text] = prompt
+    return {split: list(once.values()) for split, once in splits.items()}
+
+
+def require_scorable(url: str, prompts: Sequence[Prompt]) -> None:
+    """Refuse prompts that cannot be scored, before images are generated for them.
+
+    Args:
+        url: The file that they are from.
+        prompts: All of its prompts.
+
+    Raises:
+        ClipgenError: A prompt is too long, a split has a single one, which allows no distance, or an image
+            does not exist.
+    """
+    longest = max(len(prompt.text) for prompt in prompts)
+    if longest > MAX_PROMPT_LENGTH:
+        raise ClipgenError(
+            f"a prompt of {url} has {longest} characters: at most {MAX_PROMPT_LENGTH} are allowed"
+        )
+    for split, own in by_split(prompts).items():
+        if len(own) < 2:
+            raise ClipgenError(
+                f"the split {split!r} of prompts file {url} has one prompt: at least 2 are needed"
+            )
+    require_files(f"prompts file {url}", [prompt.file for prompt in prompts if prompt.file])
+
+
+def require_files(named_by: str, urls: Sequence[str]) -> None:
+    """Check that files exist before hours of work depend on them; each of their folders is listed once.
+
+    Args:
+        named_by: What names the files, for the error message.
+        urls: The files.
+
+    Raises:
+        ClipgenError: One does not exist.
+    """
+    folders = {url.rpartition("/")[0] for url in urls}
+    existing = {f"{folder}/{name}" for folder in folders for name in filesystem.list_folder(folder)}
+    missing = [url for url in urls if url not in existing]
+    if missing:
+        raise ClipgenError(
+            f"{len(missing)} of {len(urls)} files that {named_by} names do not exist, the first is "
+            f"{missing[0]}: check the names and their folder"
+        )
 
 
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:

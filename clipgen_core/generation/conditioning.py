@@ -15,6 +15,8 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.models.gap import Gap
 from clipgen_core.settings.sampling import SamplingConfig
 
+LOWEST_TEMPERATURE = 1e-12  # lower ones give the same weights, or overflow
+
 
 class Conditioner:
     """Turns embeddings into the transformer's condition.
@@ -91,8 +93,9 @@ class Conditioner:
 
     def _mean_of_nearest(self, text: np.ndarray, config: SamplingConfig) -> Tensor:
         found = self.table.nearest(text, config.neighbours)
-        cosine = torch.from_numpy(found.cosine.copy())
-        weight = (cosine / config.neighbour_temperature).softmax(dim=0).float()
+        cosine = torch.from_numpy(found.cosine.copy()).double()
+        temperature = max(config.neighbour_temperature, LOWEST_TEMPERATURE)
+        weight = (cosine / temperature).softmax(dim=0).float()
         return F.normalize(weight @ torch.tensor(found.vectors), dim=0).to(self._device)
 
     def _tensor(self, values: np.ndarray) -> Tensor:

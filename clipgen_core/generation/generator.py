@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipgen_core import tracking
+from clipgen_core import logs, tracking
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.device import fast_dtype
 from clipgen_core.errors import ClipgenError
@@ -23,7 +23,15 @@ from clipgen_core.generation.conditioning import Conditioner
 from clipgen_core.generation.decoding import decode, decode_partly
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts, copy_parts, read_parts
-from clipgen_core.generation.requests import Generated, check_count, check_prompts, image_seed
+from clipgen_core.generation.requests import (
+    Generated,
+    checked_count,
+    checked_images,
+    checked_prompts,
+    checked_seed,
+    image_seed,
+    not_read,
+)
 from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.settings.sampling import Condition, SamplingConfig
@@ -84,7 +92,7 @@ class TextToImage:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         n: int = 1,
         seed: int = 0,
         *,
@@ -101,12 +109,15 @@ class TextToImage:
 
         The same prompt and seed give the same images, whatever else is in the batch.
         Settings that are None take the model's defaults (`generator.parts.sampling`).
+        A log line says which prompts are longer than CLIP reads; see `dropped_tokens`.
 
         Args:
-            prompts: What the images should show, at most 1000 characters each.
+            prompts: What the images should show, at most 1000 characters each. A single string is one prompt;
+                an empty list gives an empty list.
             n: Images for each prompt.
             seed: Another seed gives other images.
-            temperature: Divides the logits; lower is safer, higher is more varied.
+            temperature: Divides the logits; lower is safer, higher is more varied, 0 takes the likeliest
+                codes whatever the seed.
             top_k: Sample from the k likeliest codes only; 0 for all.
             top_p: Sample from the fewest codes that hold this probability; 1 for all.
             guidance_scale: Strength of classifier-free guidance; higher follows the prompt more, 1 is off.
@@ -121,7 +132,8 @@ class TextToImage:
             For each prompt `n` RGB images, the best CLIP score first.
 
         Raises:
-            ClipgenError: An empty or too long prompt, too many images at once, or a setting out of range.
+            ClipgenError: A prompt is empty, too long or no text, the seed is no integer, too many images are
+                requested at once, or a setting is out of range.
         """
         rows = self.generate_scored(
             prompts,
@@ -140,7 +152,7 @@ class TextToImage:
 
     def generate_scored(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         n: int = 1,
         seed: int = 0,
         *,
@@ -171,9 +183,10 @@ class TextToImage:
             For each prompt `n` generated images, the best CLIP score first.
 
         Raises:
-            ClipgenError: An empty or too long prompt, too many images at once, or a setting out of range.
+            ClipgenError: A prompt is empty, too long or no text, the seed is no integer, too many images are
+                requested at once, or a setting is out of range.
         """
-        check_prompts(prompts)
+        prompts, seed = checked_prompts(prompts), checked_seed(seed)
         config = self.parts.sampling.override(
             temperature=temperature,
             top_k=top_k,
@@ -184,14 +197,16 @@ class TextToImage:
             neighbours=neighbours,
             neighbour_temperature=neighbour_temperature,
         )
-        check_count(n, config)
+        n = checked_count(n, config)
+        for sentence in not_read(prompts, self.dropped_tokens(prompts)):
+            logs.line(sentence)
         texts = self.embed_text(prompts)
         conditions = [self.conditioner.of_text(text, config) for text in texts]
         return self._sample(prompts, texts, conditions, n, seed, config, on_step)
 
     def variations(
         self,
-        images: Sequence[Image.Image],
+        images: Image.Image | Sequence[Image.Image],
         n: int = 1,
         seed: int = 0,
         *,
@@ -207,7 +222,8 @@ class TextToImage:
         Settings that are None take the model's defaults (`generator.parts.sampling`).
 
         Args:
-            images: RGB images of any size.
+            images: RGB images of any size. A single image is a list of one; an empty list gives an empty
+                list.
             n: Variations of each image.
             seed: Another seed gives other variations.
             on_step: Called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
@@ -218,8 +234,10 @@ class TextToImage:
             For each image `n` generated ones, those most like it by CLIP first.
 
         Raises:
-            ClipgenError: Too many images at once, or a setting out of range.
+            ClipgenError: An input is no image, the seed is no integer, too many images are requested at once,
+                or a setting is out of range.
         """
+        images, seed = checked_images(images), checked_seed(seed)
         config = self.parts.sampling.override(
             temperature=temperature,
             top_k=top_k,
@@ -227,7 +245,7 @@ class TextToImage:
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        check_count(n, config)
+        n = checked_count(n, config)
         embedded = self.embed_images(images)
         conditions = [self.conditioner.of_image(row) for row in embedded]
         names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
@@ -247,6 +265,8 @@ class TextToImage:
 
         The candidates of a name take its conditions in turn.
         """
+        if not names:
+            return []
         tries = n * config.candidates
         seeds = [image_seed(name, seed, i) for name in names for i in range(tries)]
         rows = torch.stack([choices[i % len(choices)] for choices in conditions for i in range(tries)])
@@ -261,6 +281,10 @@ class TextToImage:
         ]
         by_name = [generated[i : i + tries] for i in range(0, len(generated), tries)]
         return [sorted(row, key=lambda one: -one.clip_score)[:n] for row in by_name]
+
+    def dropped_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each prompt the CLIP does not read."""
+        return self.clip.dropped_tokens(prompts)
 
     def embed_text(self, prompts: Sequence[str]) -> np.ndarray:
         """CLIP embeddings of prompts, float32 [n, d], rows of length 1."""

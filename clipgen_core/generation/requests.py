@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.settings.sampling import MAX_IMAGES, MAX_PROMPT_LENGTH, SamplingConfig
 
-MAX_PROMPT_LENGTH = 1000
-MAX_IMAGES = 256
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -24,33 +25,119 @@ class Generated:
     codes: np.ndarray
 
 
-def check_count(n: int, config: SamplingConfig) -> None:
+def checked_count(n: object, config: SamplingConfig) -> int:
     """Refuse a request for no image, or for too many at once.
 
     Args:
         n: Images for each prompt.
         config: Says how many candidates are sampled for each.
 
-    Raises:
-        ClipgenError: Fewer than 1 or more than MAX_IMAGES would be sampled.
-    """
-    if not 1 <= n * config.candidates <= MAX_IMAGES:
-        raise ClipgenError(f"n x candidates is {n * config.candidates}: choose between 1 and {MAX_IMAGES}")
-
-
-def check_prompts(prompts: Sequence[str]) -> None:
-    """Refuse prompts that are empty or too long.
+    Returns:
+        The number as an int.
 
     Raises:
-        ClipgenError: One is.
+        ClipgenError: It is no integer, or fewer than 1 or more than MAX_IMAGES would be sampled.
     """
-    for prompt in prompts:
+    count = _integer("n", n)
+    if not 1 <= count * config.candidates <= MAX_IMAGES:
+        product = f"{count} x {config.candidates}" if abs(count) < 10**9 else "out of range"
+        raise ClipgenError(f"n x candidates is {product}: choose between 1 and {MAX_IMAGES}")
+    return count
+
+
+def checked_seed(seed: object) -> int:
+    """The seed as an int: equal integers of any type give the same images.
+
+    Raises:
+        ClipgenError: It is no integer, or one of more than 64 bits.
+    """
+    number = _integer("seed", seed)
+    if abs(number) >= 2**64:
+        raise ClipgenError("the seed has more than 64 bits: choose a smaller one")
+    return number
+
+
+def _integer(name: str, value: object) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ClipgenError(f"{name} is {value!r}: give an integer") from None
+
+
+def checked_prompts(prompts: str | Iterable[str]) -> list[str]:
+    """The prompts as a list; a single string is one prompt.
+
+    Args:
+        prompts: A prompt, or several.
+
+    Returns:
+        All of them, as they were given.
+
+    Raises:
+        ClipgenError: One is empty, too long, or no text.
+    """
+    given = [prompts] if isinstance(prompts, str) else _listed(prompts, "prompts are", "a text")
+    for prompt in given:
+        if not isinstance(prompt, str):
+            raise ClipgenError(f"a prompt is of type {type(prompt).__name__}: give a text")
         if not prompt.strip():
             raise ClipgenError("a prompt is empty: say what the image should show")
         if len(prompt) > MAX_PROMPT_LENGTH:
             raise ClipgenError(
                 f"a prompt has {len(prompt)} characters: at most {MAX_PROMPT_LENGTH} are allowed"
             )
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise ClipgenError(f"the prompt {prompt!r} is no valid Unicode: write it anew")
+    return [str(prompt) for prompt in given]
+
+
+def checked_images(images: Image.Image | Iterable[Image.Image]) -> list[Image.Image]:
+    """The images as a list; a single one is a list of one.
+
+    Args:
+        images: An image, or several.
+
+    Returns:
+        All of them.
+
+    Raises:
+        ClipgenError: One is no image.
+    """
+    given = [images] if isinstance(images, Image.Image) else _listed(images, "images are", "a PIL image")
+    for image in given:
+        if not isinstance(image, Image.Image):
+            raise ClipgenError(f"an image is of type {type(image).__name__}: give a PIL image")
+    return given
+
+
+def _listed(values: Iterable[Given], what: str, wanted: str) -> list[Given]:
+    try:
+        return list(values)
+    except TypeError:
+        raise ClipgenError(f"the {what} of type {type(values).__name__}: give {wanted}, or several") from None
+
+
+def not_read(prompts: Sequence[str], dropped: Sequence[int]) -> list[str]:
+    """One sentence for each prompt that is longer than the CLIP reads.
+
+    Args:
+        prompts: The prompts.
+        dropped: Number of tokens of each that the CLIP does not read.
+
+    Returns:
+        The sentences.
+    """
+    return [
+        f"the CLIP does not read the last {count} tokens of the prompt {_shortened(prompt)!r}: shorten it"
+        for prompt, count in zip(prompts, dropped, strict=True)
+        if count
+    ]
+
+
+def _shortened(prompt: str, most: int = 60) -> str:
+    return prompt if len(prompt) <= most else f"{prompt[:most]}…"
 
 
 def image_seed(prompt: str, seed: int, index: int) -> int:

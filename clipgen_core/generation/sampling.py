@@ -52,7 +52,7 @@ def sample_codes(
         if guided:
             with_condition, without = logits.chunk(2)
             logits = without + config.guidance_scale * (with_condition - without)
-        chosen = draw(filter_logits(logits / config.temperature, config), draws[:, position])
+        chosen = choose(logits, draws[:, position], config)
         codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)
         if on_step:
             on_step(codes)
@@ -70,6 +70,23 @@ def uniform_draws(seeds: Sequence[int], count: int) -> np.ndarray:
         float32 [n, count] in [0, 1).
     """
     return np.stack([np.random.default_rng(seed).random(count, np.float32) for seed in seeds])
+
+
+def choose(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """The next code of each row: drawn, or the likeliest one where the temperature is 0.
+
+    Args:
+        logits: Float32 [n, k].
+        uniform: Float [n] in [0, 1).
+        config: Temperature, top-k and top-p.
+
+    Returns:
+        int64 [n].
+    """
+    if config.temperature < torch.finfo(logits.dtype).tiny:  # the division would give no numbers
+        return logits.argmax(dim=-1)
+    highest = logits.amax(dim=-1, keepdim=True)  # so that a low temperature does not overflow
+    return draw(filter_logits((logits - highest) / config.temperature, config), uniform)
 
 
 def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:

@@ -12,7 +12,7 @@ from PIL import Image
 from clipgen_core import filesystem
 from clipgen_core.data.images import images_by_id
 from clipgen_core.data.pixels import decode, fit_square, to_tensor
-from clipgen_core.data.prompts import Prompt
+from clipgen_core.data.prompts import Prompt, by_split
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
@@ -31,7 +31,7 @@ class Trial:
     Args:
         config: How many prompts are drawn, and how images are generated.
         split: The name of the split.
-        prompts: All prompts of the split.
+        prompts: All prompts of the split, each text once.
         generator: The model that is judged.
         champion: The model in use, if there is one.
         images: The images table.
@@ -82,10 +82,8 @@ def trials(
     Returns:
         Trials, in the order in which the splits first occur.
     """
-    by_split: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_split.setdefault(prompt.split, []).append(prompt)
-    return [Trial(config, split, own, generator, champion, images) for split, own in by_split.items()]
+    splits = by_split(prompts).items()
+    return [Trial(config, split, own, generator, champion, images) for split, own in splits]
 
 
 @torch.no_grad()
@@ -105,10 +103,9 @@ def reconstruct(generator: TextToImage, images: list[Image.Image]) -> list[Image
 
 
 def _draw(prompts: list[Prompt], config: Config) -> list[Prompt]:
-    """`scored` prompts, each text once, by a seeded draw."""
-    once = list({prompt.text: prompt for prompt in prompts}.values())
-    order = np.random.default_rng(config.seed).permutation(len(once))[: config.scored]
-    return [once[i] for i in order]
+    """`scored` prompts, by a seeded draw."""
+    order = np.random.default_rng(config.seed).permutation(len(prompts))[: config.scored]
+    return [prompts[i] for i in order]
 
 
 def _generate(generator: TextToImage, texts: list[str], config: Config, label: str) -> list[Generated]:

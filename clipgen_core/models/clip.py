@@ -88,6 +88,18 @@ class ClipEncoder:
         """Embed texts; returns float32 [n, d], rows of length 1."""
         return self._run(self._fast.encode_text, texts, lambda batch: self.tokenizer(list(batch)))
 
+    def dropped_tokens(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens at the end of each text are not read, as the text is longer than the context."""
+        return [max(0, self._tokens(text) - self.tokenizer.context_length) for text in texts]
+
+    def _tokens(self, text: str) -> int:
+        """Tokens of a whole text, with those that mark its begin and end."""
+        tokenizer = self.tokenizer
+        if isinstance(tokenizer, open_clip.SimpleTokenizer):
+            return len(tokenizer.encode(text)) + 2
+        clean = getattr(tokenizer, "clean_fn", str)
+        return len(tokenizer.tokenizer(clean(text), verbose=False).input_ids)
+
     def _encode(self, images: Tensor) -> Tensor:
         embedding: Tensor = self._fast.encode_image(images.to(fast_dtype(self.device.type)))
         return embedding

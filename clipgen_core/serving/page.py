@@ -24,10 +24,10 @@ from clipgen_core.data.pixels import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.generation.requests import MAX_PROMPT_LENGTH, Generated
+from clipgen_core.generation.requests import Generated, not_read
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
-from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
 from clipgen_core.training.checkpoint import Checkpoint
@@ -209,7 +209,9 @@ def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
         captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
         label = "variation" if of_picture else subject[:40]
         past = ([(one.image, f"{label}, seed {int(seed)}") for one in row[:1]] + past)[:HISTORY]
-        yield captioned, "The CLIP score is below each picture.", _neighbours(generator, row[0]), past, past
+        unread = [] if of_picture else not_read([subject], generator.dropped_tokens([subject]))
+        said = " ".join(["The CLIP score is below each picture.", *(f"Note: {one}." for one in unread)])
+        yield captioned, said, _neighbours(generator, row[0]), past, past
 
     return handle
 

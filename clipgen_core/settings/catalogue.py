@@ -91,27 +91,49 @@ def override(config: Config, overrides: Mapping[str, Any]) -> Config:
     Raises:
         ClipgenError: There is no setting of that name, or its value is not allowed.
     """
+    overridden, problems = overridden_or_problems(config, overrides)
+    if problems:
+        raise ClipgenError(problems[0])
+    return overridden
+
+
+def overridden_or_problems(config: Config, overrides: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """As `override`, for callers that show all problems at once.
+
+    Args:
+        config: The config that keeps all other values.
+        overrides: The new values by dotted name.
+
+    Returns:
+        The new config, or the old one where there are problems; and one sentence for each problem.
+    """
     names = [setting.name for setting in settings_of(config)]
-    values = config.model_dump()
+    unknown = [_unknown(name, names) for name in overrides if name not in names]
+    known = {name: value for name, value in overrides.items() if name in names}
+    try:
+        overridden = type(config).model_validate(_replaced(config.model_dump(), known))
+    except ClipgenError as error:  # settings that do not fit each other
+        given = ", ".join(f"{name}={value!r}" for name, value in known.items())
+        return config, [*unknown, f"{given} does not fit: {error}"]
+    except ValidationError as error:
+        return config, unknown + [_not_allowed(problem, known) for problem in error.errors()]
+    return (config if unknown else overridden), unknown
+
+
+def _replaced(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
-        if name not in names:
-            raise ClipgenError(_unknown(name, names))
         *groups, last = name.split(".")
         target = values
         for group in groups:
             target = target[group]
         target[last] = value
-    try:
-        return type(config).model_validate(values)
-    except ClipgenError as error:  # settings that do not fit each other
-        given = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
-        raise ClipgenError(f"{given} does not fit: {error}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(part for part in problem["loc"] if isinstance(part, str))
-        given = overrides.get(name, problem["input"])
-        allowed = re.sub("^[A-Z][a-z]+ should", "it should", problem["msg"])
-        raise ClipgenError(f"the setting {name!r} is {given!r}: {allowed}") from error
+    return values
+
+
+def _not_allowed(problem: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
+    name = ".".join(part for part in problem["loc"] if isinstance(part, str))
+    allowed = re.sub("^[A-Z][a-z]+ should", "it should", problem["msg"])
+    return f"the setting {name!r} is {overrides.get(name, problem['input'])!r}: {allowed}"
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

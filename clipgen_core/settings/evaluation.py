@@ -1,8 +1,10 @@
 """Settings of the stage evaluation, and the thresholds of promotion."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
+from clipgen_core.settings.sampling import MAX_IMAGES, MAX_PROMPT_LENGTH
 
 
 class Thresholds(Frozen):
@@ -10,7 +12,7 @@ class Thresholds(Frozen):
 
     min_prompts: int = Field(default=30, gt=0)
     """Fewest scored prompts, over all splits. With fewer, the scores are too uncertain to promote a model."""
-    tolerance: float = Field(default=0.03, ge=0)
+    tolerance: float = Field(default=0.03, ge=0, allow_inf_nan=False)
     """By how much the mean CLIP score may be below the champion's, with 97.5 % confidence."""
     min_codebook_usage: float = Field(default=0.5, ge=0, le=1)
     """Smallest share of the VQGAN's codes that are in use."""
@@ -33,7 +35,7 @@ class Config(Frozen):
     """Stored images that the report shows next to the VQGAN's reconstructions of them."""
     batch_prompts: int = Field(default=16, gt=0)
     """Prompts to generate in one batch. Fewer need less memory."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the choice of prompts and of the generated images."""
     judge: str | None = None
     """CLIP that computes the scores: hub:MODEL/PRETRAINED or local-dir:FOLDER. Null: the CLIP that the model
@@ -51,3 +53,16 @@ class Config(Frozen):
     """Share of equal codes from which on an image counts as a memorised copy of a training image."""
     thresholds: Thresholds = Thresholds()
     """What a candidate must reach to become the champion."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.images_shown * self.candidates > MAX_IMAGES:
+            raise ClipgenError(
+                f"images_shown {self.images_shown} x candidates {self.candidates} is more than {MAX_IMAGES}: "
+                "choose fewer"
+            )
+        if not all(text.strip() and len(text) <= MAX_PROMPT_LENGTH for text in self.shown):
+            raise ClipgenError(
+                f"a text of shown is empty or longer than {MAX_PROMPT_LENGTH} characters: change it"
+            )
+        return self

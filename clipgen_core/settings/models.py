@@ -70,7 +70,7 @@ class VqganConfig(Frozen):
     """Self-attention in the `middle` alone, or also after every block of the `coarsest` level."""
     z_channels: int = Field(default=256, gt=0)
     """Channels of the encoder's output, before the projection to the code dimension."""
-    norm_epsilon: float = 1e-6
+    norm_epsilon: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """Epsilon of the group norms, as in taming-transformers."""
     quantizer: QuantizerConfig
     """How the encoder's features become discrete codes."""
@@ -90,7 +90,7 @@ class VqganConfig(Frozen):
                 f"image_size {self.image_size} is not divisible by the downsampling factor "
                 f"{self.downsampling}: choose a multiple of it"
             )
-        if any(c % GROUPS for c in self.channels):
+        if any(c % GROUPS or c <= 0 for c in self.channels):
             raise ClipgenError(f"channels {self.channels} must be multiples of {GROUPS}")
         return self
 

@@ -23,11 +23,11 @@ class TrainConfig(Frozen):
     """Optimizer steps. The learning rate schedule spans all of them."""
     batch_size: int = Field(gt=0)
     """Examples in one optimizer step, over all processes and accumulated passes together."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     """Peak learning rate. It warms up linearly, then decays to 2 % along half a cosine."""
     accumulate: Annotated[int, MAY_CHANGE] = Field(default=1, gt=0)
     """Backward passes in one optimizer step. More of them need less memory; must divide `batch_size`."""
-    weight_decay: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     """Decoupled weight decay of weight matrices; with `muon`, of the hidden ones only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of AdamW's running means of the gradient and of its square (arXiv:1711.05101)."""
@@ -47,7 +47,7 @@ class TrainConfig(Frozen):
     """Whether to compile the model with `torch.compile`."""
     parallel: Annotated[Literal["ddp", "fsdp"], MAY_CHANGE] = "ddp"
     """With several processes: `ddp` copies the model to each, `fsdp` shards it over them (FSDP2)."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the initial weights, of the order of the examples and of all random draws."""
     log_every: Annotated[int, MAY_CHANGE] = Field(default=10, gt=0)
     """Steps from one logged point of the training metrics to the next."""
@@ -64,4 +64,6 @@ class TrainConfig(Frozen):
             raise ClipgenError(
                 f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}: change one"
             )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ClipgenError(f"betas {self.betas} are not both from 0 to below 1: change them")
         return self

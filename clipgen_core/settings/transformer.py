@@ -28,7 +28,7 @@ class Config(Frozen):
     corrupt: float = Field(default=0.0, ge=0, lt=1)
     """Largest share of a row's input codes that are replaced by random ones in training, so that the model
     learns to continue after its own mistakes."""
-    embedding_weight: float = Field(default=0.0, ge=0)
+    embedding_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of CLIP-GEN's embedding reconstruction loss (arXiv:2203.00386, section 3.3). 0: not computed."""
     recompute: Annotated[bool, MAY_CHANGE] = False
     """Whether to recompute blocks in the backward pass (activation checkpointing): slower, less memory."""

@@ -16,24 +16,24 @@ class Config(Frozen):
     """Optimization of the VQGAN and of its discriminator."""
     smallest_crop: float = Field(default=0.8, gt=0, le=1)
     """Smallest side of the random training crops, as a share of the image's short side."""
-    perceptual: float = Field(default=1.0, ge=0)
+    perceptual: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """Weight of the perceptual loss, relative to the L1 loss of the pixels."""
     perceptual_blocks: int | None = Field(default=None, gt=0)
     """First blocks of CLIP's image tower that measure the perceptual distance. Null: all of them."""
     lpips_weights: str | None = None
     """File of torchvision's VGG16 weights: measure by LPIPS (arXiv:1801.03924) instead of by CLIP."""
-    adversarial: float = Field(default=0.8, ge=0)
+    adversarial: float = Field(default=0.8, ge=0, allow_inf_nan=False)
     """Weight of the adversarial loss, times VQGAN's adaptive weight (arXiv:2012.09841, equation 7). 0: train
     without a discriminator."""
     adversarial_from: float = Field(default=0.6, ge=0, le=1)
     """Share of the steps after which the adversarial loss is switched on."""
-    discriminator_width: int = 64
+    discriminator_width: int = Field(default=64, gt=0, multiple_of=8)
     """Channels of the discriminator's first layer, a multiple of 8. They double with each further layer."""
-    discriminator_layers: int = 2
+    discriminator_layers: int = Field(default=2, gt=0)
     """Downsampling layers of the PatchGAN discriminator (arXiv:1611.07004). More see larger patches."""
-    lecam: float = Field(default=0.0, ge=0)
+    lecam: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the discriminator's LeCam regularisation (arXiv:2104.03310), for small data sets."""
-    gradient_penalty: float = Field(default=0.0, ge=0)
+    gradient_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
     start_from: str | None = None
     """Weights of the same architecture to start from (fine-tuning): `latest`, the newest VQGAN checkpoint

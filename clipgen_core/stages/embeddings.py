@@ -9,6 +9,7 @@ Run: `clip_embeddings` in Dagster, or `clipgen embed FOLDER`.
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.pixels import decode_stored
 from clipgen_core.data.tables import open_table, vector_array
 from clipgen_core.data.upkeep import update_indexes
-from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of, embeddings_schema
 from clipgen_core.settings.embeddings import Config
 from clipgen_core.storage import Storage
@@ -64,6 +65,7 @@ def run(
     Raises:
         ClipgenError: The CLIP or the images table is not available.
     """
+    clip = _absolute(clip)
     tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
@@ -88,6 +90,12 @@ def run(
         total=table.count_rows(),
         images_per_second=speed,
     )
+
+
+def _absolute(clip: str) -> str:
+    """The reference as it can be used from another working directory: the table keeps it."""
+    folder = clip.removeprefix(LOCAL)
+    return f"{LOCAL}{Path(folder).resolve()}" if clip.startswith(LOCAL) and "://" not in folder else clip
 
 
 class Embedder:

@@ -10,6 +10,7 @@ from pipelines import report
 from pipelines.cluster import node
 from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
 
@@ -38,6 +39,7 @@ def clip_checkpoint(
     """A small CLIP trained on captioned images, where no public CLIP fits; open_clip's local-dir format."""
     from clipgen_core.stages import clip
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     stage, out = recipe.override(config.overrides()).clip, storage.open()
     with mlflow.run(context, {"captions": config.captions}) as tracker:
         train_in_processes("clip", config, recipe, out, tracker, captions=config.captions)

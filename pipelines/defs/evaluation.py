@@ -13,6 +13,7 @@ from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import when_updated
 from pipelines.config import StageConfig, of_stage
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -80,6 +81,7 @@ def evaluation_report(
     from clipgen_core.registry.champions import CONDITIONING
     from clipgen_core.stages import evaluation
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     out = storage.open()
     transformer = upstream(context, out, "transformer")
     stage = recipe.override(config.overrides() | {"evaluation.judge": config.judge_reference()}).evaluation

@@ -9,6 +9,7 @@ from pydantic import Field
 from pipelines import report
 from pipelines.config import StageConfig, of_stage
 from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
+from pipelines.preflight import check_run
 from pipelines.resources import ImagesResource, MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
 
@@ -40,6 +41,7 @@ def raw_images(
     """Every distinct image of the source, one row each; rejects are listed with their reason."""
     from clipgen_core.stages import images as ingest
 
+    check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
     out, source, folder = storage.open(), images.require_source(), folder_of(context.partition_key)
     stage = recipe.override(config.overrides()).images
     with mlflow.run(context, {"source": source}) as tracker:

@@ -59,6 +59,25 @@ def test_a_setting_can_be_null_where_null_is_a_value() -> None:
             "the setting 'vqgan.train.steps' is None: it should be a valid integer",
         ),
         (
+            {"vqgan.train.seed": -1},
+            "the setting 'vqgan.train.seed' is -1: it should be greater than or equal",
+        ),
+        (
+            {"vqgan.train.learning_rate": float("inf")},
+            "the setting 'vqgan.train.learning_rate' is inf: it should be a finite number",
+        ),
+        (
+            {"vqgan.train.betas": [0.9, 1.5]},
+            "vqgan.train.betas=[0.9, 1.5] does not fit: betas (0.9, 1.5) are",
+        ),
+        ({"vqgan.model.channels": [0]}, "vqgan.model.channels=[0] does not fit: channels (0,) must be"),
+        ({"vqgan.discriminator_width": 12}, "the setting 'vqgan.discriminator_width' is 12: it should be a"),
+        (
+            {"evaluation.candidates": 300},
+            "evaluation.candidates=300 does not fit: images_shown 4 x candidates 300 is more than 256",
+        ),
+        ({"evaluation.shown": [" "]}, "evaluation.shown=[' '] does not fit: a text of shown is empty"),
+        (
             {"vqgan.model.image_size": 60},
             "vqgan.model.image_size=60 does not fit: image_size 60 is not divisible by the downsampling ",
         ),

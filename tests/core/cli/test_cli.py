@@ -69,6 +69,25 @@ def test_search_finds_the_picture_itself_first(pipeline: Storage, pictures: Path
     assert by_text.output.count("file://") == 5
 
 
+def test_a_long_search_text_is_cut_and_says_so(pipeline: Storage) -> None:
+    result = runner.invoke(app, ["search", "a red disc " * 40, "--root", pipeline.root, "-k", "1"])
+    assert result.exit_code == 0 and result.output.count("file://") == 1
+    assert "the CLIP does not read the last 114 tokens of the prompt 'a red disc" in result.stderr
+
+
+def test_a_clip_named_by_a_relative_path_is_found_from_elsewhere(
+    pictures: Path, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = Path(clip_reference.removeprefix("local-dir:"))
+    monkeypatch.chdir(clip.parent)
+    folder, root = str(pictures / "pictures"), str(tmp_path / "root")
+    made = runner.invoke(app, ["embed", folder, "--root", root, "--clip", f"local-dir:{clip.name}"])
+    assert made.exit_code == 0, made.output
+    monkeypatch.chdir(tmp_path)
+    later = runner.invoke(app, ["search", "a red disc", "--root", root, "-k", "1"])
+    assert later.exit_code == 0, later.output
+
+
 def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, tmp_path: Path) -> None:
     source = tmp_path / "in"
     shutil.copytree(pictures / "pictures" / "disc", source)
@@ -98,6 +117,7 @@ def test_names_with_brackets_are_printed_as_they_are(
     [
         (["generate", "x", "-o", "/no/such/folder/a.png"], "does not exist"),
         (["generate", "x", "-o", "a.jpg"], "does not end in .png"),
+        (["generate", "x", "-o", "folder.png"], "folder.png is a folder: choose another --output"),
         (["generate", "x", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (
             ["generate", "x", "--root", "/no/such/root"],
@@ -120,6 +140,7 @@ def test_names_with_brackets_are_printed_as_they_are(
 def test_bad_input_is_one_sentence_and_exit_code_two(
     args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "folder.png").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mlflow.is_tracking_uri_set", lambda: False)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -127,7 +148,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
-    assert list(tmp_path.iterdir()) == []
+    assert [one.name for one in tmp_path.iterdir()] == ["folder.png"]
 
 
 def test_a_registry_that_is_down_is_one_sentence(tmp_path: Path) -> None:

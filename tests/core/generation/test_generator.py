@@ -1,9 +1,13 @@
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
@@ -117,8 +121,22 @@ def test_a_saved_generator_is_self_contained(generator: TextToImage, tmp_path: P
         (["x" * 1001], {}, "at most 1000"),
         (["ok"], {"n": 0}, "choose between 1 and 256"),
         (["ok"], {"n": 1000}, "choose between 1 and 256"),
-        (["ok"], {"temperature": 0.0}, "sampling setting temperature"),
-        (["ok"], {"top_p": 1.5}, "sampling setting top_p"),
+        (["ok"], {"n": 1.0}, "n is 1.0: give an integer"),
+        (["ok"], {"n": True}, "n is True: give an integer"),
+        (["ok"], {"candidates": 0}, "the setting 'candidates' is 0: it should be greater"),
+        (["ok"], {"temperature": -0.1}, "the setting 'temperature' is -0.1: it should be greater"),
+        (["ok"], {"temperature": float("nan")}, "the setting 'temperature' is nan: it should be"),
+        (["ok"], {"temperature": float("inf")}, "the setting 'temperature' is inf: it should be a finite"),
+        (["ok"], {"top_p": 1.5}, "the setting 'top_p' is 1.5: it should be less"),
+        (["ok"], {"top_p": 0}, "the setting 'top_p' is 0: it should be greater"),
+        (["ok"], {"guidance_scale": -1}, "the setting 'guidance_scale' is -1: it should be greater"),
+        (["ok"], {"seed": 1.5}, "seed is 1.5: give an integer"),
+        (["ok"], {"seed": False}, "seed is False: give an integer"),
+        (["ok"], {"seed": 2**64}, "the seed has more than 64 bits"),
+        ([None], {}, "a prompt is of type NoneType: give a text"),
+        ([b"ok"], {}, "a prompt is of type bytes: give a text"),
+        (5, {}, "the prompts are of type int: give a text, or several"),
+        (["\ud83d"], {}, "is no valid Unicode"),
     ],
 )
 def test_bad_requests_are_one_sentence(
@@ -131,6 +149,94 @@ def test_bad_requests_are_one_sentence(
 @pytest.mark.parametrize("prompt", ["ein rotes Herz", "赤いハート", "❤️🎈", "a\0b", "x " * 400])
 def test_any_text_is_a_prompt(generator: TextToImage, prompt: str) -> None:
     assert len(generator.generate([prompt], candidates=1)[0]) == 1
+
+
+def test_a_single_prompt_or_image_is_one_row_and_none_are_no_rows(generator: TextToImage) -> None:
+    alone, listed = (generator.generate(given, n=2, candidates=1) for given in ("a heart", ["a heart"]))
+    assert [image.tobytes() for image in alone[0]] == [image.tobytes() for image in listed[0]]
+    assert len(alone) == 1
+    assert len(generator.variations(draw("red", "disc"), candidates=1)) == 1
+    assert generator.generate([]) == generator.variations([]) == []
+    with pytest.raises(ClipgenError, match="an image is of type str: give a PIL image"):
+        generator.variations(["disc.png"])  # type: ignore[list-item]
+
+
+def test_equal_seeds_of_any_integer_type_give_the_same_images(generator: TextToImage) -> None:
+    made = [
+        generator.generate("a red disc", seed=seed, candidates=1)[0][0].tobytes()  # type: ignore[arg-type]
+        for seed in (3, np.int64(3), np.uint8(3))
+    ]
+    assert made[0] == made[1] == made[2]
+
+
+def test_at_temperature_zero_the_seed_does_not_matter(generator: TextToImage) -> None:
+    greedy = [generator.generate_scored("a red disc", seed=seed, temperature=0)[0][0] for seed in (1, 2)]
+    assert (greedy[0].codes == greedy[1].codes).all()
+    likeliest = generator.generate_scored("a red disc", seed=3, top_k=1)[0][0]
+    assert (greedy[0].codes == likeliest.codes).all()
+
+
+def test_the_end_of_a_long_prompt_is_said_not_to_be_read(
+    generator: TextToImage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = "a red disc on a blue square and a cross"  # 10 words, of which the CLIP reads 6
+    generator.generate([prompt, "a red disc"], candidates=1)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"the CLIP does not read the last 4 tokens of the prompt '{prompt}': shorten it"]
+    assert generator.dropped_tokens([prompt, "a red disc", "a red disc on a blue"]) == [4, 0, 0]
+    cut = generator.embed_text([prompt, "a red disc on a blue"])
+    assert (cut[0] == cut[1]).all()
+
+
+NUMBERS = st.one_of(
+    st.none(),
+    st.floats(width=64),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0, 1, -1, 5e-324, 1e-40, 1e-9, 1e300, float("inf"), float("nan"), True, "1", "x"]),
+    st.sampled_from([np.int64(2), np.float32(0.5), np.uint8(0), np.array([1, 2])]),
+)
+PROMPTS = st.one_of(
+    st.text(),
+    st.text(alphabet=st.characters()),  # lone surrogates too
+    st.lists(st.one_of(st.text(max_size=20), st.none(), st.integers(), st.binary()), max_size=2),
+    st.sampled_from([None, 5, b"heart", "x" * 10_000, ("a heart",), "❤️" * 300, "שלום"]),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    prompts=PROMPTS,
+    n=st.one_of(st.integers(-1, 2), NUMBERS),
+    seed=NUMBERS,
+    given=st.dictionaries(st.sampled_from(list(SamplingConfig.model_fields)), NUMBERS, max_size=3),
+)
+def test_any_request_gives_images_or_one_sentence(
+    generator: TextToImage, prompts: Sequence[str], n: int, seed: int, given: dict[str, Any]
+) -> None:
+    try:
+        rows = generator.generate(prompts, n, seed, **({"candidates": 1} | given))
+    except ClipgenError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    assert len(rows) == (1 if isinstance(prompts, str) else len(prompts))
+    assert all(image.size == (32, 32) for row in rows for image in row)
+    assert all(len(row) == n for row in rows)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    prompt=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip),
+    seed=st.integers(-(2**64) + 1, 2**64 - 1),
+    temperature=st.floats(0, allow_infinity=False),
+    top_k=st.integers(0, 2**40),
+    top_p=st.floats(0, 1, exclude_min=True),
+    guidance_scale=st.floats(0, 1000),
+    neighbours=st.integers(1, 1000),
+    neighbour_temperature=st.floats(0, exclude_min=True, allow_infinity=False),
+    condition=st.sampled_from(["text", "shifted", "retrieval", "nearest"]),
+)
+def test_every_allowed_request_gives_images(generator: TextToImage, prompt: str, **settings: Any) -> None:
+    assert generator.generate(prompt, candidates=1, **settings)[0][0].size == (32, 32)
 
 
 def test_missing_or_damaged_models_are_one_sentence(generator: TextToImage, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from clipgen_core.data.pixels import decode_stored, fit_square, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.device import autocast
+from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.judging.copies import nearest_training
@@ -72,6 +73,24 @@ def test_prompts_without_pictures_are_judged_by_the_nearest_one(
     metrics = evaluate(tmp_path / "prompts.csv", checkpoint, pipeline, storage).metrics
     assert metrics["all/prompts"] == 2
     assert "all/real/clip_score" in metrics
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("prompt,file\na red disc,no/such.png\na blue disc,\n", "1 of 1 files that prompts file "),
+        ("prompt\na red disc\n", "the split 'all' of prompts file "),
+        ("prompt,split\na,x\nb,x\nc,y\n", "the split 'y' of prompts file "),
+        ("prompt\na red disc\na red disc\n", "at least 2 are needed"),
+        (f"prompt\n{'x' * 1001}\na\n", "has 1001 characters: at most 1000 are allowed"),
+    ],
+)
+def test_prompts_that_cannot_be_scored_are_refused_before_a_model_is_loaded(
+    prompts: str, message: str, pipeline: Storage, storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.csv").write_text(prompts)
+    with pytest.raises(ClipgenError, match=re.escape(message)):
+        evaluate(tmp_path / "prompts.csv", "/no/such/checkpoint", pipeline, storage)
 
 
 def test_the_champion_is_compared_on_the_same_prompts_and_seeds(

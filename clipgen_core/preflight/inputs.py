@@ -1,0 +1,98 @@
+"""Checks of what a run reads: images, captions, texts and prompts."""
+
+import itertools
+import os
+
+from clipgen_core.data.prompts import (
+    by_split,
+    read_captions,
+    read_prompts,
+    read_texts,
+    require_files,
+    require_scorable,
+)
+from clipgen_core.data.sources import File, Source
+from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import inside
+from clipgen_core.preflight.doubt import Doubt
+from clipgen_core.run_config import Run
+
+LISTED = 1000  # files of the source
+DECODED = 8
+
+
+def source(run: Run) -> str:
+    """Whether the source exists, and holds images that can be used."""
+    url = run.resources["images"]["source"]
+    if not url:
+        raise ClipgenError("no images are given: set resources.images.config.source, or CLIPGEN_SOURCE")
+    opened = Source(str(url))
+    files = list(itertools.islice(opened.files(), LISTED))
+    if not files:
+        raise ClipgenError(f"the source folder {url} is empty: put images into it")
+    reasons = _rejected(opened, files, run)
+    tried = min(len(files), DECODED)
+    if len(reasons) == tried:
+        raise ClipgenError(
+            f"none of the {tried} files tried of {url} can be used ({reasons[0]}): check the folder"
+        )
+    more = " or more" if len(files) == LISTED else ""
+    said = f"{url} has {len(files)}{more} files"
+    if reasons:
+        raise Doubt(f"{said}, and {len(reasons)} of the {tried} tried cannot be used ({reasons[0]})")
+    if len(files) < run.recipe.vqgan.train.batch_size and not any(map(opened.is_archive, files)):
+        raise Doubt(f"{said}, fewer than one batch of the VQGAN ({run.recipe.vqgan.train.batch_size})")
+    return said
+
+
+def _rejected(opened: Source, files: list[File], run: Run) -> list[str]:
+    """Why some of the files, spread over all of them, cannot be used; of an archive, its first image."""
+    from clipgen_core.data.pixels import Rejected, decode
+
+    reasons, settings = [], run.recipe.images
+    for file in files[:: -(-len(files) // DECODED)][:DECODED]:
+        item = next(opened.items(file), None)
+        try:
+            if item is None or item.problem:
+                raise Rejected("unreadable", item.problem or "" if item else "it holds no image")
+            decode(item.data, max_pixels=settings.max_pixels, min_side=settings.min_side)
+        except Rejected as error:
+            reasons.append(f"{file.uri}: {error}")
+    return reasons
+
+
+def captions(run: Run) -> str:
+    """Whether the captions can be read, and their images exist."""
+    url = run.own["clip_checkpoint"].get("captions")
+    if not url:
+        raise ClipgenError("no captions are given: set clip_checkpoint's config captions")
+    read, folder = read_captions(url), url.rpartition("/")[0] or "."
+    require_files(f"captions file {url}", [inside(folder, file) for file in read])
+    return f"{url} has {sum(map(len, read.values()))} captions of {len(read)} images"
+
+
+def texts(run: Run) -> str:
+    """Whether the texts can be read, where there are any."""
+    url = run.own["transformer_checkpoint"].get("texts")
+    return f"{url} has {len(read_texts(url))} texts" if url else ""
+
+
+def prompts(run: Run) -> str:
+    """Whether the prompts can be scored, and are enough for a promotion."""
+    url = run.own["evaluation_report"].get("prompts") or os.environ.get("CLIPGEN_PROMPTS")
+    if not url:
+        raise ClipgenError("no prompts are named: set evaluation_report's config prompts, or CLIPGEN_PROMPTS")
+    config = run.recipe.evaluation
+    read = read_prompts(url, config.prompt_images)
+    require_scorable(url, read)
+    splits = by_split(read)
+    scored = sum(min(len(own), config.scored) for own in splits.values())
+    least = config.thresholds.min_prompts
+    if scored < least:
+        raise ClipgenError(
+            f"{scored} prompts of {url} would be scored, too few for the check enough_prompts: add prompts, "
+            f"or lower evaluation.thresholds.min_prompts, which is {least}"
+        )
+    return (
+        f"{url} has {len(read)} prompts in {len(splits)} split{'s' * (len(splits) > 1)}, {scored} are scored"
+    )

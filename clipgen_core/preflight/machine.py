@@ -1,0 +1,153 @@
+"""Checks of where a run writes and trains: the root, its disk, and the memory of this machine."""
+
+import itertools
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipgen_core import filesystem
+from clipgen_core.data.sources import Source
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.preflight.doubt import Doubt
+from clipgen_core.run_config import ASSETS, Run
+from clipgen_core.storage import Storage
+
+LISTING_SECONDS = 5.0
+STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient and two moments
+EMA_BYTES = 4
+EMBEDDING_DIM = 512  # of the transformer, whose size hardly depends on it
+ELSEWHERE = ("kubernetes", "ray")  # executors whose steps run on other machines
+
+
+def root(run: Run) -> str:
+    """Whether the root can be written to."""
+    url = Storage(run.root).root
+    try:
+        if filesystem.is_local(url):
+            with tempfile.NamedTemporaryFile(dir=existing(url)):
+                pass
+        else:
+            probe = f"{url.rstrip('/')}/.probe-{uuid.uuid4().hex}"
+            filesystem.write_bytes(probe, b"")
+            store, path = filesystem.url_to_fs(probe)
+            store.rm_file(path)
+    except ClipgenError:
+        raise
+    except Exception as error:
+        raise ClipgenError(
+            f"the root {url} cannot be written to ({first_line(error)}): check its address and permissions, "
+            "or set resources.storage.config.root"
+        ) from error
+    return url
+
+
+def existing(path: str) -> Path:
+    """The folder itself, or the nearest of those above it that exists."""
+    local = Path(path)
+    return next(one for one in (local, *local.parents) if one.is_dir())
+
+
+def disk(run: Run) -> str:
+    """Whether the root's disk holds a copy of the images, and the checkpoints."""
+    url = Storage(run.root).root
+    if not filesystem.is_local(url):
+        return ""
+    images, all_listed = _image_bytes(run) if "raw_images" in run.assets else (0, True)
+    needed = images + sum(_checkpoint_bytes(run).values())
+    free = shutil.disk_usage(existing(url)).free
+    atleast = "" if all_listed else "at least "
+    said = f"the images and checkpoints need {atleast}{needed / 1e9:.2g} GB of {free / 1e9:.2g} GB free"
+    if needed > free:
+        raise ClipgenError(f"{said} at {url}: make room, or choose another root")
+    if needed > 0.8 * free:
+        raise Doubt(f"{said} at {url}: make room")
+    return said
+
+
+def _image_bytes(run: Run) -> tuple[int, bool]:
+    """Bytes of the images that are not ingested yet, and whether all files could be listed in time."""
+    source = run.resources["images"]["source"]
+    if not source or filesystem.exists(Storage(run.root).images):
+        return 0, True
+    until, size = time.monotonic() + LISTING_SECONDS, 0
+    try:
+        files = Source(str(source)).files()
+    except ClipgenError:  # which the check of the images says
+        return 0, True
+    for file in itertools.takewhile(lambda _: time.monotonic() < until, files):
+        size += file.size
+    return size, next(files, None) is None
+
+
+def _checkpoint_bytes(run: Run) -> dict[str, float]:
+    sizes = {}
+    for name, parameters in parameter_counts(run):
+        train = getattr(run.recipe, ASSETS[name].stage).train
+        of_each = STATE_BYTES - 4 + (EMA_BYTES if train.ema_decay else 0)  # gradients are not saved
+        sizes[name] = float((train.keep_checkpoints + 1) * parameters * of_each)
+    return sizes
+
+
+def parameter_counts(run: Run) -> Iterator[tuple[str, int]]:
+    """The parameters of each model that the run trains, without allocating them."""
+    import torch
+
+    from clipgen_core.models.transformer import Transformer
+    from clipgen_core.models.vqgan import Vqgan
+
+    def clip() -> torch.nn.Module:
+        import open_clip
+
+        return open_clip.CLIP(**run.recipe.clip.open_clip_config())
+
+    recipe, shape = run.recipe, run.recipe.vqgan.model
+    make = {
+        "clip_checkpoint": clip,
+        "vqgan_checkpoint": lambda: Vqgan(shape),
+        "transformer_checkpoint": lambda: Transformer(
+            recipe.transformer.model, shape.quantizer.codebook_size, shape.grid, EMBEDDING_DIM
+        ),
+    }
+    for name in sorted(make.keys() & run.assets):
+        with torch.device("meta"):
+            yield name, sum(parameter.numel() for parameter in make[name]().parameters())
+
+
+def memory(run: Run) -> str:
+    """Whether weights, gradients and optimizer fit this machine; what a batch needs comes on top."""
+    import torch
+
+    if os.environ.get("CLIPGEN_EXECUTOR") in ELSEWHERE:
+        return ""
+    available = _memory()
+    needs = {}
+    for name, parameters in parameter_counts(run):
+        train, own = getattr(run.recipe, ASSETS[name].stage).train, run.own[name]
+        shards = own.get("processes", 1) if train.parallel == "fsdp" else 1
+        if own.get("workers_on") != "ray":
+            needs[name] = parameters * (STATE_BYTES + (EMA_BYTES if train.ema_decay else 0)) / shards
+    if not needs:
+        return ""
+    largest = max(needs, key=lambda name: needs[name])
+    where = "GPU memory" if torch.cuda.is_available() else "memory"
+    said = (
+        f"the weights, gradients and optimizer of {largest} need {needs[largest] / 1e9:.2g} GB of "
+        f"{available / 1e9:.2g} GB of {where}"
+    )
+    if needs[largest] > available:
+        raise ClipgenError(f"{said}: choose a smaller recipe, or a larger machine")
+    if needs[largest] > 0.5 * available:
+        raise Doubt(f"{said}, and a batch comes on top")
+    return said
+
+
+def _memory() -> int:
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

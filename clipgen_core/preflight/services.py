@@ -1,0 +1,107 @@
+"""Checks of the servers that a run needs: MLflow, its registry, and Ray."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
+from clipgen_core.preflight.doubt import Doubt
+from clipgen_core.preflight.machine import existing
+from clipgen_core.run_config import Run
+from clipgen_core.storage import SAFE_PART
+from clipgen_core.tracking import EXPERIMENT, mlflow_client, require_store, without_password
+
+FILE = "sqlite:///"
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+SECONDS = 5.0
+CHECKED = "clipgen.checked"  # a tag of the experiment: writing it is the test
+
+
+def mlflow(run: Run) -> str:
+    """Whether MLflow answers, and can be written to."""
+    uri, shown = run.mlflow_uri, without_password(run.mlflow_uri)
+    require_store(uri)
+    if uri.startswith(FILE):
+        file = Path(uri.removeprefix(FILE))
+        with _cannot_be_written(shown), tempfile.NamedTemporaryFile(dir=existing(str(file.parent))):
+            if file.exists() and not os.access(file, os.W_OK):
+                raise PermissionError(f"{file} is read-only")
+        return shown
+    with _little_patience():
+        client = mlflow_client(uri)
+        with _cannot_be_written(shown):
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+            client.set_experiment_tag(number, CHECKED, datetime.now(UTC).isoformat(timespec="seconds"))
+    return shown
+
+
+def model(run: Run) -> str:
+    """Whether the registered model can have its name, and the registry answers."""
+    name = str(run.resources["mlflow"]["model"])
+    if not SAFE_PART.fullmatch(name) or name in (".", ".."):
+        raise ClipgenError(
+            f"{name!r} cannot be the name of a registered model: set resources.mlflow.config.model to "
+            "letters, digits and any of . _ - + = @ ,"
+        )
+    if not run.mlflow_uri.startswith(FILE):
+        with _little_patience():
+            client = mlflow_client(run.mlflow_uri)
+            try:
+                client.search_registered_models(max_results=1)
+            except Exception as error:
+                raise ClipgenError(
+                    f"the model registry does not answer ({without_password(first_line(error))}): start an "
+                    "MLflow server that has one"
+                ) from None
+    return name
+
+
+@contextmanager
+def _little_patience() -> Iterator[None]:
+    """MLflow's client tries for minutes; a check does not, unless the environment says so."""
+    added = {name: value for name, value in PATIENCE.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
+@contextmanager
+def _cannot_be_written(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise ClipgenError(
+            f"MLflow at {shown} cannot be written to ({without_password(first_line(error))}): check the "
+            "permissions"
+        ) from None
+
+
+def ray(run: Run) -> str:
+    """Whether Ray is installed and its cluster answers, where an asset works on it."""
+    assets = run.on_ray()
+    if not assets:
+        return ""
+    if find_spec("ray") is None:
+        with needed_for(f"{assets[0]} on Ray"):
+            raise ModuleNotFoundError(name="ray")
+    address = os.environ.get("RAY_ADDRESS", "")
+    if not address or address == "auto":
+        raise Doubt(f"RAY_ADDRESS names no cluster: {', '.join(assets)} would use Ray on this machine")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ClipgenError(
+            f"Ray at {address} does not answer ({first_line(error)}): start the cluster, or set RAY_ADDRESS"
+        ) from error
+    return address

@@ -1,0 +1,275 @@
+"""What a run of the pipeline is going to do, read from its run config.
+
+Knows the shape of Dagster's run configs, the names of the assets and of their jobs; does not import Dagster,
+which finds the same mistakes when the run starts, but does not say which name was meant.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from clipgen_core import filesystem
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
+from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
+from clipgen_core.settings.catalogue import overridden_or_problems, settings_of, suggestion
+from clipgen_core.storage import DEFAULT_ROOT
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri, flatten
+
+TRAINED = "trained"  # the CLIP that clip_checkpoint left under the root
+WHERE_TRAINED = ("processes", "workers_on", "restarts")
+SECTIONS = ("execution", "loggers", "ops", "resources")
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Which stage an asset runs, and what its config takes besides the settings of the stage."""
+
+    stage: str
+    own: tuple[str, ...] = ()
+
+
+ASSETS = {
+    "clip_checkpoint": Asset("clip", ("captions", *WHERE_TRAINED)),
+    "raw_images": Asset("images", ("max_reject_share",)),
+    "clip_embeddings": Asset("embeddings"),
+    "near_duplicates": Asset("duplicates"),
+    "vqgan_checkpoint": Asset("vqgan", ("min_codebook_usage", *WHERE_TRAINED)),
+    "token_shards": Asset("tokens"),
+    "transformer_checkpoint": Asset("transformer", ("texts", *WHERE_TRAINED)),
+    "evaluation_report": Asset("evaluation", ("prompts", "judge")),
+}
+JOBS = {
+    "clip_gen": (*(name for name in ASSETS if name != "clip_checkpoint"), "champion"),
+    "clip_training": ("clip_checkpoint",),
+    "evaluation": ("evaluation_report",),
+    "new_images": ("raw_images", "clip_embeddings"),
+    "promotion": ("champion",),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is going to do.
+
+    Attributes:
+        assets: Names of the assets that it materialises.
+        recipe: All settings, as the run config overrides them.
+        resources: The values of each resource.
+        own: What the config of each asset has besides the settings of its stage.
+        overrides: Number of settings that are not the recipe's.
+        problems: One sentence for each mistake in the run config.
+    """
+
+    assets: frozenset[str]
+    recipe: Recipe
+    resources: Mapping[str, Mapping[str, Any]]
+    own: Mapping[str, Mapping[str, Any]]
+    overrides: int
+    problems: tuple[str, ...]
+
+    @property
+    def root(self) -> str:
+        return str(self.resources["storage"]["root"])
+
+    @property
+    def mlflow_uri(self) -> str:
+        mlflow = self.resources["mlflow"]
+        return str(mlflow["tracking_uri"] or default_uri(mlflow["local_folder"]))
+
+    def on_ray(self) -> list[str]:
+        """Names of the assets that work on a Ray cluster."""
+        return [name for name in ASSETS if name in self.assets and self._on_ray(name)]
+
+    def _on_ray(self, name: str) -> bool:
+        compute = getattr(getattr(self.recipe, ASSETS[name].stage), "compute", None)
+        return self.own[name].get("workers_on") == "ray" or (compute is not None and compute.where == "ray")
+
+
+def read_files(files: Sequence[str]) -> dict[str, Any]:
+    """Read run configs and merge them, as `dagster job execute -c FIRST -c SECOND` does: the last value wins.
+
+    Raises:
+        ClipgenError: A file does not exist, or holds no mapping in YAML.
+    """
+    with needed_for("reading a run config"):
+        import yaml
+    merged: dict[str, Any] = {}
+    for file in files:
+        if not filesystem.exists(file):
+            raise ClipgenError(f"run config {file} does not exist: check the path")
+        try:
+            read = yaml.safe_load(filesystem.read_bytes(file)) or {}
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise ClipgenError(f"run config {file} is no YAML ({first_line(error)}): repair it") from error
+        if not isinstance(read, dict):
+            raise ClipgenError(f"run config {file} holds no mapping: see infra/run_configs for examples")
+        merged = _merged(merged, read)
+    return merged
+
+
+def _merged(first: Any, second: Any) -> Any:
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return second
+    return first | {name: _merged(first.get(name), value) for name, value in second.items()}
+
+
+def job_of(config: Mapping[str, Any]) -> str:
+    """The job that a run config is for: clip_training if it configures that job's asset, else clip_gen."""
+    return "clip_training" if "clip_checkpoint" in (config.get("ops") or {}) else "clip_gen"
+
+
+def read_run(
+    config: Mapping[str, Any], assets: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> Run:
+    """What a run is going to do. Mistakes in the run config do not end the reading.
+
+    Args:
+        config: The run config.
+        assets: Names of the assets that the run materialises.
+        environment: Environment variables, which give the defaults of the resources.
+
+    Returns:
+        The run, with one sentence for each mistake.
+    """
+    reader = _Reader(config, environment)
+    resources = reader.resources()
+    recipe = reader.recipe(str(resources["recipe"]["name"]))
+    own: dict[str, dict[str, Any]] = {name: {} for name in ASSETS}
+    overrides = 0
+    for name, values in reader.configs("ops", assets):
+        if name in ASSETS:
+            own[name], settings = reader.of_asset(name, values)
+            recipe, found = overridden_or_problems(recipe, settings)
+            reader.problems += [f"{name}: {one}" for one in found]
+            overrides += len(settings)
+    return Run(frozenset(assets), recipe, resources, own, overrides, tuple(reader.problems))
+
+
+class _Reader:
+    """Reads a run config part by part.
+
+    Attributes:
+        problems: One sentence for each mistake so far.
+    """
+
+    def __init__(self, config: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+        self.config, self.environment = config, environment
+        self.problems: list[str] = []
+        for name in config:
+            if name not in SECTIONS:
+                self.unknown("the run config", name, SECTIONS)
+
+    def resources(self) -> dict[str, dict[str, Any]]:
+        """The values of each resource; the defaults are those of pipelines/defs/resources.py."""
+        resources: dict[str, dict[str, Any]] = {
+            "storage": {"root": self.environment.get("CLIPGEN_ROOT") or DEFAULT_ROOT},
+            "images": {
+                "source": self.environment.get("CLIPGEN_SOURCE", ""),
+                "clip": self.environment.get("CLIPGEN_CLIP") or TRAINED,
+            },
+            "recipe": {"name": self.environment.get("CLIPGEN_RECIPE") or DEFAULT},
+            "mlflow": {"tracking_uri": None, "local_folder": LOCAL_FOLDER, "model": "clip-gen"},
+        }
+        for name, values in self.configs("resources", tuple(resources)):
+            for field, value in values.items():
+                if field not in resources[name]:
+                    self.unknown(f"resources.{name}.config", field, tuple(resources[name]))
+                elif value is not None:
+                    resources[name][field] = value
+        return resources
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name, or the default one if there is none."""
+        if name in RECIPES:
+            return named(name)
+        self.unknown("the list of recipes", name, tuple(RECIPES))
+        return named(DEFAULT)
+
+    def of_asset(self, name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Split the config of an asset.
+
+        Args:
+            name: The asset.
+            values: Its config.
+
+        Returns:
+            What the asset takes itself, and the settings of its stage as `Recipe.override` takes them.
+        """
+        asset, where = ASSETS[name], f"ops.{name}.config"
+        known = {one.name: one for one in settings_of(getattr(named(DEFAULT), asset.stage))}
+        own = {one: value for one, value in values.items() if one in asset.own}
+        settings: dict[str, Any] = {}
+        for one, value in flatten({one: value for one, value in values.items() if one not in own}).items():
+            if one not in known:
+                self.unknown(where, one, (*known, *asset.own))
+            elif isinstance(value, str) and isinstance(known[one].value, int | float):
+                self.problems.append(f"{where}.{one} is the text {value!r}: write a number, such as 1.0e-4")
+            elif value is not None or type(None) in get_args(known[one].field.annotation):
+                settings[f"{asset.stage}.{one}"] = value
+        return own, settings
+
+    def configs(self, section: str, known: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The configs in a section.
+
+        Args:
+            section: `ops` or `resources`.
+            known: The names that the section may have.
+
+        Yields:
+            A name, and its config.
+        """
+        members = self.mapping(self.config, section, section)
+        for name in members:
+            where = f"{section}.{name}"
+            if name not in known:
+                self.unknown(section, name, known)
+                continue
+            member = self.mapping(members, name, where)
+            for one in member.keys() - {"config"}:
+                self.problems.append(f"{where} has {one!r}: put it under {where}.config")
+            try:
+                config = self.mapping(member, "config", f"{where}.config")
+                yield name, _from_environment(config, self.environment)
+            except ClipgenError as error:
+                self.problems.append(f"{where}.config: {error}")
+
+    def mapping(self, values: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+        """A member of a mapping that is one itself; an empty one if it is null, or no mapping.
+
+        Args:
+            values: The mapping.
+            name: The member.
+            where: How a message names it.
+
+        Returns:
+            The member.
+        """
+        member = values.get(name)
+        if member is not None and not isinstance(member, dict):
+            self.problems.append(f"{where} is {member!r}: write a mapping")
+        return member if isinstance(member, dict) else {}
+
+    def unknown(self, where: str, name: str, known: Sequence[str]) -> None:
+        """Note a name that does not exist.
+
+        Args:
+            where: What holds it.
+            name: The name.
+            known: The names that exist there.
+        """
+        members = [one for one in known if one.startswith(f"{name}.")]
+        hint = f": set one of the group, such as {members[0]!r}" if members else suggestion(name, known)
+        self.problems.append(f"{where} has no {name!r}{hint or ': it has ' + ', '.join(known[:12])}")
+
+
+def _from_environment(value: Any, environment: Mapping[str, str]) -> Any:
+    """The value with `{env: NAME}` replaced by the variable's value, as Dagster does."""
+    if not isinstance(value, dict):
+        return value
+    if list(value) == ["env"]:
+        if value["env"] not in environment:
+            raise ClipgenError(f"the environment variable {value['env']} is not set: set it")
+        return environment[value["env"]]
+    return {name: _from_environment(one, environment) for name, one in value.items()}

@@ -1,0 +1,44 @@
+"""The checks of `clipgen check`, made by the first step of a run for all of its steps.
+
+Knows which assets a run materialises; knows nothing of what is checked.
+"""
+
+from typing import Any
+
+import dagster as dg
+
+
+def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableResource[Any]) -> None:
+    """Check what the whole run needs. A step that comes after others of its run checks nothing.
+
+    Args:
+        context: The context of an asset that a job begins with.
+        resources: The resources of the asset, by name.
+
+    Raises:
+        dg.Failure: There are problems; its metadata has all of them.
+    """
+    from clipgen_core.preflight import findings
+    from clipgen_core.run_config import read_run
+
+    selected = context.job_def.asset_layer.selected_asset_keys
+    if context.assets_def.asset_deps[context.asset_key] & selected:
+        return
+    config = {
+        "ops": context.run.run_config.get("ops"),
+        "resources": {name: {"config": one.model_dump()} for name, one in resources.items()},
+    }
+    problems: dict[str, list[str]] = {}
+    for one in findings(read_run(config, [key.to_user_string() for key in selected])):
+        if one.status == "problem":
+            problems.setdefault(one.check, []).append(one.text)
+        else:
+            log = context.log.warning if one.status == "warning" else context.log.info
+            log(f"{one.check}: {one.text}")
+    if problems:
+        texts = [text for found in problems.values() for text in found]
+        raise dg.Failure(
+            f"{len(texts)} problem{'s' * (len(texts) > 1)} before the first stage: {'; '.join(texts)}",
+            metadata={check: dg.MetadataValue.md("\n\n".join(found)) for check, found in problems.items()},
+            allow_retries=False,
+        )

@@ -1,0 +1,238 @@
+"""Every check on what it is there for: real files, real sockets."""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from clipgen_core.cli import app
+from clipgen_core.preflight import Finding, findings
+from clipgen_core.preflight.models import available
+from clipgen_core.run_config import JOBS, read_run
+from clipgen_core.storage import Storage
+from tests.conftest import free_port
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS", "CLIPGEN_PROMPTS", "CLIPGEN_EXECUTOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def config(tmp_path: Path, pictures: Path, clip_reference: str) -> dict[str, Any]:
+    """A run config of clip_gen that nothing is wrong with."""
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("prompt\n" + "\n".join(f"disc {i}" for i in range(40)))
+    return {
+        "resources": {
+            "storage": {"config": {"root": str(tmp_path / "root")}},
+            "images": {"config": {"source": str(pictures / "pictures"), "clip": clip_reference}},
+            "mlflow": {"config": {"local_folder": str(tmp_path / "mlflow")}},
+        },
+        "ops": {
+            "evaluation_report": {"config": {"prompts": str(prompts)}},
+            "vqgan_checkpoint": {"config": {"perceptual_blocks": 2}},
+        },
+    }
+
+
+def found(config: dict[str, Any], job: str = "clip_gen") -> dict[str, Finding]:
+    return {one.check: one for one in findings(read_run(config, JOBS[job], {}))}
+
+
+def of(config: dict[str, Any], resource: str, **values: Any) -> dict[str, Any]:
+    config["resources"].setdefault(resource, {"config": {}})["config"] |= values
+    return config
+
+
+def op(config: dict[str, Any], asset: str, **values: Any) -> dict[str, Any]:
+    config["ops"].setdefault(asset, {"config": {}})["config"] |= values
+    return config
+
+
+def test_a_run_that_can_begin_has_no_problem_and_nothing_is_written(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    said = found(config)
+    assert {one.status for one in said.values()} == {"ok"}, said
+    names = ["settings", "images", "prompts", "CLIP", "root", "disk", "memory", "MLflow", "model"]
+    assert list(said) == names
+    assert "has 72 files" in said["images"].text and "40 are scored" in said["prompts"].text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_problems_are_found_in_one_go(config: dict[str, Any], tmp_path: Path) -> None:
+    of(config, "images", source="/no/such/folder", clip="local-dir:/no/such/clip")
+    of(config, "mlflow", model="a/b")
+    op(
+        config,
+        "evaluation_report",
+        prompts="/no/prompts.csv",
+        judge="hub:ViT-B-32/typo",
+        inception="/no/w.pth",
+    )
+    op(config, "vqgan_checkpoint", train={"seed": -1})
+    said = found(config)
+    problems = {name for name, one in said.items() if one.status == "problem"}
+    assert problems == {"settings", "images", "prompts", "CLIP", "judge", "weights", "model"}
+    assert "open_clip has openai, laion" in said["judge"].text
+
+
+@pytest.mark.parametrize(
+    ("check", "asset", "values", "status", "text"),
+    [
+        (
+            "weights",
+            "vqgan_checkpoint",
+            {"start_from": "/no/step-1"},
+            "problem",
+            "vqgan.start_from is /no/step-1",
+        ),
+        ("weights", "evaluation_report", {"reference": "/no/held"}, "problem", "/no/held does not exist"),
+        (
+            "CLIP",
+            "vqgan_checkpoint",
+            {"perceptual_blocks": 3},
+            "problem",
+            "has 2 blocks, fewer than vqgan.perc",
+        ),
+        ("prompts", "evaluation_report", {"scored": 20}, "problem", "20 prompts of"),
+        (
+            "texts",
+            "transformer_checkpoint",
+            {"texts": "/no.txt"},
+            "problem",
+            "texts file /no.txt does not exist",
+        ),
+        ("images", "vqgan_checkpoint", {"train": {"batch_size": 512}}, "warning", "fewer than one batch"),
+        ("images", "raw_images", {"min_side": 4096}, "problem", "none of the 8 files tried"),
+        (
+            "memory",
+            "transformer_checkpoint",
+            {"model": {"width": 65536, "heads": 512}},
+            "problem",
+            "choose a smaller recipe",
+        ),
+        (
+            "disk",
+            "transformer_checkpoint",
+            {"model": {"width": 65536, "heads": 512}},
+            "problem",
+            "make room, or choose",
+        ),
+        (
+            "Ray",
+            "token_shards",
+            {"compute": {"where": "ray"}},
+            "warning",
+            "token_shards would use Ray on this",
+        ),
+        ("Ray", "vqgan_checkpoint", {"workers_on": "ray"}, "warning", "vqgan_checkpoint would use Ray on"),
+    ],
+)
+def test_what_a_setting_needs(
+    config: dict[str, Any], check: str, asset: str, values: dict[str, Any], status: str, text: str
+) -> None:
+    finding = found(op(config, asset, **values))[check]
+    assert finding.status == status and text in finding.text, finding
+
+
+def test_a_source_without_a_usable_image(config: dict[str, Any], tmp_path: Path) -> None:
+    empty, texts = tmp_path / "empty", tmp_path / "texts"
+    empty.mkdir(), texts.mkdir()
+    (texts / "a.txt").write_text("a disc")
+    assert "is empty: put images into it" in found(of(config, "images", source=str(empty)))["images"].text
+    assert "none of the 1 files tried" in found(of(config, "images", source=str(texts)))["images"].text
+    assert "CLIPGEN_SOURCE" in found(of(config, "images", source=""))["images"].text
+
+
+def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    shutil.copytree(pictures / "pictures" / "disc", tmp_path / "in" / "disc")
+    (tmp_path / "in" / "disc" / ".hidden").write_text("")
+    (tmp_path / "in" / "disc" / "a.txt").write_text("a disc")
+    finding = found(of(config, "images", source=str(tmp_path / "in")))["images"]
+    assert finding.status == "warning" and "has 25 files, and 1 of the 8 tried cannot" in finding.text
+
+
+def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    config["ops"] = {"clip_checkpoint": {"config": {"captions": str(pictures / "captions.csv")}}}
+    said = found(config, "clip_training")
+    assert {one.status for one in said.values()} == {"ok"}, said
+    captions = tmp_path / "captions.csv"
+    captions.write_text("file,caption\na.png,a disc\nb.png,a square\n")
+    op(config, "clip_checkpoint", captions=str(captions))
+    assert "2 of 2 files that captions file" in found(config, "clip_training")["captions"].text
+
+
+def test_a_clip_that_is_not_trained_yet(config: dict[str, Any], tmp_path: Path, clip_reference: str) -> None:
+    of(config, "images", clip="trained")
+    assert "there is no clip_checkpoint under" in found(config)["CLIP"].text
+    Storage(str(tmp_path / "root")).publish_current("clip", clip_reference, "x")
+    assert found(config)["CLIP"].status == "ok"
+    op(config, "evaluation_report", judge=f"trained:{tmp_path}/root")
+    assert found(config)["judge"] == Finding("judge", "ok", clip_reference)
+
+
+def test_a_public_clip_needs_the_cache_or_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for reference in ("hf-hub:someone/some-clip", "hub:ViT-B-32/typo", "ViT-B-32"):
+        with pytest.raises(Exception, match="CLIP|open_clip has"):
+            available(reference)
+
+
+def test_places_that_cannot_be_written_to(config: dict[str, Any], tmp_path: Path) -> None:
+    of(config, "mlflow", local_folder="/proc/mlflow")
+    of(config, "storage", root="/proc/root")
+    said = found(config)
+    assert "the root /proc/root cannot be written to" in said["root"].text
+    assert "MLflow at sqlite:////proc/mlflow/mlflow.db cannot be written to" in said["MLflow"].text
+    assert found(of(config, "storage", root="bogus://x"))["root"].status == "problem"
+
+
+def test_a_store_of_objects_is_written_to_and_cleaned(config: dict[str, Any]) -> None:
+    import fsspec
+
+    assert found(of(config, "storage", root="memory://bucket/root"))["root"].status == "ok"
+    store = fsspec.filesystem("memory")
+    assert not [one for one in store.find("/bucket") if "probe" in one]
+
+
+def test_servers_that_do_not_answer(config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    of(config, "mlflow", tracking_uri=f"http://user:secret@127.0.0.1:{free_port()}")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    said = found(op(config, "token_shards", compute={"where": "ray"}))
+    assert "MLflow at http://127.0.0.1" in said["MLflow"].text and said["model"].status == "problem"
+    assert "secret" not in str(said)
+    assert "does not answer" in said["Ray"].text and said["Ray"].status == "problem"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{server.getsockname()[1]}")
+        assert found(config)["Ray"].status == "ok"
+
+
+def test_the_command_says_a_line_a_check_and_ends_with_exit_code_two(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    import yaml
+
+    file, more = tmp_path / "run.yaml", tmp_path / "more.yaml"
+    file.write_text(yaml.safe_dump(config))
+    fine = CliRunner().invoke(app, ["check", str(file)])
+    assert fine.exit_code == 0, fine.output
+    assert [line.split()[0] for line in fine.output.splitlines()] == ["ok"] * 9
+    more.write_text("ops: {vqgan_checkpoint: {config: {train: {step: 3}}}}")
+    bad = CliRunner().invoke(app, ["check", str(file), str(more)])
+    assert bad.exit_code == 2
+    assert "problem  settings  ops.vqgan_checkpoint.config has no 'train.step': did you mean" in bad.output
+    assert bad.output.splitlines()[-1] == "1 problem: clip_gen would fail"
+    for args, message in (
+        ([str(file), "-j", "clip_gn"], "did you mean 'clip_gen'"),
+        (["no.yaml"], "no.yaml does not"),
+    ):
+        refused = CliRunner().invoke(app, ["check", *args])
+        assert refused.exit_code == 2 and message in refused.output
