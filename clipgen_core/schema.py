@@ -114,6 +114,20 @@ def codes_schema(codebook_size: int, positions: int, views: int) -> pa.Schema:
     return pa.schema([ID, FOLDER, pa.field("codes", codes, nullable=False)])
 
 
+def codes_fingerprint(vqgan_digest: str, views: int, smallest_crop: float) -> str:
+    """Names the table of codes.
+
+    Args:
+        vqgan_digest: Digest of what the VQGAN was made from.
+        views: Views an image.
+        smallest_crop: Of a random crop, as a share of the short side.
+
+    Returns:
+        A digest of all that the codes of an image depend on.
+    """
+    return digest_of([vqgan_digest, views, smallest_crop])
+
+
 def code_type(codebook_size: int) -> pa.DataType:
     """The smallest unsigned integer that holds every code: uint16 up to 65,536 codes, else uint32.
 

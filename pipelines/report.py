@@ -92,13 +92,13 @@ def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
 
 
 def verdicts(judged: "Sequence[Verdict]") -> list[dg.AssetCheckResult]:
-    """An evaluation's checks as Dagster's; a failed one says why in its description."""
+    """An evaluation's checks as Dagster's; one that failed or was not measured says why."""
     return [
         dg.AssetCheckResult(
             check_name=one.name,
             passed=one.passed,
             metadata=one.figures,
-            description=None if one.passed else one.reason,
+            description=None if one.passed else one.reason if one.measured else one.said,
         )
         for one in judged
     ]

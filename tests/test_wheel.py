@@ -283,11 +283,13 @@ def test_dagster_loads_and_runs_the_definitions(
 REPORT = """
 from collections import defaultdict
 from pathlib import Path
+from clipgen_core.judging.impartiality import Impartiality
 from clipgen_core.judging.report import Curve, Report, render
 metrics = defaultdict(lambda: 0.25, {"all/prompts": 4, "all/generated/clip_score": 0.25})
 report = Report(
-    metrics=metrics, judge="tiny", champion=None, verdicts=[], copy_share=0.0, samples=[], ranked={},
-    reconstructions=[], curves=[Curve("loss", [(1, 2), (2, 1)])], made_from={"configuration": "{}"},
+    metrics=metrics, judge=Impartiality("tiny", False, None), reference=[], champion=None, verdicts=[],
+    copy_share=0.0, views=None, samples=[], ranked={}, reconstructions=[],
+    curves=[Curve("loss", [(1, 2), (2, 1)])], made_from={"configuration": "{}"},
 )
 Path("report.html").write_text(render(report))
 """

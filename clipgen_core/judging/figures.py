@@ -1,67 +1,109 @@
 """The figures of an evaluation, from trials and their scores: what metrics.json and the report hold."""
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 from pydantic import JsonValue
 
-from clipgen_core.data.pixels import Rejected, decode, fit_square
-from clipgen_core.data.sources import Source
-from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.parts import Parts
 from clipgen_core.judging.copies import Nearest
 from clipgen_core.judging.judge import Judge, Scored
 from clipgen_core.judging.metrics import bootstrap
+from clipgen_core.judging.reference import FEWEST, PER_DIMENSION, Reference, choose_files, choose_stored
 from clipgen_core.judging.trials import CHAMPION, GENERATED, REAL, Trial
+from clipgen_core.schema import TokenManifest
 from clipgen_core.settings.evaluation import Config
 from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.provenance import TrainingState
 
 Scores = Mapping[str, Mapping[str, Scored]]  # by split, then by kind
-OF_TRAINING = ("psnr", "codebook_usage", "codebook_perplexity", "loss", "validation_loss")
+REFERENCE = "against_reference"
+OF_TRAINING = ("psnr", "codebook_usage", "codebook_perplexity", "codes_replaced", "loss", "validation_loss")
 
 
-def scores_and_distances(
-    config: Config, judge: Judge, trials: Sequence[Trial], scores: Scores
-) -> dict[str, float]:
-    """`{split}/{kind}/{figure}` of every kind of images.
+def scores_of_splits(trials: Sequence[Trial], scores: Scores) -> dict[str, float]:
+    """The scores of every kind of images.
 
     Args:
-        config: Names a folder of reference images, if there is one.
-        judge: Measures the distances between sets.
         trials: One a split.
         scores: Of the trials.
 
     Returns:
-        Figures by name.
+        `{split}/{kind}/{figure}` by name, and `{split}/prompts`.
     """
-    held_out = judge.reference(_reference(config, trials)) if config.reference else None
     metrics: dict[str, float] = {}
     for trial in trials:
-        kinds = scores[trial.split]
-        reference = held_out or judge.reference(kinds[REAL].images, kinds[REAL].embeddings)
-        for kind, own in kinds.items():
-            figures = own.metrics() | reference.distances(own.images, own.embeddings)
-            metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in figures.items()}
+        for kind, own in scores[trial.split].items():
+            metrics |= {f"{trial.split}/{kind}/{name}": value for name, value in own.metrics().items()}
         metrics[f"{trial.split}/prompts"] = len(trial.prompts)
     return metrics
 
 
-def _reference(config: Config, trials: Sequence[Trial]) -> list[Image.Image]:
-    """The first images of the reference folder, as large as the real ones."""
-    source, size = Source(config.reference or ""), trials[0].images[REAL][0].width
-    items = (item for file in source.files() for item in source.items(file))
-    images: list[Image.Image] = []
-    for item in itertools.islice(items, config.reference_images):
-        try:
-            images.append(fit_square(decode(item.data).image, size))
-        except Rejected as error:
-            raise ClipgenError(f"{item.uri} is no usable reference image ({error}): take it out") from error
-    if len(images) < 2:
-        raise ClipgenError(f"the reference folder {source.url} holds {len(images)} images: give another")
-    return images
+def reference_set(config: Config, judge: Judge, trials: Sequence[Trial], images: str) -> Reference | None:
+    """The real images with which sets of images are compared.
+
+    Args:
+        config: Names a folder of reference images, if there is one, and says how many are used.
+        judge: Represents them.
+        trials: One a split; their own real images are left out.
+        images: The images table.
+
+    Returns:
+        The reference set; None if the images table holds too few images besides the prompts' own.
+
+    Raises:
+        ClipgenError: The folder holds too few images, or one that cannot be used.
+    """
+    size = trials[0].images[REAL][0].width
+    most = config.reference_images or PER_DIMENSION * judge.name_embeddings.shape[1]
+    if config.reference:
+        return Reference(judge, choose_files(config.reference, size, most))
+    own = {id for trial in trials for id in trial.real_ids}
+    chosen = choose_stored(images, size, most, own)
+    return Reference(judge, chosen) if chosen.most >= FEWEST else None
+
+
+def against_reference(
+    reference: Reference | None, trials: Sequence[Trial], scores: Scores
+) -> dict[str, float]:
+    """The distances of every kind of images, of all splits together, to the reference set.
+
+    Args:
+        reference: The reference set, if there is one.
+        trials: One a split.
+        scores: Of the trials.
+
+    Returns:
+        `against_reference/{kind}/{figure}`; of the kind `floor`, the distances of as many other real images.
+        Nothing if there are too few images.
+    """
+    count = sum(len(trial.prompts) for trial in trials)
+    if reference is None or count < FEWEST:
+        return {}
+    metrics: dict[str, float] = {"images": count, "reference_images": reference.count}
+    for kind in trials[0].images:
+        own = [scores[trial.split][kind] for trial in trials]
+        shown = [image for one in own for image in one.images]
+        figures = reference.distances(shown, np.concatenate([one.embeddings for one in own]))
+        metrics |= {f"{kind}/{name}": value for name, value in figures.items()}
+    metrics |= {f"floor/{name}": value for name, value in reference.floor(count).items()}
+    return {f"{REFERENCE}/{name}": value for name, value in metrics.items()}
+
+
+def reference_notes(reference: Reference | None, trials: Sequence[Trial]) -> list[str]:
+    """What the report says of the reference set.
+
+    Args:
+        reference: The reference set, if there is one.
+        trials: One a split.
+
+    Returns:
+        Sentences.
+    """
+    count = sum(len(trial.prompts) for trial in trials)
+    if reference is None or count < FEWEST:
+        return ["Too few images: sets of fewer than three are not compared."]
+    return reference.notes(count)
 
 
 def against_champion(scores: Iterable[Mapping[str, Scored]]) -> dict[str, float]:
@@ -82,14 +124,12 @@ def memorised(config: Config, trials: Sequence[Trial]) -> dict[str, float]:
         trials: With the nearest training image of each generated one.
 
     Returns:
-        `memory/copies`, the share, and `memory/same_codes`, the mean share of equal codes.
-
-    Raises:
-        ClipgenError: All training images were pruned.
+        `memory/copies`, the share, and `memory/same_codes`, the mean share of equal codes; nothing if there
+        is no training image to compare with.
     """
     shares = [near.same_codes for trial in trials for near in trial.nearest if near]
     if not shares:
-        raise ClipgenError("no training image is left to compare with: materialise raw_images again")
+        return {}
     return {
         "memory/copies": float(np.mean([share >= config.copy_share for share in shares])),
         "memory/same_codes": float(np.mean(shares)),
@@ -113,6 +153,24 @@ def training_metrics(states: Mapping[str, TrainingState]) -> dict[str, float]:
         metrics[f"{stage}/steps"] = state.step
         metrics[f"{stage}/images_per_second"] = state.images_per_second
     return metrics
+
+
+def codebook_metrics(parts: Parts) -> dict[str, float]:
+    """Usage and perplexity of the codebook over all training images, as measured for the token shards.
+
+    Args:
+        parts: Of the generator.
+
+    Returns:
+        `tokens/{figure}` by name; nothing if the generator was not trained on token shards.
+    """
+    codes = Checkpoint(parts.transformer).codes
+    if not isinstance(codes, TokenManifest):
+        return {}
+    return {
+        "tokens/codebook_usage": codes.codebook_usage,
+        "tokens/codebook_perplexity": codes.codebook_perplexity,
+    }
 
 
 def by_prompt(trials: Sequence[Trial], scores: Scores) -> list[dict[str, JsonValue]]:

@@ -1,4 +1,4 @@
-"""Scores generated images with a CLIP that took no part in generating them, and with Inception if available.
+"""Scores images with CLIP, and represents them by features of CLIP, and of Inception if available.
 
 Knows images and prompts, but not what generated the images.
 """
@@ -8,23 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from clipgen_core.judging.inception import Inception
-from clipgen_core.judging.metrics import (
-    BLURS,
-    blurred,
-    bootstrap,
-    cmmd,
-    frechet_distance,
-    inception_score,
-    manifold_scores,
-)
+from clipgen_core.judging.metrics import bootstrap
 from clipgen_core.models.clip import ClipEncoder
 
 RECALLS = (1, 5)
+CLIP, INCEPTION, LOGITS = "clip", "inception", "logits"  # the spaces of features
+Features = dict[str, np.ndarray]  # float32 [n, d], by space
 
 
 @dataclass(frozen=True)
@@ -57,12 +49,12 @@ class Scored:
 
 
 class Judge:
-    """Scores images by their prompts, and sets of images by their distance to a reference set.
+    """Scores images by their prompts, and computes the features by which sets of images are compared.
 
     Args:
         clip: The CLIP that scores.
         names: All prompts among which an image's own prompt is ranked.
-        inception: A file of Inception weights; without it, distances are computed in CLIP space only.
+        inception: A file of Inception weights; without it, there are features of CLIP only.
 
     Raises:
         ClipgenError: The Inception weights cannot be used.
@@ -106,64 +98,18 @@ class Judge:
         own = cosine[np.arange(len(texts)), [self.names.index(text) for text in texts]]
         return Scored(texts, images, embeddings, own, (cosine > own[:, None]).sum(axis=1))
 
-    def reference(self, images: list[Image.Image], embeddings: np.ndarray | None = None) -> "Reference":
-        """Prepare a reference set, with which sets of images are compared.
+    def features(self, images: list[Image.Image], embeddings: np.ndarray | None = None) -> Features:
+        """The features of images in every space of the judge.
 
         Args:
             images: RGB images of one size.
             embeddings: Their embeddings by the judge's CLIP, float32 [n, d]; computed by default.
 
         Returns:
-            The reference set.
+            Float32 [n, d] by space: CLIP, and with Inception weights also INCEPTION and LOGITS.
         """
-        return Reference(self, images, embeddings)
-
-
-class Reference:
-    """A reference set of real images, represented in the judge's feature spaces, sharp and blurred.
-
-    Args:
-        judge: The judge.
-        images: RGB images of one size.
-        embeddings: Their embeddings by the judge's CLIP, float32 [n, d]; computed by default.
-    """
-
-    def __init__(self, judge: Judge, images: list[Image.Image], embeddings: np.ndarray | None) -> None:
-        self.judge = judge
-        self.features = self._features(images, embeddings)
-
-    def distances(self, images: list[Image.Image], embeddings: np.ndarray | None = None) -> dict[str, float]:
-        """Compare a set of images with the reference set.
-
-        Args:
-            images: RGB images of the reference set's size.
-            embeddings: Their embeddings by the judge's CLIP, float32 [m, d]; computed by default.
-
-        Returns:
-            FID (sharp, and blurred by 1, 2, 4 and 8 pixels), CMMD, precision, recall, density and coverage in
-            CLIP space; with Inception also the FIDs in its space and the Inception score.
-        """
-        features = self._features(images, embeddings)
-        metrics = {
-            name: frechet_distance(self.features[name], features[name]) for name in features if "fid" in name
-        }
-        real, other = self.features["fid_clip"].numpy(), features["fid_clip"].numpy()
-        metrics |= {"cmmd": cmmd(real, other), **manifold_scores(real, other)}
-        if "logits" in features:
-            metrics["inception_score"] = inception_score(features["logits"])
-        return metrics
-
-    def _features(self, images: list[Image.Image], embeddings: np.ndarray | None) -> dict[str, Tensor]:
-        """Features by the name of the FID that is computed from them, and Inception's logits."""
-        features: dict[str, Tensor] = {}
-        for radius in (0, *BLURS):
-            name, shown = f"_{radius}" if radius else "", blurred(images, radius) if radius else images
-            of_clip = embeddings if not radius else None
-            if of_clip is None:
-                of_clip = self.judge.clip.encode_images(shown)
-            features[f"fid_clip{name}"] = torch.from_numpy(of_clip)
-            if self.judge.inception:
-                features[f"fid{name}"], logits = self.judge.inception.features_and_logits(shown)
-                if not radius:
-                    features["logits"] = logits
+        features = {CLIP: self.clip.encode_images(images) if embeddings is None else embeddings}
+        if self.inception:
+            of_inception, logits = self.inception.features_and_logits(images)
+            features |= {INCEPTION: of_inception.numpy(), LOGITS: logits.numpy()}
         return features

@@ -3,6 +3,7 @@
 import base64
 import io
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,6 +11,10 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.extras import needed_for
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.judging.copies import Nearest
+from clipgen_core.judging.distances import NORMAL_95
+from clipgen_core.judging.figures import REFERENCE
+from clipgen_core.judging.impartiality import Impartiality
+from clipgen_core.judging.metrics import BLURS
 
 with needed_for("the evaluation report"):
     import jinja2
@@ -21,19 +26,35 @@ KINDS = {
     "reconstructed": "reconstructions",
     "real": "real pictures",
 }
-COLUMNS = {  # metric: (its name on the page, its format)
-    "clip_score": ("CLIP score", "{:.3f}"),
-    "recall@1": ("recall@1", "{:.2f}"),
-    "recall@5": ("recall@5", "{:.2f}"),
-    "fid": ("FID", "{:.1f}"),
-    "fid_clip": ("FID, CLIP space", "{:.3f}"),
-    "cmmd": ("CMMD", "{:.2f}"),
-    "precision": ("precision", "{:.2f}"),
-    "recall": ("recall", "{:.2f}"),
-    "density": ("density", "{:.2f}"),
-    "coverage": ("coverage", "{:.2f}"),
-    "inception_score": ("Inception score", "{:.2f}"),
+FLOOR = "other real pictures: the floor"
+
+
+class Column(NamedTuple):
+    """How the page shows a metric: its heading, its format, and what it is multiplied with."""
+
+    heading: str
+    form: str = "{:.2f}"
+    scale: float = 1.0
+
+
+SCORES = {
+    "clip_score": Column("CLIP score", "{:.3f}"),
+    "recall@1": Column("recall@1"),
+    "recall@5": Column("recall@5"),
 }
+DISTANCES = {
+    "kid": Column("1000 KID", scale=1000),
+    "kid_clip": Column("1000 KID, CLIP space", scale=1000),
+    "fid": Column("FID (biased)", "{:.1f}"),
+    "fid_clip": Column("FID, CLIP space (biased)", "{:.3f}"),
+    "cmmd": Column("CMMD (biased)"),
+    "precision": Column("precision"),
+    "recall": Column("recall"),
+    "density": Column("density"),
+    "coverage": Column("coverage"),
+    "inception_score": Column("Inception score"),
+}
+WITH_FLOOR = ("kid", "kid_clip", "fid", "fid_clip", "cmmd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +92,14 @@ class Report:
     """The content of the page; the template reads its attributes and properties.
 
     Attributes:
-        metrics: Metrics by the names in metrics.json: `{split}/{kind}/{metric}` and metrics of the models.
-        judge: Name of the CLIP that scored.
+        metrics: Metrics by the names in metrics.json: `{split}/{kind}/{metric}`,
+            `against_reference/{kind}/{metric}` and metrics of the models.
+        judge: Who scored, and whom that favours.
+        reference: Sentences about the reference set.
         champion: Name of the champion that the candidate was compared with.
         verdicts: Results of the checks.
         copy_share: Share of common codes from which an image counts as a memorised copy.
+        views: Stored views of each training image that were compared; None if none are stored.
         samples: Images for the shown prompts.
         ranked: The best and the worst samples, by heading.
         reconstructions: Pairs of an image and its reconstruction.
@@ -84,10 +108,12 @@ class Report:
     """
 
     metrics: dict[str, float]
-    judge: str
+    judge: Impartiality
+    reference: list[str]
     champion: str | None
     verdicts: list[Verdict]
     copy_share: float
+    views: int | None
     samples: list[Sample]
     ranked: dict[str, list[Sample]]
     reconstructions: list[tuple[Image.Image, Image.Image]]
@@ -109,33 +135,76 @@ class Report:
         }
 
     @property
-    def columns(self) -> dict[str, str]:
-        """The metrics that the table shows, with their names on the page."""
-        first = f"{self.splits[0]}/generated/"
-        return {key: name for key, (name, _) in COLUMNS.items() if first + key in self.metrics}
+    def scores(self) -> dict[str, str]:
+        """The scores of single images, with their names on the page."""
+        return {key: column.heading for key, column in SCORES.items()}
+
+    @property
+    def distances(self) -> dict[str, str]:
+        """The distances to the reference set that were measured, with their names on the page."""
+        return {
+            key: column.heading
+            for key, column in DISTANCES.items()
+            if f"{REFERENCE}/generated/{key}" in self.metrics
+        }
+
+    @property
+    def compared(self) -> dict[str, str]:
+        """The kinds of images that were compared with the reference set, with their names on the page."""
+        floor = {"floor": FLOOR} if f"{REFERENCE}/floor/cmmd" in self.metrics else {}
+        return self.kinds | floor
 
     @property
     def blurs(self) -> list[str]:
-        """The FID-k metrics: in Inception's space if it is available, else in CLIP space."""
-        space = "fid" if f"{self.splits[0]}/generated/fid" in self.metrics else "fid_clip"
-        return [space, *(f"{space}_{k}" for k in (1, 2, 4, 8))]
+        """The KIDs of blurred images: in Inception's space if it is available, else in CLIP space."""
+        space = "kid" if "kid" in self.distances else "kid_clip"
+        return [space, *(f"{space}_{k}" for k in BLURS)]
 
-    def cell(self, split: str, kind: str, metric: str) -> str:
-        """Format a metric for the table.
+    def score(self, split: str, kind: str, metric: str) -> str:
+        """Format a score for the table.
 
         Args:
             split: The split of the prompts.
             kind: The kind of images.
-            metric: The metric.
+            metric: The score.
 
         Returns:
-            Its value, and half the width of its interval if it has one.
+            Its value, and half the width of its interval.
         """
         key = f"{split}/{kind}/{metric}"
-        form = COLUMNS.get(metric, ("", "{:.3f}"))[1]
-        half_width = self.metrics.get(f"{key}/half_width")
-        text = form.format(self.metrics[key])
-        return text if half_width is None else f"{text} ± {form.format(half_width)}"
+        return _shown(SCORES[metric], self.metrics[key], self.metrics.get(f"{key}/half_width"))
+
+    def distance(self, kind: str, metric: str) -> str:
+        """Format a distance for the table.
+
+        Args:
+            kind: The kind of images.
+            metric: The distance.
+
+        Returns:
+            Its value, half the width of its 95 % interval if it has one, and a dagger where that overlaps the
+            interval of the floor; "" where there is no value.
+        """
+        key = f"{REFERENCE}/{kind}/{metric}"
+        if key not in self.metrics:
+            return ""
+        error = self.metrics.get(f"{key}/standard_error")
+        column = DISTANCES.get(metric, DISTANCES[self.blurs[0]])
+        text = _shown(column, self.metrics[key], None if error is None else NORMAL_95 * error)
+        return f"{text} †" if self._like_the_floor(kind, metric) else text
+
+    def _like_the_floor(self, kind: str, metric: str) -> bool:
+        """Whether a distance cannot be told from that of as many real images."""
+        key, floor = f"{REFERENCE}/{kind}/{metric}", f"{REFERENCE}/floor/{metric}"
+        if kind in ("real", "floor") or floor not in self.metrics:
+            return False
+        errors = (self.metrics.get(f"{one}/standard_error", 0.0) for one in (key, floor))
+        return self.metrics[key] - self.metrics[floor] <= NORMAL_95 * sum(errors)
+
+
+def _shown(column: Column, value: float, half_width: float | None) -> str:
+    text = column.form.format(column.scale * value)
+    return text if half_width is None else f"{text} ± {column.form.format(column.scale * half_width)}"
 
 
 def render(report: Report) -> str:

@@ -3,7 +3,8 @@
 Knows prompts and generators; knows neither scores nor the report.
 """
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from clipgen_core.data.prompts import Prompt, by_split
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
-from clipgen_core.judging.copies import nearest_training
+from clipgen_core.judging.copies import TrainingImages
 from clipgen_core.judging.judge import Judge, Scored
 from clipgen_core.progress import track
 from clipgen_core.settings.evaluation import Config
@@ -34,7 +35,10 @@ class Trial:
         prompts: All prompts of the split, each text once.
         generator: The model that is judged.
         champion: The model in use, if there is one.
-        images: The images table.
+        training: The training images of the model that is judged.
+
+    Attributes:
+        real_ids: Ids of the prompts' own images.
     """
 
     def __init__(
@@ -44,14 +48,14 @@ class Trial:
         prompts: list[Prompt],
         generator: TextToImage,
         champion: TextToImage | None,
-        images: str,
+        training: TrainingImages,
     ) -> None:
         self.split = split
         self.prompts = _draw(prompts, config)
         self.texts = [prompt.text for prompt in self.prompts]
+        self.real_ids, real = _real_images(self.prompts, generator, training.images)
         self.generated = _generate(generator, self.texts, config, f"generating ({split})")
-        self.nearest = nearest_training(generator, self.generated, images)
-        real = [_real_image(prompt, generator, images) for prompt in self.prompts]
+        self.nearest = training.nearest(self.generated)
         self.images = {GENERATED: [one.image for one in self.generated]}
         if champion:
             others = _generate(champion, self.texts, config, f"generating by the champion ({split})")
@@ -68,7 +72,7 @@ def trials(
     prompts: Iterable[Prompt],
     generator: TextToImage,
     champion: TextToImage | None,
-    images: str,
+    training: TrainingImages,
 ) -> list[Trial]:
     """One trial for each split of the prompts.
 
@@ -77,13 +81,13 @@ def trials(
         prompts: Of all splits.
         generator: The model that is judged.
         champion: The model in use, if there is one.
-        images: The images table.
+        training: The training images of the model that is judged.
 
     Returns:
         Trials, in the order in which the splits first occur.
     """
     splits = by_split(prompts).items()
-    return [Trial(config, split, own, generator, champion, images) for split, own in splits]
+    return [Trial(config, split, own, generator, champion, training) for split, own in splits]
 
 
 @torch.no_grad()
@@ -120,11 +124,20 @@ def _generate(generator: TextToImage, texts: list[str], config: Config, label: s
     return generated
 
 
-def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> Image.Image:
+def _real_images(
+    prompts: Sequence[Prompt], generator: TextToImage, images: str
+) -> tuple[list[str], list[Image.Image]]:
+    """The ids and images of all prompts, of the VQGAN's size."""
+    pairs = [_real_image(prompt, generator, images) for prompt in prompts]
+    return [id for id, _ in pairs], [image for _, image in pairs]
+
+
+def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> tuple[str, Image.Image]:
     """The prompt's own image; the stored image nearest to it if it names none."""
+    size = generator.vqgan.config.image_size
     if prompt.file:
-        image = decode(filesystem.read_bytes(prompt.file)).image
-    else:
-        nearest = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
-        (image,) = images_by_id(open_table(images), [nearest]).values()
-    return fit_square(image, generator.vqgan.config.image_size)
+        data = filesystem.read_bytes(prompt.file)
+        return hashlib.sha256(data).hexdigest(), fit_square(decode(data).image, size)
+    nearest = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
+    (image,) = images_by_id(open_table(images), [nearest]).values()
+    return nearest, fit_square(image, size)

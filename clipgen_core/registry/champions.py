@@ -22,7 +22,7 @@ from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import base_packages
 from clipgen_core.generation.parts import copy_parts, read_parts
-from clipgen_core.judging.checks import Verdict
+from clipgen_core.judging.checks import NOT_MEASURED, PASSED, Verdict
 from clipgen_core.registry.lineage import lineage
 from clipgen_core.schema import CHAMPIONS
 from clipgen_core.storage import Storage
@@ -56,9 +56,7 @@ def _description(metrics: Mapping[str, float], judge: str) -> str:
 def _tags(judged: "Evaluated") -> dict[str, str]:
     """The scores and checks of a judgement as tags of a version."""
     scores = {f"{SCORE}{name.replace('@', '_at_')}": f"{v:.6g}" for name, v in judged.metrics.items()}
-    return scores | {
-        f"{CHECK}{one.name}": "passed" if one.passed else f"failed: {one.reason}" for one in judged.verdicts
-    }
+    return scores | {f"{CHECK}{one.name}": one.said for one in judged.verdicts}
 
 
 def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker) -> str:
@@ -218,29 +216,41 @@ class Registry:
         self.client.set_registered_model_alias(self.name, CANDIDATE, version)
 
     def promote(self, version: str | None = None) -> Promotion:
-        """Make a judged version the champion; by default the candidate.
+        """Make a judged version the champion; by default the candidate, which must have passed every check.
+
+        A check that was not measured stops the candidate, but not a version that is named: whoever names it
+        decides in the check's place. A failed check stops both.
 
         Raises:
-            ClipgenError: It failed a check, was never judged, or not against today's champion.
+            ClipgenError: It failed a check, was never judged, or not against today's champion; or it is the
+                candidate, and a check was not measured.
         """
         name = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
         registered = find_version(self.client, f"models:/{name}")
-        version, tags, history = str(registered.version), registered.tags, self.history()
-        failed = {k: v for k, v in tags.items() if k.startswith(CHECK) and v != "passed"}
-        if failed:
-            (check, said), *_ = failed.items()
-            raise ClipgenError(f"{self.name} version {version} is not promoted: {check} {said}")
+        found, tags, history = str(registered.version), registered.tags, self.history()
+        self._refuse_unless_passed(found, tags, named=version is not None)
         if JUDGED_AGAINST not in tags:
-            raise ClipgenError(f"{self.name} version {version} was not judged: materialise evaluation_report")
+            raise ClipgenError(f"{self.name} version {found} was not judged: materialise evaluation_report")
         champion = history[-1].version if history else ""
-        if version == champion:
+        if found == champion:
             return self._follow()
         if tags[JUDGED_AGAINST] != (champion or "none"):
             raise ClipgenError(
-                f"{self.name} version {version} was compared with version {tags[JUDGED_AGAINST]}, but the "
+                f"{self.name} version {found} was compared with version {tags[JUDGED_AGAINST]}, but the "
                 f"champion is {champion or 'none'} now: materialise evaluation_report again"
             )
-        return self._append(history, version, "promotion")
+        return self._append(history, found, "promotion")
+
+    def _refuse_unless_passed(self, version: str, tags: Mapping[str, str], *, named: bool) -> None:
+        checks = {key: said for key, said in tags.items() if key.startswith(CHECK) and said != PASSED}
+        unmeasured = {key for key, said in checks.items() if said.startswith(NOT_MEASURED)}
+        for check in checks.keys() - unmeasured:
+            raise ClipgenError(f"{self.name} version {version} is not promoted: {check} {checks[check]}")
+        for check in set() if named else unmeasured:
+            raise ClipgenError(
+                f"{self.name} version {version} is not promoted: {check} {checks[check]}; "
+                f"or decide yourself, by `clipgen promote {version}`"
+            )
 
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again; the two change places."""

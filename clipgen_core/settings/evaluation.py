@@ -39,18 +39,21 @@ class Config(Frozen):
     """Seed of the choice of prompts and of the generated images."""
     judge: str | None = None
     """CLIP that computes the scores: hub:MODEL/PRETRAINED or local-dir:FOLDER. Null: the CLIP that the model
-    is conditioned on, which flatters the model."""
+    is conditioned on, which flatters the model. A champion that is conditioned on another CLIP can be
+    compared only by a judge that conditions neither model."""
     inception: str | None = None
     """File of Inception v3 weights (torch-fidelity's). With it, FID and Inception score are computed too."""
     prompt_images: str | None = None
     """Folder that the file names of the prompts file are relative to. Null: the folder of a CSV file."""
     reference: str | None = None
-    """Folder of held-out images: the reference set of FID, CMMD, precision and recall. Null: the prompts' own
-    images."""
-    reference_images: int = Field(default=1000, gt=1)
-    """Most images of the reference set."""
+    """Folder of held-out images: the reference set, with which sets of images are compared (KID, FID, CMMD,
+    precision, recall). Null: images of the images table, held-out ones first, without the prompts' own."""
+    reference_images: int | None = Field(default=None, gt=2)
+    """Most images of the reference set. Null: ten for each dimension of the judge's embeddings. FID is
+    computed with no fewer. The time of an evaluation grows with them."""
     copy_share: float = Field(default=0.9, gt=0, le=1)
-    """Share of equal codes from which on an image counts as a memorised copy of a training image."""
+    """Share of equal codes from which on an image counts as a memorised copy of a training image. All stored
+    views of the training image are compared."""
     thresholds: Thresholds = Thresholds()
     """What a candidate must reach to become the champion."""
 

@@ -7,7 +7,7 @@ Run: `evaluation_report` in Dagster.
 
 Generated images are compared with the champion's for the same prompts and seeds, with the VQGAN's
 reconstructions, and with the real images, which are the ceiling. Retrieval asks which of all prompts fits an
-image best.
+image best. Sets of images are compared with a fixed reference set of real images.
 """
 
 import json
@@ -25,16 +25,21 @@ from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.checks import Verdict, check
-from clipgen_core.judging.copies import nearest_training
+from clipgen_core.judging.copies import TrainingImages
 from clipgen_core.judging.figures import (
     Scores,
     against_champion,
+    against_reference,
     by_prompt,
+    codebook_metrics,
     memorised,
-    scores_and_distances,
+    reference_notes,
+    reference_set,
+    scores_of_splits,
     training_metrics,
     training_states,
 )
+from clipgen_core.judging.impartiality import Impartiality
 from clipgen_core.judging.judge import Judge
 from clipgen_core.judging.report import Curve, Report, Sample, render, sheet
 from clipgen_core.judging.trials import GENERATED, Trial, reconstruct, trials
@@ -48,7 +53,7 @@ from clipgen_core.training.provenance import TrainingState
 
 __all__ = ["Config", "Result", "run"]
 
-CURVES = ("loss", "validation_loss", "psnr", "codebook_usage")
+CURVES = ("loss", "validation_loss", "psnr", "codebook_usage", "codes_replaced")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +101,24 @@ def run(
     in_use = TextToImage.from_pretrained(champion) if champion else None
     clip = ClipEncoder(config.judge) if config.judge else generator.clip
     judge = Judge(clip, [prompt.text for prompt in all_prompts], config.inception)
-    tried = trials(config, all_prompts, generator, in_use, images)
+    training = TrainingImages(generator, images)
+    tried = trials(config, all_prompts, generator, in_use, training)
     scores = {trial.split: trial.scored(judge) for trial in tried}
+    impartiality = Impartiality.of(clip, generator.clip, in_use.clip if in_use else None)
+    reference = reference_set(config, judge, tried, images)
     states = training_states(generator.parts)
-    metrics = scores_and_distances(config, judge, tried, scores) | against_champion(scores.values())
-    metrics |= memorised(config, tried) | training_metrics(states)
-    samples = _samples(config, generator, images, all_prompts)
+    metrics = scores_of_splits(tried, scores) | against_reference(reference, tried, scores)
+    metrics |= {} if impartiality.unfair else against_champion(scores.values())
+    metrics |= memorised(config, tried) | codebook_metrics(generator.parts) | training_metrics(states)
+    samples = _samples(config, generator, training, all_prompts)
     report = Report(
         metrics=metrics,
-        judge=_judge_name(config, clip),
+        judge=impartiality,
+        reference=reference_notes(reference, tried),
         champion=champion,
-        verdicts=check(metrics, config.thresholds),
+        verdicts=check(metrics, config.thresholds, impartiality.unfair),
         copy_share=config.copy_share,
+        views=training.views,
         samples=samples,
         ranked=_ranked(tried, scores),
         reconstructions=_reconstructions(config, generator, images),
@@ -125,12 +136,6 @@ def run(
     )
 
 
-def _judge_name(config: Config, clip: ClipEncoder) -> str:
-    if config.judge:
-        return f"{clip.reference}, which did not condition the model"
-    return "the CLIP that conditions the model, which flatters it"
-
-
 def _publish(folder: str, report: Report, grid: Image.Image, prompts: str) -> None:
     with filesystem.draft_folder(folder) as scratch:
         draft = Path(scratch) / "report"
@@ -142,13 +147,15 @@ def _publish(folder: str, report: Report, grid: Image.Image, prompts: str) -> No
         filesystem.publish_folder(draft, folder, "metrics.json")
 
 
-def _samples(config: Config, generator: TextToImage, images: str, prompts: Sequence[Prompt]) -> list[Sample]:
+def _samples(
+    config: Config, generator: TextToImage, training: TrainingImages, prompts: Sequence[Prompt]
+) -> list[Sample]:
     """Images for the shown prompts, the best first, and the training image nearest to the best."""
     shown = config.shown or tuple(dict.fromkeys(prompt.text for prompt in prompts))[:12]
     rows = generator.generate_scored(
         shown, n=config.images_shown, seed=config.seed, candidates=config.candidates
     )
-    nearest = nearest_training(generator, [row[0] for row in rows], images)
+    nearest = training.nearest([row[0] for row in rows])
     return [
         Sample(prompt=text, pictures=[one.image for one in row], score=row[0].clip_score, nearest=near)
         for text, row, near in zip(shown, rows, nearest, strict=True)

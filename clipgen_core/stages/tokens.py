@@ -36,7 +36,15 @@ from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
-from clipgen_core.schema import Part, TokenInputs, TokenManifest, codes_schema, digest_of, tokens_schema
+from clipgen_core.schema import (
+    Part,
+    TokenInputs,
+    TokenManifest,
+    codes_fingerprint,
+    codes_schema,
+    digest_of,
+    tokens_schema,
+)
 from clipgen_core.settings.tokens import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoint
@@ -85,7 +93,7 @@ def run(
     tracker.params({"config": config.model_dump()})
     model = load_vqgan(vqgan)
     vqgan_digest = Checkpoint(vqgan).provenance.digest
-    codes = out.codes(digest_of([vqgan_digest, config.views, config.smallest_crop]))
+    codes = out.codes(codes_fingerprint(vqgan_digest, config.views, config.smallest_crop))
     source = open_table(images)
     filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
     here = config.compute.where == "local"

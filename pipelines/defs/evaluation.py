@@ -110,7 +110,7 @@ def evaluation_report(
             "compared_with": f"version {champion}" if champion else "none",
             "judge": stage.judge or CONDITIONING,
             "grid": report.picture(result.grid),
-            **{name: round(value, 4) for name, value in result.metrics.items()},
+            **{name: round(value, 6) for name, value in result.metrics.items()},
         },
         data_version=dg.DataVersion(result.digest),
         check_results=report.verdicts(result.verdicts),

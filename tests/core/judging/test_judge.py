@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.judging.distances import kid
 from clipgen_core.judging.inception import FEATURES, LOGITS, Inception
-from clipgen_core.judging.judge import Judge
-from clipgen_core.judging.metrics import blurred, cmmd, frechet_distance
+from clipgen_core.judging.judge import CLIP, Judge
+from clipgen_core.judging.reference import Reference
 from clipgen_core.models.clip import ClipEncoder
 from tests.conftest import COLOURS, SHAPES, draw
+from tests.core.judging.test_reference import chosen
 
 NAMES = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
 IMAGES = [draw(colour, shape) for colour in COLOURS for shape in SHAPES]
@@ -56,27 +58,23 @@ def test_scores_by_hand(clip: ClipEncoder) -> None:
     assert metrics["clip_score/half_width"] == pytest.approx(0.1)
 
 
-def test_distances_are_taken_in_the_judges_space_sharp_and_blurred(clip: ClipEncoder) -> None:
-    reference = Judge(clip, NAMES).reference(IMAGES[:12])
-    metrics = reference.distances(IMAGES[12:])
-    real, other = (clip.encode_images(some) for some in (IMAGES[:12], IMAGES[12:]))
-    assert metrics["cmmd"] == pytest.approx(cmmd(real, other))
-    soft = [clip.encode_images(blurred(some, 4)) for some in (IMAGES[:12], IMAGES[12:])]
-    assert metrics["fid_clip_4"] == pytest.approx(frechet_distance(*map(torch.from_numpy, soft)), rel=1e-3)
-    assert {"fid_clip", "fid_clip_1", "fid_clip_2", "fid_clip_8", "precision", "coverage"} <= metrics.keys()
-    assert "fid" not in metrics and "inception_score" not in metrics
-    assert reference.distances(IMAGES[12:], embeddings=other) == metrics
-    assert reference.distances(IMAGES[12:], embeddings=real)["cmmd"] != metrics["cmmd"]
-    same = reference.distances(IMAGES[:12])
-    assert same["fid_clip"] == pytest.approx(0, abs=1e-3) and same["coverage"] == 1
+def test_features_are_those_of_the_judges_clip(clip: ClipEncoder) -> None:
+    features = Judge(clip, NAMES).features(IMAGES[:3])
+    assert list(features) == [CLIP] and np.array_equal(features[CLIP], clip.encode_images(IMAGES[:3]))
+    given = np.ones((3, 32), np.float32)
+    assert Judge(clip, NAMES).features(IMAGES[:3], given)[CLIP] is given
 
 
 @pytest.mark.slow
 def test_inception_adds_its_distances_and_score(clip: ClipEncoder, weights: str) -> None:
     features, logits = Inception(weights).features_and_logits(IMAGES[:3])
     assert features.shape == (3, 2048) and logits.shape == (3, 1008)
-    metrics = Judge(clip, NAMES, weights).reference(IMAGES[:4]).distances(IMAGES[4:8])
-    assert metrics["fid"] > 1e-3 and metrics["fid_8"] > 1e-3 and metrics["inception_score"] > 1.0001
+    reference = Reference(Judge(clip, NAMES, weights), chosen(IMAGES[:4]))
+    metrics = reference.distances(IMAGES[4:8])
+    real, other = (Inception(weights).features_and_logits(some)[0] for some in (IMAGES[:4], IMAGES[4:8]))
+    assert metrics["kid"] == pytest.approx(kid(real.numpy()).to(other.numpy()).value, rel=1e-3)
+    assert metrics["kid_8"] not in (0, metrics["kid"]) and metrics["inception_score"] > 1.0001
+    assert "fid" not in metrics and "20,480" in " ".join(reference.notes(4))
 
 
 def test_weights_that_are_none_or_could_run_code_are_refused(tmp_path: Path) -> None:

@@ -106,6 +106,22 @@ def test_a_failed_check_or_none_at_all_is_not_promoted(tracking_uri: str, storag
     assert registry.champion() is None and aliases(registry) == {"candidate": "1"}
 
 
+def test_a_check_that_was_not_measured_stops_the_candidate_but_not_a_named_version(
+    tracking_uri: str, storage: Storage
+) -> None:
+    registry = versions(tracking_uri, storage, 2)
+    unmeasured = Verdict("codebook_in_use", False, {}, "no figure", measured=False)
+    mark(registry, "1", [*GOOD, unmeasured], None)
+    with pytest.raises(ClipgenError, match=r"codebook_in_use not measured: no figure.*clipgen promote 1"):
+        registry.promote()
+    assert registry.champion() is None
+    assert CliRunner().invoke(app, ["promote", "1", "--root", storage.root]).exit_code == 0
+    assert registry.champion() == "1"
+    mark(registry, "2", [unmeasured, Verdict("enough_prompts", False, {}, "too few")], "1")
+    with pytest.raises(ClipgenError, match="enough_prompts failed: too few$"):
+        registry.promote("2")
+
+
 def race(uri: str, root: str, version: str, at: float) -> str:
     registry = Registry(mlflow_client(uri), Storage(root))
     time.sleep(max(at - time.time(), 0))
