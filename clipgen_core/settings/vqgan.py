@@ -1,7 +1,8 @@
 """Settings of the stage vqgan."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 from clipgen_core.settings.models import VqganConfig
 from clipgen_core.settings.training import TrainConfig
@@ -37,3 +38,12 @@ class Config(Frozen):
     """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
     start_from: str | None = None
     """VQGAN checkpoint of the same architecture to start from (fine-tuning). Null: train from scratch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.train.optimizer != "adamw":
+            raise ClipgenError(
+                f"the VQGAN, whose weights are convolutions, does not train by {self.train.optimizer}: "
+                "set vqgan.train.optimizer to adamw"
+            )
+        return self

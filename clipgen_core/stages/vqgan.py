@@ -29,7 +29,8 @@ from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.settings.vqgan import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
-from clipgen_core.training.checkpoint import Checkpoints
+from clipgen_core.training import distributed
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import (
     ClipFeatureDistance,
@@ -108,6 +109,8 @@ class VqganTask:
         self.vqgan = Vqgan(config.model).to(self.device)
         if config.start_from:
             self.vqgan.load_state_dict(load_vqgan(config.start_from, same_as=config.model).state_dict())
+            if Checkpoint(config.start_from).provenance.imported:
+                self.vqgan.quantizer.keep_all_codes()
         self.model: nn.Module = self.vqgan
         width, layers = config.discriminator_width, config.discriminator_layers
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)
@@ -155,13 +158,13 @@ class VqganTask:
             Name, loss and metrics.
         """
         config = self.config
-        output, codes, commitment = self.vqgan(batch)
+        output, _, commitment = self.vqgan(batch)
         output = output.float()
         pixel, perceptual = F.l1_loss(output, batch), self.distance(output, batch)
         reconstruction = pixel + config.perceptual * perceptual
         loss = reconstruction + commitment
         figures = {"l1": pixel.detach(), "perceptual": perceptual.detach()}
-        figures |= {"commitment": commitment.detach(), "codes_in_batch": codes.unique().numel()}
+        figures |= {"commitment": commitment.detach()}
         adversarial = config.adversarial > 0 and progress >= config.adversarial_from
         if adversarial:
             self.discriminator.requires_grad_(False)
@@ -187,6 +190,19 @@ class VqganTask:
         if config.gradient_penalty:
             loss = loss + config.gradient_penalty * gradient_penalty(real, batch)
         return loss
+
+    def after_step(self, step: int) -> Metrics:
+        """Update the codebook by the whole batch of the step, however it was split.
+
+        Args:
+            step: The step, which seeds the random draws.
+
+        Returns:
+            How many codes the batch uses, and the share of the codebook that was replaced.
+        """
+        quantizer = self.vqgan.quantizer
+        features, codes = map(distributed.whole_batch, zip(*quantizer.passes, strict=True))
+        return {**quantizer.learn(features, codes, seed=self.config.train.seed * 1_000_003 + step)}
 
     def validate(self) -> Validation:
         """Reconstruct held-out images and USAGE_IMAGES training images; the loss is that of the former."""
@@ -214,6 +230,6 @@ class VqganTask:
         return to_tensor(squares).to(self.device)
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(batch.device.type):
+        with autocast(batch.device.type, self.config.train.precision):
             output, codes, _ = self.vqgan(batch)
         return output.float(), codes
