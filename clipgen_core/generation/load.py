@@ -18,7 +18,7 @@ from clipgen_core.training.checkpoint import Checkpoint
 
 # Settings of a model that neither shape its weights nor what it computes once it is trained.
 OF_VQGAN_TRAINING = {"image_size"} | {
-    f"quantizer.{name}" for name in ("decay", "commitment", "rotation_trick", "revive_below")
+    f"quantizer.{name}" for name in ("decay", "commitment", "rotation_trick", "replace_below")
 }
 OF_TRANSFORMER_TRAINING = {"dropout"}
 

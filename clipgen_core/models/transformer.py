@@ -91,15 +91,18 @@ class Transformer(nn.Module):
         """Initialise the code embeddings and the output layer with random projections of the codebook.
 
         Codes with similar vectors then start with similar weights, so that rare codes learn from
-        frequent ones when there are few images.
+        frequent ones when there are few images. Whatever the codebook's dimension and scale, an embedding
+        has length 2, and a logit, whose input has RMS 1, has standard deviation 0.5: the loss starts
+        at about ln(k) + 0.5^2 / 2.
 
         Args:
             codebook: The VQGAN's code vectors, float [k, code_dim].
         """
-        directions = (codebook - codebook.mean(0)) / codebook.std()
-        for table in (self.codes.weight, self.head.weight):
+        centred = codebook - codebook.mean(0)
+        directions = centred / centred.square().sum(1).mean().sqrt()  # of RMS length 1
+        for table, length in ((self.codes.weight, 2.0), (self.head.weight, 0.5)):
             projection = torch.randn(codebook.shape[1], table.shape[1], device=codebook.device)
-            table.copy_(directions @ projection * (0.5 / table.shape[1] ** 0.5))
+            table.copy_(directions @ projection * (length / table.shape[1] ** 0.5))
 
     def forward(
         self,

@@ -5,6 +5,9 @@ published weights can be loaded (see clipgen_core.published.vqgan). An optional 
 ahead of the first level saves computation at full resolution.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,6 +51,16 @@ class Vqgan(nn.Module):
         images: Tensor = self.decoder(self.quantizer.lookup(codes))
         return images
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the encoder and the decoder, each by itself, and not the search for codes.
+
+        Args:
+            args: Of `torch.compile`.
+            options: Of `torch.compile`.
+        """
+        self.encoder.compile(*args, **options)
+        self.decoder.compile(*args, **options)
+
 
 class Encoder(nn.Sequential):
     """Images, float [n, 3, s, s], to features, float [n, code_dim, g, g]."""
@@ -89,6 +102,26 @@ class Decoder(nn.Sequential):
         out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
         initialise_like_nearest(out, config.patch**2)
         super().__init__(*layers, Norm(first, config), nn.SiLU(), out, nn.PixelShuffle(config.patch))
+        self._run: Callable[[Tensor], Tensor] = self._up_to_last_layer
+
+    def _up_to_last_layer(self, features: Tensor) -> Tensor:
+        for layer in list(self)[:-2]:
+            features = layer(features)
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        images: Tensor = self[-1](self[-2](self._run(features)))
+        return images
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile all but the last layer, so that the gradients at its weight, which the adaptive loss weight
+        compares, need no backward pass of the compiled part.
+
+        Args:
+            args: Of `torch.compile`.
+            options: Of `torch.compile`.
+        """
+        self._run = torch.compile(self._up_to_last_layer, *args, **options)
 
     @property
     def last_layer(self) -> Tensor:

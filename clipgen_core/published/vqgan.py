@@ -199,7 +199,7 @@ def _shape(names: Names, weights: Weights) -> VqganConfig:
             codebook_size=codebook_size,
             code_dim=code_dim,
             decay=0.99,
-            revive_below=0.0,  # rare codes of a large codebook are not dead
+            replace_below=0.0,  # rare codes of a large codebook are not dead
         ),
     )
 

@@ -1,7 +1,7 @@
 """The architectures of the models that are trained."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,9 +32,19 @@ class QuantizerConfig(Frozen):
     rotation_trick: bool = True
     """Pass the gradient through the rotation from feature to code (arXiv:2410.06424) instead of straight
     through. `fsq` has no rotation."""
-    revive_below: float = Field(default=0.5, ge=0)
-    """For `ema` and `cosine`: a code is replaced by a feature of the batch when its running count falls
-    below this."""
+    replace_below: float = Field(default=0.125, ge=0, lt=1)
+    """For `ema` and `cosine`: a code is replaced by a random feature when its running count falls below this
+    share of the mean count of all codes. 0: never. Codes of an imported VQGAN are never replaced."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_0_1(cls, values: Any) -> Any:
+        """Records of version 0.1 hold an absolute count, of which only 0 means the same now."""
+        if isinstance(values, dict) and "revive_below" in values:
+            values = dict(values)
+            if values.pop("revive_below") == 0:
+                values.setdefault("replace_below", 0.0)
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "QuantizerConfig":

@@ -1,7 +1,8 @@
 """Settings of the stage vqgan."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 from clipgen_core.settings.models import VqganConfig
 from clipgen_core.settings.training import TrainConfig
@@ -39,3 +40,12 @@ class Config(Frozen):
     """Weights of the same architecture to start from (fine-tuning): `latest`, the newest VQGAN checkpoint
     under the root, imported ones included; the address of a checkpoint or of a generator folder; or a
     registered model, `models:/NAME@ALIAS`. Null: train from scratch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.train.optimizer != "adamw":
+            raise ClipgenError(
+                f"the VQGAN, whose weights are convolutions, does not train by {self.train.optimizer}: "
+                "set vqgan.train.optimizer to adamw"
+            )
+        return self

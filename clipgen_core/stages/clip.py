@@ -297,6 +297,9 @@ class ClipTask:
         image, text, scale = self.model(((images + 1) / 2 - mean) / std, tokens)
         return image, text, scale
 
+    def after_step(self, step: int) -> Metrics:
+        return {}
+
     def validate(self) -> Validation:
         images, tokens, _ = self.held_out
         image, text, scale = self._embed(images, tokens)

@@ -258,6 +258,9 @@ class TransformerTask:
             loss = loss + self.config.embedding_weight * distance
         yield "transformer", loss, figures
 
+    def after_step(self, step: int) -> Metrics:
+        return {}
+
     def validate(self) -> Validation:
         codes = torch.from_numpy(self.held_out.codes.astype("int64")).to(self.device)
         condition = self.held_out_condition

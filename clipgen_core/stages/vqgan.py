@@ -30,6 +30,7 @@ from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.settings.vqgan import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
+from clipgen_core.training import distributed
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import (
     ClipFeatureDistance,
@@ -101,7 +102,8 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
 
     def task() -> VqganTask:
         start = training.start.url if training.start else None
-        return VqganTask(config.model_copy(update={"start_from": start}), table, ClipEncoder(clip))
+        own = config.model_copy(update={"start_from": start})
+        return VqganTask(own, table, ClipEncoder(clip), keep_codes=training.of_imported)
 
     fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="VQGAN")
     out.publish_current("vqgan", fitted.checkpoint, training.name)
@@ -120,15 +122,21 @@ class VqganTask:
         config: Of the stage.
         table: The images.
         clip: Measures perceptual distance.
+        keep_codes: Whether no code is ever replaced: the codes of imported weights were trained by
+            gradients, on more images than are here.
     """
 
-    def __init__(self, config: Config, table: ImageTable, clip: ClipEncoder) -> None:
+    def __init__(
+        self, config: Config, table: ImageTable, clip: ClipEncoder, keep_codes: bool = False
+    ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.table = config, table
         self.device = default_device()
         self.vqgan = Vqgan(config.model).to(self.device)
         if config.start_from:
             self.vqgan.load_state_dict(load_vqgan(config.start_from, same_as=config.model).state_dict())
+        if keep_codes:
+            self.vqgan.quantizer.keep_all_codes()
         self.model: nn.Module = self.vqgan
         width, layers = config.discriminator_width, config.discriminator_layers
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)
@@ -176,13 +184,13 @@ class VqganTask:
             Name, loss and metrics.
         """
         config = self.config
-        output, codes, commitment = self.vqgan(batch)
+        output, _, commitment = self.vqgan(batch)
         output = output.float()
         pixel, perceptual = F.l1_loss(output, batch), self.distance(output, batch)
         reconstruction = pixel + config.perceptual * perceptual
         loss = reconstruction + commitment
         figures = {"l1": pixel.detach(), "perceptual": perceptual.detach()}
-        figures |= {"commitment": commitment.detach(), "codes_in_batch": codes.unique().numel()}
+        figures |= {"commitment": commitment.detach()}
         adversarial = config.adversarial > 0 and progress >= config.adversarial_from
         if adversarial:
             self.discriminator.requires_grad_(False)
@@ -208,6 +216,19 @@ class VqganTask:
         if config.gradient_penalty:
             loss = loss + config.gradient_penalty * gradient_penalty(real, batch)
         return loss
+
+    def after_step(self, step: int) -> Metrics:
+        """Update the codebook by the whole batch of the step, however it was split.
+
+        Args:
+            step: The step, which seeds the random draws.
+
+        Returns:
+            How many codes the batch uses, and the share of the codebook that was replaced.
+        """
+        quantizer = self.vqgan.quantizer
+        features, codes = map(distributed.whole_batch, zip(*quantizer.passes, strict=True))
+        return {**quantizer.learn(features, codes, seed=self.config.train.seed * 1_000_003 + step)}
 
     def validate(self) -> Validation:
         """Reconstruct held-out images and USAGE_IMAGES training images; the loss is that of the former."""
@@ -235,6 +256,6 @@ class VqganTask:
         return to_tensor(squares).to(self.device)
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(batch.device.type):
+        with autocast(batch.device.type, self.config.train.precision):
             output, codes, _ = self.vqgan(batch)
         return output.float(), codes

@@ -5,7 +5,7 @@ anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's 
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ def spread(model: nn.Module, how: str) -> None:
     if how == "ddp":
         replicate(model)
         return
+    for weight in model.parameters():
+        weight.data = weight.data.contiguous()  # FSDP2 shards no other memory format, such as channels last
     for block in getattr(model, "blocks", ()):
         fully_shard(block)
     fully_shard(model)
@@ -94,6 +96,23 @@ def mean(values: Mapping[str, Tensor | float]) -> dict[str, float]:
         dist.all_reduce(own)
         own = own.cpu() / world_size()
     return dict(zip(values, own.tolist(), strict=True))
+
+
+def whole_batch(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of a step's whole batch in its order, in every process; each of them must call this.
+
+    Args:
+        parts: This process's rows, one tensor [n, ...] of the same shape for each backward pass.
+
+    Returns:
+        [processes * passes * n, ...]
+    """
+    own = torch.stack(list(parts))
+    if world_size() > 1:
+        every = [torch.empty_like(own) for _ in range(world_size())]
+        dist.all_gather(every, own)
+        own = torch.cat(every)
+    return own.transpose(0, 1).flatten(0, 1)  # a pass holds every so many rows: see `Share`
 
 
 def gather(value: Any) -> Any:

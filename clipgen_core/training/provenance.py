@@ -35,10 +35,12 @@ class ImportedCodes(Frozen):
 
 
 class StartedFrom(Frozen):
-    """The weights that a training started from: their address, and the digest of their provenance."""
+    """The weights that a training started from: address, digest of their provenance, and whether they
+    were imported, at once or by way of other trainings."""
 
     url: str
     digest: str
+    imported: bool = False
 
 
 class Provenance(Frozen):

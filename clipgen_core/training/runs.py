@@ -64,6 +64,12 @@ class Training:
         source = self.checkpoints.provenance.started_from
         return source.url if source else None
 
+    @property
+    def of_imported(self) -> bool:
+        """Whether it started from imported weights, at once or by way of other trainings."""
+        source = self.checkpoints.provenance.started_from
+        return bool(source and source.imported)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -237,7 +243,9 @@ def _started(spec: Spec, address: str, there: list[Run]) -> Training:
             )
         address = max(there, key=lambda run: run.written).to_use
     start = spec.source(address)
-    source = StartedFrom(url=address, digest=start.provenance.digest)
+    earlier = start.provenance
+    imported = bool(earlier.imported or (earlier.started_from and earlier.started_from.imported))
+    source = StartedFrom(url=address, digest=earlier.digest, imported=imported)
     provenance = spec.provenance.model_copy(update={"started_from": source})
     name = spec.name_of(provenance)
     if distributed.rank() == 0:

@@ -65,6 +65,16 @@ class Task(Protocol):
             it asks for the next loss.
         """
 
+    def after_step(self, step: int) -> Metrics:
+        """Update what no optimizer updates, once after all optimizers have stepped.
+
+        Args:
+            step: The step, from 0.
+
+        Returns:
+            Metrics to log.
+        """
+
     def validate(self) -> Validation:
         """Evaluate the model on held-out images."""
 
@@ -83,7 +93,7 @@ def train_step(
 
     Returns:
         Metrics averaged over the batches: the first loss as `loss`, those that the losses came with, and the
-        norm of each loss's gradient before clipping.
+        norm of each loss's gradient before clipping; and those of `task.after_step`.
     """
     running = [task.losses(batch, step / config.steps) for batch in batches]
     metrics: Metrics = {}
@@ -97,7 +107,7 @@ def train_step(
             ):
                 result = next(losses, None)
             if result is None:
-                return metrics
+                return metrics | task.after_step(step)
             name, loss, logged = result
             if i == 0:
                 for optimizer in optimizers[name]:

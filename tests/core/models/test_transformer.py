@@ -1,11 +1,15 @@
+import math
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
+from clipgen_core.training.losses import code_cross_entropy
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llamagen": {},
@@ -99,3 +103,35 @@ def test_impossible_sizes_fail_before_any_work() -> None:
         TransformerConfig(width=30, layers=1, heads=4)
     with pytest.raises(ClipgenError, match="head width divisible by 4, not 6"):
         TransformerConfig(width=12, layers=1, heads=2)
+
+
+def codebook(name: str) -> torch.Tensor:
+    """Random vectors of the sizes and scales of real codebooks."""
+    size, dim = {"demo": (256, 16), "unit": (16384, 8)}.get(name, (16384, 256))
+    vectors = torch.randn(size, dim)
+    if name == "unit":  # LlamaGen's and the recipe's `cosine`
+        return F.normalize(vectors, dim=1)
+    if name == "taming":  # one code in sixteen is in use, the others are where they were drawn
+        vectors = vectors * 0.5 + 0.2
+        vectors[size // 16 :] = (torch.rand(size - size // 16, dim) * 2 - 1) / size
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("shape", "source"),
+    [("nano", "demo"), ("paper", "normal"), ("paper", "taming"), ("b", "unit"), ("b", "normal")],
+)
+def test_the_loss_starts_at_that_of_equal_probabilities(shape: str, source: str) -> None:
+    torch.manual_seed(0)
+    vectors = codebook(source)
+    config = TRANSFORMERS[shape].model_copy(update={"layers": 1})
+    model = Transformer(config, len(vectors), grid=8, embedding_dim=512).eval()
+    model.start_from_codebook(vectors)
+    codes, embeddings = torch.randint(len(vectors), (2, 64)), F.normalize(torch.randn(2, 1, 512), dim=-1)
+    with torch.no_grad():
+        loss = code_cross_entropy(model(codes[:, :-1], embeddings), codes).item()
+    assert loss == pytest.approx(math.log(len(vectors)), rel=0.1)
+    near, far = vectors[1] + 1e-3 * vectors.std(), vectors[2]
+    model.start_from_codebook(torch.stack([vectors[1], near, far]).repeat(len(vectors), 1)[: len(vectors)])
+    rows = model.head.weight
+    assert (rows[0] - rows[1]).norm() < 0.1 * (rows[0] - rows[2]).norm()

@@ -1,12 +1,17 @@
+import shutil
+
 import pytest
 import torch
 
+from clipgen_core.data.images import ImageTable
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.load import load_vqgan
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.task import train_step
 from tests.conftest import tiny_vqgan_config
 
 
@@ -32,6 +37,35 @@ def test_the_discriminator_starts_at_its_share_of_training(
     judged = [row["step"] for row in fitted.history if "discriminator" in row]
     assert judged == [5, 6, 7, 8]
     assert "discriminator" in Checkpoint(fitted.checkpoint).resume()["extras"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_training_goes_on_when_the_discriminator_joins(
+    pipeline: Storage, clip_reference: str
+) -> None:
+    config = tiny_vqgan_config(4, precision="fp32")
+    shape = config.model.model_copy(update={"channels": (32,), "decoder_blocks": 1, "attention": "middle"})
+    config = config.model_copy(update={"model": shape, "perceptual": 0.0})
+    curves = []
+    for compiled in (False, True):
+        task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
+        if compiled:
+            task.model.compile()
+        optimizers, curve = task.optimizers(), []
+        for step in range(4):
+            task.model.train()
+            metrics = train_step(task, optimizers, [task.batch(step)], step, config.train)
+            curve.append({name: float(value) for name, value in metrics.items()})
+        curves.append(curve)
+    assert "adaptive_weight" in curves[1][2] and "adaptive_weight" not in curves[1][1]
+    for eager, compiled_too in zip(*curves, strict=True):
+        assert compiled_too == pytest.approx(eager, rel=1e-2, abs=1e-3)
+
+
+def test_another_optimizer_than_adamw_is_refused() -> None:
+    with pytest.raises(ClipgenError, match=r"does not train by muon: set vqgan\.train\.optimizer to adamw"):
+        tiny_vqgan_config(4, optimizer="muon")
 
 
 def test_the_checkpoint_says_what_it_was_made_from_and_loads(

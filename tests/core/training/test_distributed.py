@@ -134,11 +134,32 @@ def test_sharded_training_resumes_with_muon(pipeline: Storage, tmp_path: Path) -
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
-def test_the_vqgan_and_its_discriminator_train_in_two_processes(pipeline: Storage, tmp_path: Path) -> None:
+def vqgan_config(**train: Any) -> vqgan.Config:
+    return tiny_vqgan_config(6, precision="fp32", log_every=1, **train)
+
+
+@pytest.fixture(scope="module")
+def vqgan_alone(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    out = Storage(str(tmp_path_factory.mktemp("vqgan")))
+    train("vqgan", vqgan_config(), pipeline, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "how", [{"parallel": "ddp"}, {"parallel": "fsdp", "accumulate": 2, "ema_decay": 0.5}], ids=str
+)
+def test_the_vqgan_and_its_discriminator_train_in_two_processes(
+    how: dict[str, Any], vqgan_alone: Storage, pipeline: Storage, tmp_path: Path
+) -> None:
     out = Storage(str(tmp_path / "root"))
-    in_two_processes("vqgan", tiny_vqgan_config(6, log_every=1), pipeline, out)
-    history = Checkpoint(out.current("vqgan", "tests").path).state.history
-    assert [row["step"] for row in history if "discriminator" in row] == [4, 5, 6]
+    in_two_processes("vqgan", vqgan_config(**how), pipeline, out)
+    one, two = (Checkpoint(root.current("vqgan", "tests").path) for root in (vqgan_alone, out))
+    assert [row["step"] for row in two.state.history if "discriminator" in row] == [4, 5, 6]
+    for name in ("loss", "codes_in_batch", "codes_replaced"):  # each process weighs its own discriminator
+        alone, together = ([row[name] for row in of.state.history[:3]] for of in (one, two))
+        assert together == pytest.approx(alone, rel=1e-3)
+    codebooks = [of.weights()["quantizer.vq._codebook.embed"] for of in (one, two)]
+    assert torch.allclose(codebooks[0], codebooks[1], atol=0.1)
 
 
 def test_two_processes_contrast_the_pictures_of_both(pictures: Path, tmp_path: Path) -> None:

@@ -52,6 +52,9 @@ class LineTask:
         yield "line", loss * (float("nan") if step == self.nan_at else 1.0), {"progress": progress}
         yield "critic", self.extras["critic"](made.detach()).square().mean(), {}
 
+    def after_step(self, step: int) -> dict[str, Any]:
+        return {}
+
     def validate(self) -> Validation:
         assert not self.model.training
         loss = float(next(self.model.parameters()).sum())

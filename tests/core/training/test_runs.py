@@ -316,7 +316,7 @@ def test_a_vqgan_and_a_clip_start_from_the_latest_too(
         tiny_vqgan_config(1), images=pipeline.images, clip=clip_reference, out=storage, tracker=TRACKER
     )
     tuned = tiny_vqgan_config(2)
-    quantizer = tuned.model.quantizer.model_copy(update={"revive_below": 0.1, "decay": 0.9})
+    quantizer = tuned.model.quantizer.model_copy(update={"replace_below": 0.1, "decay": 0.9})
     model = tuned.model.model_copy(update={"quantizer": quantizer})
     tuned = tuned.model_copy(update={"start_from": "latest", "model": model})
     second = vqgan.run(tuned, images=pipeline.images, clip=clip_reference, out=storage, tracker=TRACKER)
