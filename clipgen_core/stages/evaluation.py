@@ -20,7 +20,7 @@ from PIL import Image
 
 from clipgen_core import filesystem, storage
 from clipgen_core.data.pixels import decode, fit_square, png_bytes
-from clipgen_core.data.prompts import Prompt, read_prompts
+from clipgen_core.data.prompts import Prompt, read_prompts, require_files
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
@@ -91,6 +91,7 @@ def run(
     """
     tracker.params({"config": config.model_dump(), "prompts": prompts})
     all_prompts = read_prompts(prompts, config.prompt_images)
+    require_files(f"prompts file {prompts}", (prompt.file for prompt in all_prompts if prompt.file))
     generator = TextToImage(read_parts(transformer))
     in_use = TextToImage.from_pretrained(champion) if champion else None
     clip = ClipEncoder(config.judge) if config.judge else generator.clip
