@@ -144,7 +144,7 @@ def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
 
     def embed() -> Tensor:
         with torch.no_grad():
-            return tower(torch.randn(FEW, 3, tower.side, tower.side, device=device))  # type: ignore[no-any-return]
+            return tower(torch.randn(FEW, 3, *tower.sides, device=device))  # type: ignore[no-any-return]
 
     def encode() -> Tensor:
         with torch.no_grad():
@@ -153,7 +153,7 @@ def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
     def reconstruct() -> Tensor:
         images = torch.randn(FEW, 3, size, size, device=device)
         output, _, commitment = vqgan(images)
-        features = tower(F.interpolate(output.float(), (tower.side, tower.side)))
+        features = tower(F.interpolate(output.float(), tower.sides))
         return F.l1_loss(output.float(), images) + commitment + features.float().square().mean()
 
     def predict() -> Tensor:
@@ -183,14 +183,17 @@ class ImageTower(nn.Module):
             ClipEncoder(reference).model if reference else open_clip.create_model("ViT-B-32", pretrained=None)
         )
         self.visual = model.visual.eval().requires_grad_(False)
-        self.dim = int(model.text_projection.shape[-1])
         size = self.visual.image_size
-        self.side: int = size if isinstance(size, int) else size[0]
+        self.sides: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
+        with torch.no_grad():
+            blank = torch.zeros(1, 3, *self.sides, device=next(self.visual.parameters()).device)
+            self.dim = int(self(blank).shape[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed preprocessed images, float [n, 3, h, w]; returns [n, d]."""
         with autocast(images.device.type):
-            return self.visual(images)  # type: ignore[no-any-return]
+            embedding = self.visual(images)
+        return embedding[0] if isinstance(embedding, tuple) else embedding  # CoCa returns its tokens too
 
 
 def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: TrainConfig) -> Line:

@@ -1,5 +1,6 @@
 """Read files with prompts or captions: text, CSV and COCO. Knows their formats, but not their use."""
 
+import codecs
 import csv
 import io
 import json
@@ -7,8 +8,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from clipgen_core import filesystem
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH
+
+DELIMITERS = (",", ";", "\t")  # Excel writes a semicolon where the comma is the decimal separator
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Prompt:
 def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     """Read the prompts of a file.
 
-    The file's ending decides the format. A `.csv` file has the column `prompt`, and may have `split` and
-    `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and `images` with
-    `id` and `file_name`. Any other file has one prompt a line.
+    The file's ending decides the format. A `.csv` or `.tsv` file has the column `prompt`, and may have
+    `split` and `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and
+    `images` with `id` and `file_name`. Any other file has one prompt a line.
 
     Args:
         url: The file.
@@ -38,10 +41,11 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     Raises:
         ClipgenError: The file does not exist, has another format or holds no prompt.
     """
-    folder = images or (url.rpartition("/")[0] or "." if url.endswith(".csv") else None)
-    read = {"csv": _csv_prompts, "json": _coco_prompts}.get(url.rpartition(".")[2].lower(), _plain_prompts)
+    ending = url.rpartition(".")[2].lower()
+    read = {"csv": _csv_prompts, "tsv": _csv_prompts, "json": _coco_prompts}.get(ending, _plain_prompts)
+    folder = images or (folder_of(url) if read is _csv_prompts else None)
     prompts = [
-        Prompt(text, split, filesystem.inside(folder, file) if file and folder else None)
+        Prompt(text, split, filesystem.inside(folder, relative(folder, file)) if file and folder else None)
         for text, split, file in read(url)
         if text.strip()
     ]
@@ -103,7 +107,7 @@ def require_files(named_by: str, urls: Sequence[str]) -> None:
 
 
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
-    for row in read_rows(url, "prompts", ("prompt",)):
+    for _, row in read_rows(url, "prompts", ("prompt",)):
         yield row["prompt"], row.get("split") or "all", row.get("file")
 
 
@@ -126,13 +130,44 @@ def _plain_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def read_captions(url: str) -> dict[str, list[str]]:
-    """The captions of each image file, from a CSV file with the columns `file` and `caption`."""
+    """The captions of each image file, from a CSV file with the columns `file` and `caption`.
+
+    The names of the files are relative to the CSV file's folder.
+    """
     pairs: dict[str, list[str]] = {}
-    for row in read_rows(url, "captions", ("file", "caption")):
-        pairs.setdefault(row["file"], []).append(row["caption"])
+    for line, row in read_rows(url, "captions", ("file", "caption")):
+        if empty := [name for name in ("file", "caption") if not row[name].strip()]:
+            raise ClipgenError(
+                f"captions file {url} has no {empty[0]} in line {line}: add one or take the line out"
+            )
+        pairs.setdefault(relative(folder_of(url), row["file"]), []).append(row["caption"])
     if len(pairs) < 2:
         raise ClipgenError(f"captions file {url} names {len(pairs)} images: at least 2 are needed")
     return pairs
+
+
+def folder_of(url: str) -> str:
+    """The folder that a file is in, to which the files that it names are relative."""
+    return url.rpartition("/")[0] or "."
+
+
+def relative(folder: str, file: str) -> str:
+    """A file name relative to a folder.
+
+    Args:
+        folder: A local path or a URL.
+        file: A name relative to the folder, or the whole path or URL of a file in it.
+
+    Returns:
+        The name relative to the folder. A file that is elsewhere keeps its whole name, which
+        `filesystem.inside` refuses.
+    """
+    if not (file.startswith("/") or "://" in file):
+        return file
+    for start in (folder, filesystem.url_to_fs(folder)[1]):
+        if file.startswith(f"{start.rstrip('/')}/"):
+            return file[len(start.rstrip("/")) :].lstrip("/")
+    return file
 
 
 def read_texts(url: str) -> list[str]:
@@ -143,8 +178,8 @@ def read_texts(url: str) -> list[str]:
     return lines
 
 
-def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Read the rows of a CSV file.
+def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Read the rows of a CSV file whose fields are separated by commas, semicolons or tabs.
 
     Args:
         url: The file.
@@ -152,21 +187,59 @@ def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[dict[st
         columns: Columns that it must have.
 
     Yields:
-        The rows, as column name to text.
+        The number of a row's last line in the file, and the row, as column name to text. Columns that a short
+        row lacks are not in it.
 
     Raises:
-        ClipgenError: The file does not exist or lacks a column.
+        ClipgenError: The file does not exist or lacks a column, or a row has other columns than the header.
     """
-    rows = csv.DictReader(io.StringIO(_read(url, what)))
-    if not set(columns) <= set(rows.fieldnames or ()):
+    text = _read(url, what)
+    delimiter = _delimiter(text, columns)
+    if delimiter is None:
         named = " and ".join(columns)
         raise ClipgenError(
             f"{what} file {url} needs the column{'s' * (len(columns) > 1)} {named}: add a header"
         )
-    yield from rows
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = [name.strip() for name in next(rows)]
+        for row in rows:
+            fields = dict(zip(header, row, strict=False))
+            if not any(row):
+                continue  # an empty line, or one of delimiters only, as Excel writes them
+            if any(row[len(header) :]) or not set(columns) <= fields.keys():
+                raise ClipgenError(
+                    f"{what} file {url} has {len(row)} fields in line {rows.line_num}, and {len(header)} in "
+                    f"its header: put quotes around texts that hold a {delimiter!r}, or add what is missing"
+                )
+            yield rows.line_num, fields
+    except csv.Error as error:
+        raise ClipgenError(
+            f"{what} file {url} cannot be read from line {rows.line_num} on ({first_line(error)}): "
+            "repair the quotes there"
+        ) from error
+
+
+def _delimiter(text: str, columns: tuple[str, ...]) -> str | None:
+    """The delimiter by which the header has the columns; None if none does."""
+    for delimiter in DELIMITERS:
+        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
+        if set(columns) <= {name.strip() for name in header}:
+            return delimiter
+    return None
 
 
 def _read(url: str, what: str) -> str:
+    """A file's text, in UTF-8 or in UTF-16 with a byte order mark."""
     if not filesystem.exists(url):
         raise ClipgenError(f"{what} file {url} does not exist: check the path")
-    return filesystem.read_bytes(url).decode("utf-8")
+    data = filesystem.read_bytes(url)
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ClipgenError(
+            f"{what} file {url} is not encoded in UTF-8 (line {line}): save it as UTF-8, "
+            'which Excel calls "CSV UTF-8"'
+        ) from error

@@ -5,6 +5,8 @@ Also the checkpoints that a training may start from, by their address.
 
 from collections.abc import Collection
 
+from pydantic import ValidationError
+
 from clipgen_core import filesystem, tracking
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError
@@ -13,6 +15,7 @@ from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.catalogue import settings_of
+from clipgen_core.settings.clip import Config as ClipConfig
 from clipgen_core.settings.models import GapConfig, TransformerConfig, VqganConfig
 from clipgen_core.training.checkpoint import Checkpoint
 
@@ -70,6 +73,32 @@ def load_transformer(checkpoint: str, device: str | None = None) -> Transformer:
     )
     model.load_state_dict(saved.weights())
     return model.eval().requires_grad_(False).to(device or default_device())
+
+
+def clip_to_start_from(address: str, config: ClipConfig) -> Checkpoint:
+    """The checkpoint that a CLIP's training starts from.
+
+    Args:
+        address: A checkpoint.
+        config: The shape to train.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ClipgenError: There is none, or its shape is another.
+    """
+    checkpoint = Checkpoint(address)
+    try:
+        saved = ClipConfig.model_validate(checkpoint.provenance.config)
+    except ValidationError as error:
+        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
+    if saved.open_clip_config() != config.open_clip_config():
+        raise ClipgenError(
+            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
+            "the recipe that fits it, or override its settings"
+        )
+    return checkpoint
 
 
 def vqgan_to_start_from(address: str, model: VqganConfig) -> Checkpoint:

@@ -4,10 +4,6 @@ Knows models and their preprocessing; knows nothing of tables or training.
 """
 
 import copy
-import hashlib
-import json
-import logging
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
@@ -17,14 +13,13 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipgen_core.device import default_device, fast_dtype
-from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.extras import needed_for
-from clipgen_core.filesystem import local_copy
+from clipgen_core.models.clip_files import LOCAL, key, load
 
-HUB, LOCAL = "hub:", "local-dir:"
+__all__ = ["LOCAL", "ClipEncoder"]
+
 BATCH = 256
 
 
@@ -33,30 +28,44 @@ class ClipEncoder:
 
     Args:
         reference: `hub:MODEL/PRETRAINED` (open_clip's own names, for example
-            `hub:ViT-B-32/laion2b_s34b_b79k`) or `local-dir:FOLDER` (open_clip's format:
-            open_clip_config.json and open_clip_model.safetensors).
+            `hub:ViT-B-32/laion2b_s34b_b79k`), `hf-hub:ORG/NAME` (a repository of the Hugging Face Hub in
+            open_clip's format) or `local-dir:FOLDER` (the same files in a folder: open_clip_config.json, and
+            open_clip_model.safetensors or open_clip_pytorch_model.bin).
         device: The device that it runs on; by default the GPU if there is one.
 
     Attributes:
         key: Name and digest of the weights, which names the embeddings table of this CLIP.
 
     Raises:
-        ClipgenError: The name is unknown, a file is missing or damaged, or the network is not available.
+        ClipgenError: The name is unknown, a file is missing or damaged, a package that the model needs is not
+            installed, or the network is not available.
     """
 
     def __init__(self, reference: str, device: str | None = None) -> None:
         self.reference = reference
         self.device = torch.device(device or default_device())
-        self.model, self.preprocess, self.tokenizer = _load(reference)
+        self.model, self.preprocess, self.tokenizer = load(reference)
         self.model.eval().requires_grad_(False).to(self.device)
         self.visual: Any = self.model.visual
-        self.key = f"{_safe_name(reference)}-{_digest(self.model)}"
+        self.key = key(reference, self.model)
+
+    @cached_property
+    def dim(self) -> int:
+        """Width d of the embeddings. Each class of models keeps it elsewhere, so one image is embedded."""
+        with torch.no_grad():
+            return int(self.embed(self._blank()).shape[-1])
+
+    @cached_property
+    def blocks(self) -> int:
+        """Number of blocks of the image tower whose outputs `features` can give."""
+        with torch.no_grad():
+            return len(self.features(self._blank()))
 
     @property
-    def dim(self) -> int:
-        """Width d of the embeddings."""
-        projection: Any = self.model.text_projection
-        return int(projection.shape[-1])
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the image tower takes, in pixels."""
+        size = self.visual.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     @property
     def mean_std(self) -> tuple[Tensor, Tensor]:
@@ -135,77 +144,13 @@ class ClipEncoder:
         features: list[Tensor] = out["image_intermediates"]
         return features
 
+    def _blank(self) -> Tensor:
+        return torch.zeros(1, 3, *self.image_size, device=self.device)
+
     def _preprocessed(self, images: Tensor) -> Tensor:
         """Images in [-1, 1], resized and normalised as the weights expect."""
-        size = self.visual.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        if tuple(images.shape[-2:]) != (height, width):
-            images = F.interpolate(
-                images, (height, width), mode="bilinear", antialias=True, align_corners=False
-            )
+        size = self.image_size
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         mean, std = self.mean_std
         return ((images + 1) / 2 - mean) / std
-
-
-def _load(reference: str) -> tuple[nn.Module, Any, Any]:
-    name, pretrained = _parse(reference)
-    logging.getLogger().addFilter(_drop_open_clip_messages)
-    try:
-        model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=pretrained)
-        with needed_for(f"the tokenizer of {reference}"):
-            tokenizer = open_clip.get_tokenizer(name)
-    except ClipgenError:
-        raise
-    except Exception as error:
-        if pretrained:
-            raise ClipgenError(
-                f"CLIP {reference!r} could not be fetched ({first_line(error)}): check the network, "
-                f"or name a downloaded model by {LOCAL}FOLDER"
-            ) from error
-        raise ClipgenError(
-            f"CLIP {reference!r} cannot be read ({first_line(error)}): the folder needs "
-            "open_clip_config.json and open_clip_model.safetensors that belong together"
-        ) from error
-    return model, preprocess, tokenizer
-
-
-def _parse(reference: str) -> tuple[str, str | None]:
-    if reference.startswith(LOCAL):
-        folder = local_copy(reference.removeprefix(LOCAL))
-        for file in ("open_clip_config.json", "open_clip_model.safetensors"):
-            if not (folder / file).is_file():
-                raise ClipgenError(f"CLIP folder {folder} has no {file}: check the path")
-        return f"{LOCAL}{folder}", None
-    model, _, pretrained = reference.removeprefix(HUB).partition("/")
-    if not reference.startswith(HUB) or not pretrained:
-        raise ClipgenError(f"CLIP reference {reference!r} is neither {HUB}MODEL/PRETRAINED nor {LOCAL}FOLDER")
-    if (model, pretrained) not in open_clip.list_pretrained():
-        available = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
-        raise ClipgenError(f"open_clip has {available} for {model!r}, not {pretrained!r}: choose one of them")
-    return model, pretrained
-
-
-def _drop_open_clip_messages(record: logging.LogRecord) -> bool:
-    return "open_clip" not in record.pathname or record.levelno > logging.ERROR
-
-
-def _safe_name(reference: str) -> str:
-    if reference.startswith(LOCAL):
-        folder = local_copy(reference.removeprefix(LOCAL))
-        config = json.loads((folder / "open_clip_config.json").read_text())
-        vision = config["model_cfg"].get("vision_cfg", {})
-        return f"local-{vision.get('image_size', '')}px"
-    return re.sub(r"[^\w.-]+", "-", reference.removeprefix(HUB))
-
-
-def _digest(model: nn.Module) -> str:
-    """The first 12 hex digits of a SHA-256 over the names and values of all weights."""
-    combined = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        combined.update(name.encode())
-        combined.update(
-            value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-            if value.ndim
-            else str(value.item()).encode()
-        )
-    return combined.hexdigest()[:12]

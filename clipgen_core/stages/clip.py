@@ -10,48 +10,50 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
 from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipgen_core import filesystem, storage
+from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
-from clipgen_core.data.prompts import read_captions
+from clipgen_core.data.prompts import folder_of, read_captions, require_files
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.extras import needed_for
+from clipgen_core.generation.load import clip_to_start_from
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of
 from clipgen_core.settings.clip import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.contrast import (
+    distinct_batches,
+    held_out_rows,
+    same_rows,
+    soft_targets,
+    word_vectors,
+)
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
 from clipgen_core.training.runs import Spec, place
 from clipgen_core.training.task import Metrics, Optimizers, Validation
 
-with needed_for("training a CLIP"):
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
 __all__ = ["Config", "Result", "run"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # images that are kept decoded, so that small sets are read once
 Batch = tuple[Tensor, Tensor, Tensor]  # images in [-1, 1], tokens, word vectors of the captions
-WORDS = 4096  # the most frequent ones tell which captions are alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         provenance=provenance,
         out=out,
         name_of=lambda record: digest_of([record.config, sorted(pairs.items())]),
-        source=lambda address: _to_start_from(address, config),
+        source=lambda address: clip_to_start_from(address, config),
     )
     training = place(spec)
 
@@ -111,7 +113,9 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     folder = out.path("clips", training.name)
     if distributed.rank() == 0:
         model = open_clip.CLIP(**config.open_clip_config())
-        model.load_state_dict(Checkpoint(fitted.checkpoint).weights())
+        weights = Checkpoint(fitted.checkpoint).weights()
+        weights["logit_scale"] = weights["logit_scale"].squeeze()  # of one dimension after `sharded` training
+        model.load_state_dict(weights)
         save_local_dir(model, config, folder)
     distributed.wait_for_all()
     reference = f"{LOCAL}{folder}"
@@ -127,76 +131,6 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     )
 
 
-def _to_start_from(address: str, config: Config) -> Checkpoint:
-    """The checkpoint at an address, which must have the shape that is configured."""
-    checkpoint = Checkpoint(address)
-    try:
-        saved = Config.model_validate(checkpoint.provenance.config)
-    except ValidationError as error:
-        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
-    if saved.open_clip_config() != config.open_clip_config():
-        raise ClipgenError(
-            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
-            "the recipe that fits it, or override its settings"
-        )
-    return checkpoint
-
-
-def distinct_batches(
-    captions: list[list[str]], size: int, seed: int, epoch: int
-) -> list[list[tuple[int, str]]]:
-    """The batches of an epoch.
-
-    No two images of a batch share a caption, so the duplicate of a caption is never a negative.
-
-    Args:
-        captions: Of each image.
-        size: Images a batch; a batch may be smaller if captions repeat.
-        seed: Of the training.
-        epoch: Which one.
-
-    Returns:
-        For each batch (row of the image, one of its captions).
-    """
-    rng = np.random.default_rng([seed, epoch])
-    waiting = [int(i) for i in rng.permutation(len(captions))]
-    batches = []
-    while waiting:
-        batch: list[tuple[int, str]] = []
-        taken, later = set[str](), []
-        for i in waiting:
-            if len(batch) < size and taken.isdisjoint(captions[i]):
-                batch.append((i, captions[i][int(rng.integers(len(captions[i])))]))
-                taken.update(captions[i])
-            else:
-                later.append(i)
-        batches.append(batch)
-        waiting = later
-    full = [batch for batch in batches if 2 * len(batch) > size]
-    return full or batches[:1]
-
-
-def word_vectors(captions: list[list[str]]) -> Any:
-    """TF-IDF vectors of the words of each image's captions: sparse [images, WORDS], rows of length 1."""
-    words = TfidfVectorizer(analyzer=str.split, binary=True, max_features=WORDS, dtype=np.float32)
-    return words.fit_transform(" ".join(own).lower() for own in captions)
-
-
-def soft_targets(words: Tensor, soften: float) -> Tensor:
-    """Soft targets of the contrastive loss (after SoftCLIP, arXiv:2303.17561).
-
-    Args:
-        words: Word vectors of the captions [n, WORDS].
-        soften: The share that goes to other texts of the batch, by the cosine of their word vectors.
-
-    Returns:
-        Probabilities [n, n], rows of sum 1; 1 - `soften` at each image's own text.
-    """
-    alike = (words @ words.T).fill_diagonal_(0)
-    alike = soften * alike / alike.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    return alike + torch.diag(1 - alike.sum(dim=1))
-
-
 class ClipTask:
     """Contrastive training with open_clip's model classes and logits.
 
@@ -204,25 +138,55 @@ class ClipTask:
         config: Of the stage.
         captions: The CSV, which the files are relative to.
         pairs: Captions of each file.
+
+    Raises:
+        ClipgenError: All captions are the same, or an image cannot be used.
     """
 
     def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.folder = config, captions.rpartition("/")[0] or "."
+        self.config, self.folder = config, folder_of(captions)
         self.files, self.captions = list(pairs), list(pairs.values())
+        named = [filesystem.inside(self.folder, file) for file in self.files]
+        require_files(f"captions file {captions}", named)
+        self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+        self._require_variety(captions)
         self.words = word_vectors(self.captions)
         self.device = default_device()
-        self.model: nn.Module = open_clip.CLIP(**config.open_clip_config(config.patch_dropout))
+        self.model: nn.Module = open_clip.CLIP(
+            **config.open_clip_config(config.patch_dropout),
+            nonscalar_logit_scale=distributed.sharded(config.train.parallel),
+        )
         self.model.to(self.device)
         self.mean_std = [torch.tensor(v, device=self.device).view(3, 1, 1) for v in (MEAN, STD)]
-        self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self.contrast = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())
         self.extras: dict[str, nn.Module] = {}
+        held = held_out_rows(self.files)
+        self.rows = sorted(set(range(len(self.files))) - set(held))
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
         self.readers = ThreadPoolExecutor(4)
         self.image = functools.lru_cache(DECODED)(self._image)
-        self.held_out = self._load([(i, self.captions[i][0]) for i in range(0, len(self.files), 37)], 0)
+        self.held_out = self._load([(i, self.captions[i][0]) for i in held or self.rows], 0)
+
+    def _require_variety(self, named: str) -> None:
+        """Refuse captions that the CLIP reads as one, and warn of few: one batch could hold all of them."""
+        read, every = set[tuple[int, ...]](), dict.fromkeys(text for own in self.captions for text in own)
+        for text in every:
+            read.add(tuple(self.tokenizer([text])[0].tolist()))
+            if len(read) > self.config.train.batch_size:
+                return
+        if len(read) == 1:
+            length = self.config.context_length
+            raise ClipgenError(
+                f"all captions in {named} are the same to a CLIP that reads {length} tokens "
+                f"({next(iter(every))!r}), so it cannot learn from them: give the images captions that differ"
+            )
+        if 2 * len(read) < len(self.files) and distributed.rank() == 0:
+            logs.line(
+                f"warning: {len(self.files)} images have only {len(read)} different captions, and the CLIP "
+                "will tell only these apart"
+            )
 
     def optimizers(self) -> Optimizers:
         clip: Any = self.model
@@ -231,20 +195,24 @@ class ClipTask:
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
         train = self.config.train
-        return distinct_batches(self.captions, train.batch_size, train.seed, epoch)
+        captions = [self.captions[i] for i in self.rows]
+        batches = distinct_batches(captions, train.batch_size, train.seed, epoch)
+        return [[(self.rows[i], caption) for i, caption in batch] for batch in batches]
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
         """Random crops, tokens and word vectors.
 
         Args:
             step: Which batch; everything in it depends on it alone.
-            share: The part of the batch that this process computes.
+            share: The part of the batch that this process computes. All shares have the same size: where
+                the batch does not divide, its first images are used twice.
 
         Returns:
             Images in [-1, 1], tokens and word vectors.
         """
         batches = self.epoch(step // self.per_epoch)
-        return self._load(share.take(batches[step % self.per_epoch % len(batches)]), step)
+        rows = batches[step % self.per_epoch % len(batches)]
+        return self._load(share.take(list(islice(cycle(rows), -(-len(rows) // share.of) * share.of))), step)
 
     def _load(self, batch: list[tuple[int, str]], step: int) -> Batch:
         config = self.config
@@ -284,29 +252,31 @@ class ClipTask:
             image.float(), text.float(), scale.float().clamp(max=100)
         )
         if self.contrast.world_size > 1:
-            words, _ = gather_features(
-                words, words, rank=self.contrast.rank, world_size=self.contrast.world_size
+            words, tokens = gather_features(
+                words, tokens, rank=self.contrast.rank, world_size=self.contrast.world_size
             )
-        targets = soft_targets(words, self.config.soften)
+        targets = soft_targets(words, self.config.soften, same_rows(tokens))
         loss = (F.cross_entropy(by_image, targets) + F.cross_entropy(by_text, targets)) / 2
         yield "clip", loss, {"logit_scale": scale.detach()}
 
     def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings [n, d] of images and of texts, and the scale of their products."""
+        """Embeddings [n, d] of images and of texts, and the scale of their products, without dimensions."""
         mean, std = self.mean_std
         image, text, scale = self.model(((images + 1) / 2 - mean) / std, tokens)
-        return image, text, scale
+        return image, text, scale.squeeze()
 
     def after_step(self, step: int) -> Metrics:
         return {}
 
     def validate(self) -> Validation:
-        images, tokens, _ = self.held_out
+        images, tokens, words = self.held_out
         image, text, scale = self._embed(images, tokens)
+        alike = same_rows(tokens)
         rank = (text @ image.T).argsort(dim=1, descending=True)
-        hit = rank == torch.arange(len(rank), device=rank.device).unsqueeze(1)
+        hit = alike.gather(1, rank)
         recall = {f"recall_at_{k}": hit[:, :k].any(1).float().mean().item() for k in (1, 5)}
-        loss = ClipLoss()(image.float(), text.float(), scale.float())
+        logits, targets = scale.float() * image.float() @ text.float().T, soft_targets(words, 0, alike)
+        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
         return Validation({GOAL: loss.item(), **recall})
 
 

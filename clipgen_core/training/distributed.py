@@ -41,6 +41,11 @@ def wait_for_all() -> None:
         dist.barrier()
 
 
+def sharded(how: str) -> bool:
+    """Whether `spread` shards weights by this setting; a weight without dimensions cannot be sharded."""
+    return how == "fsdp" and world_size() > 1
+
+
 def spread(model: nn.Module, how: str) -> None:
     """Parallelise a model in place; does nothing in a single process.
 
@@ -165,8 +170,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
 
 
 def _shard_like(own: Tensor, value: Tensor) -> Tensor:
-    """A gathered tensor on the device of `own`, sharded in the same way if it has the same shape."""
+    """A gathered tensor on the device of `own`, sharded in the same way if it has the same shape.
+
+    A single number takes the shape of `own`, since it has a dimension where it was trained in shards.
+    """
     value = value.to(own.device)
+    if own.numel() == value.numel() == 1:
+        value = value.reshape(own.shape)
     if isinstance(own, DTensor) and value.shape == own.shape:
         return distribute_tensor(value, own.device_mesh, own.placements)
     return value

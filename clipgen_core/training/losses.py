@@ -23,10 +23,18 @@ class ClipFeatureDistance(nn.Module):
     Args:
         clip: The CLIP.
         blocks: Number of blocks, counted from the input; all by default.
+
+    Raises:
+        ClipgenError: The image tower has fewer blocks.
     """
 
     def __init__(self, clip: ClipEncoder, blocks: int | None = None) -> None:
         super().__init__()
+        if blocks and blocks > clip.blocks:
+            raise ClipgenError(
+                f"perceptual_blocks is {blocks}, and the image tower of CLIP {clip.reference!r} has only "
+                f"{clip.blocks}: lower vqgan.perceptual_blocks to {clip.blocks}, or leave it unset"
+            )
         self.clip, self.blocks = clip, blocks
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:

@@ -64,8 +64,10 @@ def test_the_key_follows_the_weights(clip: ClipEncoder, clip_reference: str, tmp
 
 
 def test_a_wrong_reference_is_one_sentence(tmp_path: Path) -> None:
-    for reference in ("ViT-B-32", "hub:ViT-B-32", "hub:", "/some/where"):
-        with pytest.raises(ClipgenError, match="is neither hub:MODEL/PRETRAINED nor local-dir:FOLDER"):
+    for reference in ("ViT-B-32", "hub:ViT-B-32", "hub:", "hf-hub:alone", "/some/where"):
+        with pytest.raises(
+            ClipgenError, match="is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME nor local-dir:"
+        ):
             ClipEncoder(reference)
     with pytest.raises(ClipgenError, match=r"open_clip has .*laion2b_s34b_b79k.* not 'typo'"):
         ClipEncoder("hub:ViT-B-32/typo")

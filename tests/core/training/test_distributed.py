@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.stages import clip, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -165,12 +166,29 @@ def test_the_vqgan_and_its_discriminator_train_in_two_processes(
 def test_two_processes_contrast_the_pictures_of_both(pictures: Path, tmp_path: Path) -> None:
     tiny = tiny_clip_config(6)
     given = tiny.train.model_copy(update={"precision": "fp32", "log_every": 1, "clip_norm": 1e9})
+    given = given.model_copy(update={"batch_size": 18})  # divides the 63 images that are not held out
     made = tiny.model_copy(update={"train": given, "soften": 0.3})
     alone, together = Storage(str(tmp_path / "alone")), Storage(str(tmp_path / "together"))
     train("clip", made, Storage(str(pictures)), alone)
     in_two_processes("clip", made, Storage(str(pictures)), together)
     one, two = (clip_losses(root) for root in (alone, together))
     assert len(one) == 6 and one == pytest.approx(two, rel=1e-3)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_clip_trains_where_the_last_batch_does_not_divide(
+    pictures: Path, tmp_path: Path, parallel: str
+) -> None:
+    rows = (pictures / "captions.csv").read_text().splitlines()
+    (tmp_path / "pictures").symlink_to(pictures / "pictures")
+    (tmp_path / "captions.csv").write_text("\n".join(rows[:26]))
+    tiny, out = tiny_clip_config(4), Storage(str(tmp_path / "out"))
+    given = tiny.train.model_copy(update={"parallel": parallel, "log_every": 1, "optimizer": "muon"})
+    made = tiny.model_copy(update={"train": given})
+    in_two_processes("clip", made, Storage(str(tmp_path)), out)
+    losses = clip_losses(out)
+    assert len(losses) == 4 and losses[3] < losses[0]
+    assert ClipEncoder(out.current("clip", "tests").path).encode_texts(["a red disc"]).shape == (1, 32)
 
 
 def test_accumulating_gives_the_gradients_of_the_whole_batch(

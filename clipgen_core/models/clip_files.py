@@ -1,0 +1,165 @@
+"""Load any model of open_clip by its reference, and name it by a digest of its weights.
+
+Knows where the files of a model are; does not know how the model is used.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from torch import nn, uint8
+
+from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.extras import needed_for
+from clipgen_core.filesystem import local_copy
+
+HUB, HF_HUB, LOCAL = "hub:", "hf-hub:", "local-dir:"
+CONFIG = "open_clip_config.json"
+WEIGHTS = (  # in the order of preference
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+def load(reference: str) -> tuple[nn.Module, Any, Any]:
+    """Load a model.
+
+    Args:
+        reference: As `ClipEncoder` takes it.
+
+    Returns:
+        The model, the preprocessing of its images, and its tokenizer.
+
+    Raises:
+        ClipgenError: The reference is unknown, its files cannot be used or fetched, or a package is missing.
+    """
+    name, pretrained = _parse(reference)
+    logging.getLogger().addFilter(_drop_open_clip_messages)
+    try:
+        settings = _model_config(name)
+        with needed_for(f"CLIP {reference}"):
+            if settings["text_cfg"].get("hf_model_name"):
+                import transformers  # noqa: F401  # open_clip raises no ImportError of its own
+            model, preprocess = open_clip.create_model_from_pretrained(
+                name, pretrained=pretrained, **_own_text_tower(name, settings)
+            )
+    except ClipgenError:
+        raise
+    except Exception as error:
+        raise _unusable(reference, error) from error
+    return model, preprocess, _tokenizer(reference, name)
+
+
+def key(reference: str, model: nn.Module) -> str:
+    """Name a model by its reference and its weights.
+
+    Args:
+        reference: As `load` takes it.
+        model: As `load` returned it.
+
+    Returns:
+        A name that files can have.
+    """
+    return f"{_safe_name(reference)}-{_digest(model)}"
+
+
+def _parse(reference: str) -> tuple[str, str | None]:
+    """The name and the weights' tag as open_clip takes them."""
+    if reference.startswith(LOCAL):
+        return f"{LOCAL}{_checked(local_copy(reference.removeprefix(LOCAL)))}", None
+    if re.fullmatch(rf"{HF_HUB}[\w.-]+/[\w.-]+", reference):
+        return reference, None
+    model, _, pretrained = reference.removeprefix(HUB).partition("/")
+    if not reference.startswith(HUB) or not pretrained:
+        raise ClipgenError(
+            f"CLIP reference {reference!r} is neither {HUB}MODEL/PRETRAINED nor {HF_HUB}ORG/NAME nor "
+            f"{LOCAL}FOLDER"
+        )
+    if (model, pretrained) not in open_clip.list_pretrained():
+        available = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
+        raise ClipgenError(f"open_clip has {available} for {model!r}, not {pretrained!r}: choose one of them")
+    return model, pretrained
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / CONFIG).is_file():
+        raise ClipgenError(f"CLIP folder {folder} has no {CONFIG}: check the path")
+    if not any((folder / file).is_file() for file in WEIGHTS):
+        raise ClipgenError(f"CLIP folder {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[-1]}: copy one there")
+    return folder
+
+
+def _model_config(name: str) -> dict[str, Any]:
+    config = open_clip.get_model_config(name)
+    if not (isinstance(config, dict) and {"text_cfg", "vision_cfg", "embed_dim"} <= config.keys()):
+        raise ValueError(f"{CONFIG} describes no model")
+    return config
+
+
+def _own_text_tower(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that make open_clip read the configuration of a Hugging Face text tower from a folder beside
+    the weights, where the folder has one: its name is relative to the CLIP's folder."""
+    tower = settings["text_cfg"].get("hf_model_name")
+    folder = Path(name.removeprefix(LOCAL)) / (tower or "")
+    if not (tower and name.startswith(LOCAL) and (folder / "config.json").is_file()):
+        return {}
+    return {"text_cfg": {**settings["text_cfg"], "hf_model_name": str(folder), "hf_model_pretrained": False}}
+
+
+def _tokenizer(reference: str, name: str) -> Any:
+    try:
+        with needed_for(f"the tokenizer of {reference}"):
+            return open_clip.get_tokenizer(name)
+    except ClipgenError:
+        raise
+    except Exception as error:
+        hint = "put its files (tokenizer.json, tokenizer_config.json) beside the weights"
+        if not reference.startswith(LOCAL):
+            hint = f"check the network, or name a downloaded model by {LOCAL}FOLDER"
+        raise ClipgenError(
+            f"the tokenizer of CLIP {reference!r} cannot be read ({first_line(error)}): {hint}"
+        ) from error
+
+
+def _unusable(reference: str, error: Exception) -> ClipgenError:
+    if not reference.startswith(LOCAL):
+        return ClipgenError(
+            f"CLIP {reference!r} could not be fetched ({first_line(error)}): check the network, "
+            f"or name a downloaded model by {LOCAL}FOLDER"
+        )
+    return ClipgenError(
+        f"CLIP {reference!r} cannot be read ({first_line(error)}): the folder needs "
+        f"{CONFIG} and {WEIGHTS[0]} or {WEIGHTS[-1]} that belong together"
+    )
+
+
+def _drop_open_clip_messages(record: logging.LogRecord) -> bool:
+    return "open_clip" not in record.pathname or record.levelno > logging.ERROR
+
+
+def _safe_name(reference: str) -> str:
+    if reference.startswith(LOCAL):
+        folder = local_copy(reference.removeprefix(LOCAL))
+        size = (
+            json.loads((folder / CONFIG).read_text())["model_cfg"].get("vision_cfg", {}).get("image_size", "")
+        )
+        return f"local-{'x'.join(map(str, size)) if isinstance(size, list) else size}px"
+    return re.sub(r"[^\w.-]+", "-", reference.removeprefix(HF_HUB).removeprefix(HUB))
+
+
+def _digest(model: nn.Module) -> str:
+    """The first 12 hex digits of a SHA-256 over the names and values of all weights."""
+    combined = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        combined.update(name.encode())
+        combined.update(
+            value.detach().cpu().contiguous().view(uint8).numpy().tobytes()
+            if value.ndim
+            else str(value.item()).encode()
+        )
+    return combined.hexdigest()[:12]
