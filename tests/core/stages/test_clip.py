@@ -161,7 +161,7 @@ def test_few_captions_are_warned_of_and_fill_the_batch(
 @pytest.mark.parametrize(
     ("file", "problem"),
     [
-        ("none.png", "names .*none.png, which does not exist"),
+        ("none.png", "names do not exist, the first is .*none.png"),
         ("text.png", "names text.png, which cannot be used"),
         ("../x.png", "leaves the folder"),
         ("/etc/passwd", "leaves the folder"),
