@@ -1,4 +1,5 @@
 import shutil
+from typing import Any
 
 import pytest
 import torch
@@ -7,10 +8,12 @@ from clipgen_core.data.images import ImageTable
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
+from clipgen_core.training.provenance import ImportedFile, Provenance, TrainingState
 from clipgen_core.training.task import train_step
 from tests.conftest import tiny_vqgan_config
 
@@ -66,6 +69,26 @@ def test_compiled_training_goes_on_when_the_discriminator_joins(
 def test_another_optimizer_than_adamw_is_refused() -> None:
     with pytest.raises(ClipgenError, match=r"does not train by muon: set vqgan\.train\.optimizer to adamw"):
         tiny_vqgan_config(4, optimizer="muon")
+
+
+@pytest.mark.parametrize("imported", [True, False], ids=["imported", "own"])
+def test_fine_tuning_replaces_no_code_of_an_imported_codebook(
+    imported: bool, pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    config = tiny_vqgan_config(1)
+    record: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    if imported:
+        record["imported"] = ImportedFile(kind="taming", file="last.ckpt", sha256="0")
+    start = Checkpoints(url=storage.path("start"), provenance=Provenance(**record)).save(
+        Saved(weights=Vqgan(config.model).state_dict(), state=TrainingState(step=1))
+    )
+    config = config.model_copy(update={"start_from": start})
+    task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
+    one_place, replaced = torch.ones(1, 4, 4, 8), 0.0
+    for step in range(100):
+        figures = task.vqgan.quantizer.learn(one_place, torch.zeros(1, 4, 4, dtype=torch.long), step)
+        replaced += figures["codes_replaced"]
+    assert (replaced == 0) == imported
 
 
 def test_the_checkpoint_says_what_it_was_made_from_and_loads(
