@@ -118,7 +118,8 @@ class Checkpoint:
         except Exception as error:
             raise ClipgenError(
                 f"{path} cannot be read ({first_line(error)}), so the training cannot go on from there: "
-                f"restore it, or remove {self.url} to go on from the checkpoint before"
+                f"restore it, remove {self.url} to go on from the checkpoint before, or set start_from: "
+                f"{self.url} for a new training from its weights"
             ) from error
         return saved
 

@@ -12,6 +12,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import FILE, copy_parts, read_parts
 from clipgen_core.recipes import named
+from clipgen_core.registry.lineage import lineage
 from clipgen_core.schema import TokenManifest
 from clipgen_core.settings.catalogue import settings_of
 from clipgen_core.settings.sampling import SamplingConfig
@@ -19,7 +20,9 @@ from clipgen_core.stages import clip, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker, mlflow_client
 from clipgen_core.training import loop
-from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
+from clipgen_core.training.provenance import Provenance, TrainingState
+from clipgen_core.training.runs import runs
 from tests.conftest import draw, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 Seen = Callable[..., list[int]]
@@ -100,6 +103,18 @@ def trained(whole: transformer.Result, tmp_path: Path) -> Storage:
     """A root of one's own with a finished training."""
     shutil.copytree(root_of(whole).root, tmp_path / "trained")
     return Storage(str(tmp_path / "trained"))
+
+
+def test_trainings_are_found_on_an_object_store() -> None:
+    out = Storage("memory://trainings")
+    for name, steps in (("b", (1, 2)), ("a", (3,))):
+        url, record = out.checkpoints("vqgan", name), Provenance(config={"a": name})
+        for step in steps:
+            Checkpoints(url=url, provenance=record).save(Saved(weights={}, state=TrainingState(step=step)))
+    found = runs(out, "vqgan")
+    assert [(run.name, run.newest.state.step) for run in found] == [("a", 3), ("b", 2)]
+    assert max(found, key=lambda run: run.written).name == "a"
+    assert runs(out, "clip") == []
 
 
 def test_what_may_change_is_how_it_computes_and_what_it_saves() -> None:
@@ -201,8 +216,22 @@ def test_latest_starts_from_the_newest_weights_once(
     assert first["step"] == 0
     assert first["validation_loss"] == pytest.approx(whole.fitted.metrics["validation_loss"], rel=1e-4)
     assert steps_of(lambda: train(further, pipeline, trained)) == [], "it is its own latest"
+    assert lineage(read_parts(result.checkpoint))["started_from"] == start.url
     onwards = further.model_copy(update={"start_from": result.checkpoint})
     assert train(onwards, pipeline, trained).started_from == result.checkpoint
+
+
+def test_a_checkpoint_without_its_training_state_can_still_be_started_from(
+    whole: transformer.Result, trained: Storage, pipeline: Storage, steps_of: Seen
+) -> None:
+    for file in Path(trained.root).rglob("training.pt"):
+        file.unlink()
+    assert steps_of(lambda: train(config(), pipeline, trained)) == [], "a finished training is found"
+    shutil.rmtree(Path(trained.root, *Path(whole.checkpoint).parts[-4:]))
+    with pytest.raises(ClipgenError, match=r"cannot go on from there: .* set start_from: \S+step-00000004"):
+        train(config(), pipeline, trained)
+    further = config(2).model_copy(update={"start_from": "latest"})
+    assert steps_of(lambda: train(further, pipeline, trained)) == [0, 1]
 
 
 def test_a_killed_warm_start_goes_on_without_its_source(
