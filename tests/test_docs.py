@@ -32,7 +32,7 @@ RUN_BY = {
     r"clipgen generate .* -m public/$": "core/published/test_published.py::"
     "test_the_public_generator_makes_pictures",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
-    r"clipgen (promote|rollback)$": "core/registry/test_champions.py::"
+    r"clipgen (promote( \d+)?|rollback)$": "core/registry/test_champions.py::"
     "test_promotion_roll_back_and_their_history",
     r"clipgen import-vqgan": "core/published/test_published.py::"
     "test_a_published_vqgan_gives_the_published_codes_and_pictures",

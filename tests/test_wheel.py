@@ -288,7 +288,7 @@ from clipgen_core.judging.report import Curve, Report, render
 metrics = defaultdict(lambda: 0.25, {"all/prompts": 4, "all/generated/clip_score": 0.25})
 report = Report(
     metrics=metrics, judge=Impartiality("tiny", False, None), reference=[], champion=None, verdicts=[],
-    copy_share=0.0, views=None, samples=[], ranked={}, reconstructions=[],
+    copy_share=0.0, views=None, samples=[], ranked={}, reconstructions=[], starts=["from here"],
     curves=[Curve("loss", [(1, 2), (2, 1)])], made_from={"configuration": "{}"},
 )
 Path("report.html").write_text(render(report))
@@ -299,4 +299,4 @@ def test_a_report_finds_its_template(full: Path, tmp_path: Path) -> None:
     done = run(full / "python", "-c", REPORT, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "report.html").read_text()
-    assert "0.250" in page and "data:image/svg+xml" in page
+    assert "0.250" in page and "from here" in page and "data:image/svg+xml" in page

@@ -60,7 +60,8 @@ def promote(
     root: Root = None,
     name: Name = "clip-gen",
 ) -> None:
-    """Make a version champion, if it passed every check against today's champion."""
+    """Make a version champion, if it passed every check against today's champion. Naming the version accepts
+    checks that were not measured."""
     promotion = _registry(root, name).promote(version)
     console.print(f"{name}@champion is version {promotion.version} (before: {promotion.before or 'none'})")
 

@@ -14,7 +14,7 @@ from clipgen_core.judging.trials import CHAMPION, GENERATED, REAL, Trial
 from clipgen_core.schema import TokenManifest
 from clipgen_core.settings.evaluation import Config
 from clipgen_core.training.checkpoint import Checkpoint
-from clipgen_core.training.provenance import TrainingState
+from clipgen_core.training.provenance import GOAL, TrainingState
 
 Scores = Mapping[str, Mapping[str, Scored]]  # by split, then by kind
 REFERENCE = "against_reference"
@@ -140,6 +140,37 @@ def training_states(parts: Parts) -> dict[str, TrainingState]:
     """How the trainings of a generator's models ended."""
     checkpoints = {"vqgan": parts.vqgan, "transformer": parts.transformer}
     return {stage: Checkpoint(url).state for stage, url in checkpoints.items()}
+
+
+def starts(parts: Parts, states: Mapping[str, TrainingState]) -> list[str]:
+    """What each training was started from, where it did not begin with random weights.
+
+    Args:
+        parts: Of the generator.
+        states: How the trainings ended.
+
+    Returns:
+        A sentence a training, with its first and its lowest validation loss.
+    """
+    urls = {"vqgan": parts.vqgan, "transformer": parts.transformer}
+    sources = {stage: getattr(Checkpoint(urls[stage]).provenance, "started_from", None) for stage in states}
+    return [started(stage, source, states[stage]) for stage, source in sources.items() if source]
+
+
+def started(stage: str, source: str, state: TrainingState) -> str:
+    """Say what a training was started from.
+
+    Args:
+        stage: Whose training it is.
+        source: What it was started from.
+        state: How it ended.
+
+    Returns:
+        A sentence.
+    """
+    sentence = f"The {stage} was started from {source}"
+    losses = [row[GOAL] for row in state.validations]
+    return f"{sentence}: validation loss {losses[0]:.3f} → {min(losses):.3f}." if losses else f"{sentence}."
 
 
 def training_metrics(states: Mapping[str, TrainingState]) -> dict[str, float]:

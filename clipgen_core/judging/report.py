@@ -103,6 +103,7 @@ class Report:
         samples: Images for the shown prompts.
         ranked: The best and the worst samples, by heading.
         reconstructions: Pairs of an image and its reconstruction.
+        starts: Sentences about what the trainings were started from.
         curves: Training curves.
         made_from: Digests and versions of everything that the model was made from.
     """
@@ -117,6 +118,7 @@ class Report:
     samples: list[Sample]
     ranked: dict[str, list[Sample]]
     reconstructions: list[tuple[Image.Image, Image.Image]]
+    starts: list[str]
     curves: list[Curve]
     made_from: dict[str, str]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pydantic import JsonValue
 
 from clipgen_core import filesystem, storage
 from clipgen_core.data.pixels import decode, fit_square, png_bytes
@@ -36,6 +37,7 @@ from clipgen_core.judging.figures import (
     reference_notes,
     reference_set,
     scores_of_splits,
+    starts,
     training_metrics,
     training_states,
 )
@@ -99,18 +101,16 @@ def run(
     require_scorable(prompts, all_prompts)
     generator = TextToImage(read_parts(transformer))
     in_use = TextToImage.from_pretrained(champion) if champion else None
-    clip = ClipEncoder(config.judge) if config.judge else generator.clip
-    judge = Judge(clip, [prompt.text for prompt in all_prompts], config.inception)
+    judge = _judge(config, generator, all_prompts)
+    impartiality = Impartiality.of(judge.clip, generator.clip, in_use.clip if in_use else None)
     training = TrainingImages(generator, images)
     tried = trials(config, all_prompts, generator, in_use, training)
     scores = {trial.split: trial.scored(judge) for trial in tried}
-    impartiality = Impartiality.of(clip, generator.clip, in_use.clip if in_use else None)
     reference = reference_set(config, judge, tried, images)
     states = training_states(generator.parts)
     metrics = scores_of_splits(tried, scores) | against_reference(reference, tried, scores)
     metrics |= {} if impartiality.unfair else against_champion(scores.values())
     metrics |= memorised(config, tried) | codebook_metrics(generator.parts) | training_metrics(states)
-    samples = _samples(config, generator, training, all_prompts)
     report = Report(
         metrics=metrics,
         judge=impartiality,
@@ -119,32 +119,42 @@ def run(
         verdicts=check(metrics, config.thresholds, impartiality.unfair),
         copy_share=config.copy_share,
         views=training.views,
-        samples=samples,
+        samples=_samples(config, generator, training, all_prompts),
         ranked=_ranked(tried, scores),
         reconstructions=_reconstructions(config, generator, images),
+        starts=starts(generator.parts, states),
         curves=_curves(states),
         made_from=lineage(generator.parts),
     )
     digest = digest_of([config.model_dump(), Checkpoint(transformer).provenance.record, prompts, champion])
-    folder, grid = out.report(digest), sheet({sample.prompt: sample.pictures for sample in samples})
-    _publish(folder, report, grid, json.dumps(by_prompt(tried, scores), indent=2))
+    return _publish(report, by_prompt(tried, scores), digest, out, tracker)
+
+
+def _judge(config: Config, generator: TextToImage, prompts: Sequence[Prompt]) -> Judge:
+    clip = ClipEncoder(config.judge) if config.judge else generator.clip
+    return Judge(clip, [prompt.text for prompt in prompts], config.inception)
+
+
+def _publish(
+    report: Report, prompts: list[dict[str, JsonValue]], digest: str, out: storage.Storage, tracker: Tracker
+) -> Result:
+    """Write the report's folder, and hand its figures and its grid to the tracker."""
+    folder, metrics = out.report(digest), report.metrics
+    grid = sheet({sample.prompt: sample.pictures for sample in report.samples})
+    with filesystem.draft_folder(folder) as scratch:
+        draft = Path(scratch) / "report"
+        draft.mkdir()
+        (draft / "report.html").write_text(render(report), encoding="utf-8")
+        (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
+        (draft / "grid.png").write_bytes(png_bytes(grid))
+        filesystem.publish_folder(draft, folder, "metrics.json")
     tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
     tracker.image("grid", grid)
     out.publish_current("evaluation", folder, digest)
     return Result(
         report=f"{folder}/report.html", metrics=metrics, grid=grid, digest=digest, verdicts=report.verdicts
     )
-
-
-def _publish(folder: str, report: Report, grid: Image.Image, prompts: str) -> None:
-    with filesystem.draft_folder(folder) as scratch:
-        draft = Path(scratch) / "report"
-        draft.mkdir()
-        (draft / "report.html").write_text(render(report), encoding="utf-8")
-        (draft / "metrics.json").write_text(json.dumps(report.metrics, indent=2))
-        (draft / "prompts.json").write_text(prompts)
-        (draft / "grid.png").write_bytes(png_bytes(grid))
-        filesystem.publish_folder(draft, folder, "metrics.json")
 
 
 def _samples(

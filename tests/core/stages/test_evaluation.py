@@ -20,6 +20,7 @@ from clipgen_core.generation.requests import Generated
 from clipgen_core.judging import copies
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.judging.copies import TrainingImages
+from clipgen_core.judging.figures import started
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.stages import clip as clip_stage
 from clipgen_core.stages import evaluation
@@ -234,6 +235,17 @@ def test_without_training_images_nothing_is_nearest(
     assert TrainingImages(generator, emptied.images).nearest(taken) == [None]
     without = TextToImage(generator.parts.model_copy(update={"embeddings": None}))
     assert TrainingImages(without, pipeline.images).nearest(taken) == [None]
+
+
+def test_a_warm_start_is_told_with_its_gain() -> None:
+    history = [
+        {"step": 0, "validation_loss": 3.0},
+        {"step": 2, "validation_loss": 2.0},
+        {"step": 4, "loss": 1.0},
+    ]
+    told = started("transformer", "champion", TrainingState(step=4, history=history))
+    assert told == "The transformer was started from champion: validation loss 3.000 → 2.000."
+    assert started("vqgan", "taming", TrainingState(step=4)) == "The vqgan was started from taming."
 
 
 def test_curves_hold_the_row_before_the_first_step_and_the_codes_replaced() -> None:
