@@ -24,12 +24,14 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     selected = context.job_def.asset_layer.selected_asset_keys
     if context.assets_def.asset_deps[context.asset_key] & selected:
         return
+    assets = [key.to_user_string() for key in selected]
+    given: Any = context.run.run_config.get("ops") or {}
     config = {
-        "ops": context.run.run_config.get("ops"),
+        "ops": {name: given[name] for name in given if name in assets},
         "resources": {name: {"config": one.model_dump()} for name, one in resources.items()},
     }
     problems: dict[str, list[str]] = {}
-    for one in findings(read_run(config, [key.to_user_string() for key in selected])):
+    for one in findings(read_run(config, assets)):
         if one.status == "problem":
             problems.setdefault(one.check, []).append(one.text)
         else:

@@ -39,6 +39,8 @@ RUN_BY = {
     r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
     r"clipgen settings": "core/cli/test_settings.py::test_a_stage_is_readable_at_100_columns",
     r"clipgen plan": "core/test_plan.py::test_the_command_prints_a_table_and_bad_input_one_sentence",
+    r"clipgen check": "core/preflight/test_preflight.py::"
+    "test_the_command_says_a_line_a_check_and_ends_with_exit_code_two",
     r"clipgen folders$": "core/cli/test_cli.py::test_names_with_brackets_are_printed_as_they_are",
     r"clipgen prune": "core/data/test_prune.py::test_the_command_asks_for_yes",
     r"clipgen embed": "core/stages/test_images.py::"

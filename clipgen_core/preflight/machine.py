@@ -34,7 +34,7 @@ def root(run: Run) -> str:
             probe = f"{url.rstrip('/')}/.probe-{uuid.uuid4().hex}"
             filesystem.write_bytes(probe, b"")
             store, path = filesystem.url_to_fs(probe)
-            store.rm_file(path)
+            filesystem.retried(store.rm_file, path)
     except ClipgenError:
         raise
     except Exception as error:

@@ -142,6 +142,15 @@ def test_what_a_setting_needs(
     assert finding.status == status and text in finding.text, finding
 
 
+def test_too_few_prompts_stop_a_training_that_is_to_be_promoted_only(config: dict[str, Any]) -> None:
+    op(config, "evaluation_report", scored=20)
+    del config["ops"]["vqgan_checkpoint"]
+    assert [found(config, job)["prompts"].status for job in ("clip_gen", "evaluation")] == [
+        "problem",
+        "warning",
+    ]
+
+
 def test_a_source_without_a_usable_image(config: dict[str, Any], tmp_path: Path) -> None:
     empty, texts = tmp_path / "empty", tmp_path / "texts"
     empty.mkdir(), texts.mkdir()
