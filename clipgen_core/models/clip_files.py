@@ -119,7 +119,9 @@ def _tokenizer(reference: str, name: str) -> Any:
         raise
     except Exception as error:
         hint = "put its files (tokenizer.json, tokenizer_config.json) beside the weights"
-        if not reference.startswith(LOCAL):
+        if isinstance(error, ImportError):  # of a package that transformers asks for
+            hint = "pip install 'clipgen[siglip]'"
+        elif not reference.startswith(LOCAL):
             hint = f"check the network, or name a downloaded model by {LOCAL}FOLDER"
         raise ClipgenError(
             f"the tokenizer of CLIP {reference!r} cannot be read ({first_line(error)}): {hint}"

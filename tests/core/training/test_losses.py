@@ -49,6 +49,15 @@ def test_clip_distance_is_zero_for_the_same_and_grows(clip_reference: str) -> No
     assert 0 < near < far
 
 
+def test_more_blocks_than_the_clip_has_are_refused(clip_reference: str) -> None:
+    clip = ClipEncoder(clip_reference)
+    assert ClipFeatureDistance(clip, clip.blocks).blocks == 2
+    with pytest.raises(
+        ClipgenError, match="perceptual_blocks is 3, and .* only 2: lower vqgan.perceptual_blo"
+    ):
+        ClipFeatureDistance(clip, 3)
+
+
 def test_lecam_by_hand() -> None:
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 0.0])
     anchors = torch.tensor([0.5, 2.0])  # of real and of fake logits
