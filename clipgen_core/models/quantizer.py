@@ -1,4 +1,4 @@
-"""Vector quantization, always in fp32; most methods are those of the package vector-quantize-pytorch.
+"""Vector quantization by the package vector-quantize-pytorch, always in fp32.
 
 Knows codebooks; knows nothing of images.
 """
@@ -7,10 +7,10 @@ from itertools import chain
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, SimVQ, VectorQuantize
 
+from clipgen_core.models.ibq import IndexPropagation
 from clipgen_core.settings.models import QuantizerConfig
 
 
@@ -50,45 +50,6 @@ class Quantizer(nn.Module):
         vq: Any = self.vq
         features: Tensor = (vq.get_output_from_indices if learned else vq.indices_to_codes)(codes)
         return features
-
-
-class IndexPropagation(nn.Module):
-    """Index backpropagation quantization (IBQ, arXiv:2412.02692), without its entropy loss.
-
-    The code of a feature is the one of the largest inner product. The gradient passes through the softmax of
-    all inner products, so that it reaches every code. The loss is |q - z|^2 + |sg(c) - z|^2
-    + commitment |c - sg(z)|^2 for the feature z, its code c, and q, which is c with that gradient.
-    """
-
-    def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
-        self.commitment = config.commitment
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize features.
-
-        Args:
-            features: Float [n, d, h, w].
-
-        Returns:
-            The quantized features, [n, d, h, w]; the codes, int64 [n, h, w]; and the loss, a scalar.
-        """
-        table = self.embedding.weight
-        logits = torch.einsum("ndhw,kd->nhwk", features, table)
-        codes = logits.argmax(dim=-1)
-        chosen = self.indices_to_codes(codes)
-        if not self.training:
-            return chosen, codes, features.new_zeros(())
-        soft = torch.einsum("nhwk,kd->ndhw", logits.softmax(dim=-1), table.detach())
-        quantized = chosen + soft - soft.detach()
-        to_features, to_codes = F.mse_loss(chosen.detach(), features), F.mse_loss(chosen, features.detach())
-        return quantized, codes, F.mse_loss(quantized, features) + to_features + self.commitment * to_codes
-
-    def indices_to_codes(self, codes: Tensor) -> Tensor:
-        """The features of codes: int64 [n, h, w] to float32 [n, d, h, w]."""
-        features: Tensor = self.embedding(codes)
-        return features.movedim(-1, 1)
 
 
 def _layer(config: QuantizerConfig) -> nn.Module:
