@@ -29,7 +29,7 @@ class Format:
         return all(any(re.match(pattern, name) for name in state) for pattern in self.names)
 
 
-CANNOT = "clipgen cannot import these"
+CANNOT = "clipgen cannot import it"
 LEVELS = r"encoder\.down\.0\.block\.0\.conv1\.weight"
 FORMATS: dict[str, Format] = {
     "llamagen": Format(
@@ -53,7 +53,7 @@ FORMATS: dict[str, Format] = {
     "gumbel": Format(
         "a Gumbel VQGAN of taming-transformers",
         (r"quantize\.proj\.weight", r"quantize\.embed\.weight"),
-        f"{CANNOT}: it has no nearest codes; choose a VQGAN without Gumbel",
+        f"{CANNOT}, because its codes are not the nearest vectors; choose a VQGAN without Gumbel",
     ),
     "magvit": Format("Open-MAGVIT2's tokenizer", (r"encoder\.mid_block\.0\.",), CANNOT),
     "diffusers": Format("an autoencoder of diffusers", (r"encoder\.down_blocks\.0\.",), CANNOT),
