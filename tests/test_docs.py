@@ -36,6 +36,8 @@ RUN_BY = {
     "test_promotion_roll_back_and_their_history",
     r"clipgen import-vqgan": "core/published/test_published.py::"
     "test_a_published_vqgan_gives_the_published_codes_and_pictures",
+    r"clipgen import-transformer": "core/published/test_published.py::"
+    "test_the_commands_print_what_starts_a_training",
     r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
     r"clipgen settings": "core/cli/test_settings.py::test_a_stage_is_readable_at_100_columns",
     r"clipgen plan": "core/test_plan.py::test_the_command_prints_a_table_and_bad_input_one_sentence",

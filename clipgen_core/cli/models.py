@@ -1,9 +1,11 @@
 """Commands about models: published weights, and the registry."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from pydantic import JsonValue
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -11,21 +13,43 @@ from clipgen_core.cli.options import Command, Name, Root, app, console
 from clipgen_core.storage import Storage, last_root
 
 if TYPE_CHECKING:
+    from clipgen_core.published.generator import Imported
     from clipgen_core.registry.champions import Registry
 
-Kind = Literal["taming", "llamagen", "clip-gen"]
+Kind = Literal["taming", "llamagen", "ibq", "clip-gen"]
+ImportRoot = Annotated[str, typer.Option("--root", envvar="CLIPGEN_ROOT", help="Where artefacts live.")]
+Heads = Annotated[
+    int | None, typer.Option(min=1, help="Attention heads; by default those of the published sizes.")
+]
 
 
 @app.command(cls=Command, name="import-vqgan")
 def import_vqgan(
     kind: Annotated[Kind, typer.Argument(help="Whose weights they are.")],
     file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+    root: ImportRoot,
+    image_size: Annotated[
+        int, typer.Option(min=1, help="Side of the images it will be used for, in pixels.")
+    ] = 256,
 ) -> None:
     """Make a published VQGAN the current one of a root; to fine-tune it, set vqgan.start_from."""
     from clipgen_core.published import generator
 
-    console.print(f"the VQGAN is at {generator.import_vqgan(kind, file, Storage(root))}")
+    _show_start("vqgan", generator.import_vqgan(kind, file, Storage(root), image_size))
+
+
+@app.command(cls=Command, name="import-transformer")
+def import_transformer(
+    kind: Annotated[Literal["llamagen"], typer.Argument(help="Whose weights they are.")],
+    file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
+    root: ImportRoot,
+    clip: Annotated[str, typer.Option(help="The CLIP that it will be trained with.")],
+    heads: Heads = None,
+) -> None:
+    """Import a transformer for the root's imported VQGAN; to train it, set transformer.start_from."""
+    from clipgen_core.published import generator
+
+    _show_start("transformer", generator.import_transformer(file, Storage(root), clip, heads))
 
 
 @app.command(cls=Command, name="import-generator")
@@ -36,11 +60,12 @@ def import_generator(
     clip: Annotated[
         str, typer.Option(help="The CLIP it was trained with.")
     ] = "hub:ViT-B-32-quickgelu/openai",
+    heads: Heads = None,
 ) -> None:
     """Convert the public CLIP-GEN weights to a generator folder: 256 px, trained on MS-COCO."""
     from clipgen_core.published import generator
 
-    generator.import_generator(vqgan, transformer, clip, output)
+    generator.import_generator(vqgan, transformer, clip, output, heads)
     console.print(f"try: clipgen generate 'a city bus' -m {output}")
 
 
@@ -90,6 +115,31 @@ def lineage(
     for key, said in sorted(tags.items()):
         if key.startswith("check."):
             console.print(f"{key.removeprefix('check.')}: {said}")
+
+
+def _show_start(stage: str, imported: "Imported") -> None:
+    """Print the settings that start a training from imported weights, for the recipe with the fewest."""
+    from clipgen_core.recipes import RECIPES
+
+    def settings(name: str) -> dict[str, JsonValue]:
+        shape = _flat(getattr(RECIPES[name], stage).model.model_dump(mode="json"))
+        needed = _flat(imported.model.model_dump(mode="json"))
+        return {key: value for key, value in needed.items() if value != shape.get(key)}
+
+    recipe = min(RECIPES, key=lambda name: len(settings(name)))
+    console.print(f"the {stage} is at {imported.url}\nto start a training from it, set")
+    for key, value in {"start_from": imported.url, **settings(recipe)}.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        console.print(f"  --set {stage}.{key if key == 'start_from' else f'model.{key}'}={text}")
+    console.print(f"for the recipe {recipe}")
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, JsonValue]:
+    """Nested settings by dotted name."""
+    flat: dict[str, JsonValue] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def _registry(root: str | None, name: str) -> "Registry":

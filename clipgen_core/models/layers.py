@@ -11,7 +11,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        inner = (8 * config.width // 3 + 31) // 32 * 32
+        multiple = 256 if config.details == "llamagen" else 32
+        inner = -(-(8 * config.width // 3) // multiple) * multiple
         self.gate_and_up = nn.Linear(config.width, 2 * inner, bias=config.bias)
         self.out = nn.Linear(inner, config.width, bias=config.bias)
 
@@ -38,12 +39,12 @@ def norm(config: TransformerConfig, width: int) -> nn.Module:
     """The normalisation layer that the configuration names.
 
     Args:
-        config: The architecture; `config.norm` and `config.bias` are used.
+        config: The architecture; `config.norm`, `config.bias` and `config.details` are used.
         width: Size of the normalised dimension.
 
     Returns:
         RMSNorm or LayerNorm.
     """
     if config.norm == "rms":
-        return nn.RMSNorm(width, eps=1e-6)
+        return nn.RMSNorm(width, eps=1e-5 if config.details == "llamagen" else 1e-6)
     return nn.LayerNorm(width, eps=1e-5, bias=config.bias)

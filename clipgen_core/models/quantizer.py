@@ -1,8 +1,10 @@
-"""Vector quantization, always in fp32: running means of our own, SimVQ and FSQ of vector-quantize-pytorch.
+"""Vector quantization, always in fp32: running means and IBQ of our own, SimVQ and FSQ of
+vector-quantize-pytorch.
 
 Knows grids of features; knows nothing of images.
 """
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, SimVQ
 
 from clipgen_core.models.codebook import Codebook
+from clipgen_core.models.ibq import IndexPropagation
 from clipgen_core.settings.models import QuantizerConfig
 
 Pass = tuple[Tensor, Tensor]  # features, float32 [n, h, w, d], and their codes, int64 [n, h, w]
@@ -73,7 +76,8 @@ class Quantizer(nn.Module):
     @property
     def codebook(self) -> Tensor:
         """The code vectors, float32 [codebook_size, code_dim]."""
-        codes = torch.arange(self.codebook_size, device=next(self.vq.buffers()).device)
+        device = next(chain(self.vq.buffers(), self.vq.parameters())).device
+        codes = torch.arange(self.codebook_size, device=device)
         return self.lookup(codes.view(1, -1, 1)).squeeze(-1).squeeze(0).T
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -159,6 +163,8 @@ def rotate_to(features: Tensor, vectors: Tensor) -> Tensor:
 def _layer(config: QuantizerConfig) -> nn.Module:
     if config.kind == "fsq":
         return FSQ(list(config.levels), preserve_symmetry=True)
+    if config.kind == "ibq":
+        return IndexPropagation(config)
     if config.kind == "simvq":
         return SimVQ(
             config.code_dim,

@@ -70,6 +70,8 @@ class Transformer(nn.Module):
             self.position_embedding = nn.Parameter(torch.randn(self.prefix + grid * grid - 1, width) * 0.02)
         else:
             rotary = rotary_embedding(grid, config.width // config.heads, self.prefix)
+            if config.details == "llamagen":
+                rotary[:, : self.prefix] = 0  # queries and keys of the prefix become zero
             self.register_buffer("rotary", rotary, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))

@@ -1,55 +1,104 @@
-"""Imports published weights: a VQGAN of taming-transformers, LlamaGen or CLIP-GEN, or the whole public
-CLIP-GEN generator. Files are read without running code that is pickled in them.
-"""
+"""Imports published weights: a VQGAN, a transformer to start from, or the whole public CLIP-GEN generator."""
 
 import hashlib
-import pickle
-import re
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import write_bytes
 from clipgen_core.generation.parts import FILE, Parts
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.shapes import TRANSFORMERS
-from clipgen_core.models.transformer import Transformer
-from clipgen_core.published.vqgan import Kind, State, Weights, convert_vqgan, pair
-from clipgen_core.settings.models import GapConfig, TransformerConfig
+from clipgen_core.published.files import State
+from clipgen_core.published.transformer import convert_clip_gen, convert_llamagen
+from clipgen_core.published.vqgan import IMAGE_SIZE, Kind, convert_vqgan
+from clipgen_core.published.weights import published
+from clipgen_core.settings.models import GapConfig, TransformerConfig, VqganConfig
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.storage import Storage
-from clipgen_core.training.checkpoint import Checkpoints, Saved
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.provenance import ImportedCodes, ImportedFile, Provenance, TrainingState
 
-HEAD_WIDTH = 64
+
+class Imported(NamedTuple):
+    """An imported checkpoint, and the architecture that a training which starts from it must have."""
+
+    url: str
+    model: VqganConfig | TransformerConfig
 
 
-def import_vqgan(kind: Kind, file: Path, out: Storage) -> str:
+def import_vqgan(kind: Kind, file: Path, out: Storage, image_size: int = IMAGE_SIZE) -> Imported:
     """Import a published VQGAN as a checkpoint, which becomes the current VQGAN of the root.
 
     Args:
         kind: Who published the weights.
         file: The published file.
         out: The root.
+        image_size: Side of the images that it will be used for, in pixels.
 
     Returns:
-        URL of the checkpoint.
+        The checkpoint.
 
     Raises:
         ClipgenError: The file cannot be read safely, or holds other weights.
     """
-    config, weights = convert_vqgan(kind, read_state_dict(file))
+    config, weights = convert_vqgan(kind, published(kind, file), image_size)
     provenance = Provenance(config={"model": config.model_dump(mode="json")}, imported=imported(kind, file))
     digest = provenance.digest
     url = save(out.checkpoints("vqgan", digest), provenance, weights)
     out.publish_current("vqgan", url, digest)
-    return url
+    return Imported(url, config)
 
 
-def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) -> None:
+def import_transformer(file: Path, out: Storage, clip: str, heads: int | None = None) -> Imported:
+    """Import a published transformer of LlamaGen, for the setting `transformer.start_from`.
+
+    The current VQGAN of the root must be imported from LlamaGen: it tells the grid, and the transformer
+    knows its codes alone. What is written is a generator folder, but the transformer follows no prompt before
+    it is trained: it has not learned to read CLIP embeddings.
+
+    Args:
+        file: The published file.
+        out: The root.
+        clip: Reference of the CLIP that it will be trained with.
+        heads: Attention heads; those of the published shape if None.
+
+    Returns:
+        The generator folder.
+
+    Raises:
+        ClipgenError: The file cannot be read safely or holds other weights, its heads are not known, or the
+            current VQGAN is not LlamaGen's.
+    """
+    vqgan, encoder = out.current("vqgan", "the import of a transformer").path, ClipEncoder(clip)
+    source, shape = Checkpoint(vqgan).provenance.imported, Checkpoint(vqgan).settings("model", VqganConfig)
+    if source is None or source.kind != "llamagen":
+        raise ClipgenError(
+            f"the current VQGAN of {out.root} is not LlamaGen's, whose codes {file} was trained on: run "
+            "clipgen import-vqgan llamagen first"
+        )
+    config, weights = convert_llamagen(published("llamagen-gpt", file), shape.grid, encoder.dim, heads)
+    if (codes := len(weights["codes.weight"])) != shape.quantizer.codebook_size:
+        raise ClipgenError(
+            f"{file} knows {codes} codes, the current VQGAN of {out.root} has "
+            f"{shape.quantizer.codebook_size}: import the VQGAN it was trained with"
+        )
+    provenance = _provenance(config, shape, encoder, source, imported("llamagen", file))
+    folder = out.path("imported", f"transformer-{provenance.digest}")
+    save(f"{folder}/transformer", provenance, weights)
+    parts = Parts(
+        clip=clip,
+        clip_key=encoder.key,
+        vqgan=vqgan,
+        transformer="transformer/step-00000000",
+        sampling=SamplingConfig(condition="text"),
+    )
+    write_bytes(f"{folder}/{FILE}", parts.model_dump_json(indent=2).encode())
+    return Imported(folder, config)
+
+
+def import_generator(
+    vqgan: Path, transformer: Path, clip: str, folder: Path, heads: int | None = None
+) -> None:
     """Import the public CLIP-GEN weights as a generator folder.
 
     The generator has no table of image embeddings, so that prompts condition it by their text embedding, and
@@ -60,12 +109,13 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
         transformer: The published file of the transformer.
         clip: Reference of the CLIP that the transformer was trained with.
         folder: The generator folder to write.
+        heads: Attention heads of the transformer; those of the published shape if None.
 
     Raises:
         ClipgenError: A file cannot be read safely or holds other weights, or the CLIP does not fit.
     """
-    vqgan_config, vqgan_weights = convert_vqgan("clip-gen", read_state_dict(vqgan))
-    config, weights = convert_transformer(read_state_dict(transformer), vqgan_config.grid)
+    vqgan_config, vqgan_weights = convert_vqgan("clip-gen", published("clip-gen", vqgan))
+    config, weights = convert_clip_gen(published("clip-gen-gpt", transformer), vqgan_config.grid, heads)
     encoder = ClipEncoder(clip)
     if encoder.dim != weights["gap.image_mean"].shape[0]:
         raise ClipgenError(
@@ -73,17 +123,7 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
             f"but CLIP {clip} has {encoder.dim}: name the CLIP that it was trained with"
         )
     vqgan_file = imported("clip-gen", vqgan)
-    provenance = Provenance(
-        config={"model": config.model_dump(mode="json"), "gap": GapConfig().model_dump(mode="json")},
-        tokens=ImportedCodes(
-            grid=vqgan_config.grid,
-            codebook_size=vqgan_config.quantizer.codebook_size,
-            embedding_dim=encoder.dim,
-            images_digest="unknown",
-            vqgan_digest=vqgan_file.sha256,
-        ),
-        imported=imported("clip-gen", transformer),
-    )
+    provenance = _provenance(config, vqgan_config, encoder, vqgan_file, imported("clip-gen", transformer))
     vqgan_provenance = Provenance(config={"model": vqgan_config.model_dump(mode="json")}, imported=vqgan_file)
     saved = {
         "vqgan": save(str(folder / "vqgan"), vqgan_provenance, vqgan_weights),
@@ -100,72 +140,25 @@ def import_generator(vqgan: Path, transformer: Path, clip: str, folder: Path) ->
     write_bytes(str(folder / FILE), parts.model_dump_json(indent=2).encode())
 
 
-def read_state_dict(file: Path) -> State:
-    """Read the tensors of a checkpoint file; pickled classes of PyTorch Lightning are replaced by empty ones.
-
-    Raises:
-        ClipgenError: The file does not exist, cannot be read safely, or holds no state dict.
-    """
-    if not file.is_file():
-        raise ClipgenError(f"there is no file {file}: check the path")
-    try:
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        harmless = [name for name in foreign if name.startswith("pytorch_lightning.")]
-        stand_ins: list[Any] = [(type(name.rpartition(".")[2], (), {}), name) for name in harmless]
-        with torch.serialization.safe_globals(stand_ins):
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
-        raise ClipgenError(
-            f"{file} cannot be read safely ({first_line(error)}): use the published file unchanged"
-        ) from error
-    for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state, dict) and key in state else state
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ClipgenError(f"{file} holds no state dict: use the published file unchanged")
-    return {str(name): value.float() for name, value in state.items()}
-
-
-def convert_transformer(state: State, grid: int) -> tuple[TransformerConfig, State]:
-    """Convert the transformer of the public implementation, a GPT.
-
-    Args:
-        state: Its state dict.
-        grid: Side of the VQGAN's grid.
-
-    Returns:
-        The configuration and the state dict of the same `Transformer`.
-
-    Raises:
-        ClipgenError: Weights are missing, unexpected or of another shape.
-    """
-    weights = Weights(state, "clip-gen")
-    codebook_size, width = weights.shape("tok_emb.weight")
-    layers = 1 + max(int(m[1]) for name in state if (m := re.match(r"blocks\.(\d+)\.", name)))
-    shape = {"width": width, "layers": layers, "heads": max(width // HEAD_WIDTH, 1)}
-    config = TRANSFORMERS["paper"].model_copy(update=shape)
-    dim = weights.shape("cond_proj.weight")[1]
-    model = Transformer(config, codebook_size, grid, dim)
-    converted: State = {
-        "codes.weight": weights.take("tok_emb.weight"),
-        "position_embedding": weights.take("pos_emb")[0],
-        "condition.weight": weights.take("cond_proj.weight")
-        / dim**0.5,  # our Transformer scales the embedding
-        "condition.bias": weights.take("cond_proj.bias"),
-        **pair("norm", weights.both("norm")),
-        **pair("head", weights.both("head")),
-    }
-    for i in range(layers):
-        theirs, ours = f"blocks.{i}.encoder", f"blocks.{i}"
-        for name in ("norm1", "norm2"):
-            converted |= pair(f"{ours}.{name}", weights.both(f"{theirs}.{name}"))
-        converted[f"{ours}.attention.qkv.weight"] = weights.take(f"{theirs}.self_attn.in_proj_weight")
-        converted[f"{ours}.attention.qkv.bias"] = weights.take(f"{theirs}.self_attn.in_proj_bias")
-        converted |= pair(f"{ours}.attention.out", weights.both(f"{theirs}.self_attn.out_proj"))
-        converted |= pair(f"{ours}.feed_forward.up", weights.both(f"{theirs}.linear1"))
-        converted |= pair(f"{ours}.feed_forward.out", weights.both(f"{theirs}.linear2"))
-    weights.expect_all_taken(r"blocks\.\d+\.mask")
-    model.load_state_dict(model.state_dict() | converted)
-    return config, model.state_dict()
+def _provenance(
+    config: TransformerConfig,
+    vqgan: VqganConfig,
+    encoder: ClipEncoder,
+    vqgan_file: ImportedFile,
+    transformer_file: ImportedFile,
+) -> Provenance:
+    """What is noted of an imported transformer and of the codes that it was trained on."""
+    return Provenance(
+        config={"model": config.model_dump(mode="json"), "gap": GapConfig().model_dump(mode="json")},
+        tokens=ImportedCodes(
+            grid=vqgan.grid,
+            codebook_size=vqgan.quantizer.codebook_size,
+            embedding_dim=encoder.dim,
+            images_digest="unknown",
+            vqgan_digest=vqgan_file.sha256,
+        ),
+        imported=transformer_file,
+    )
 
 
 def imported(kind: str, file: Path) -> ImportedFile:

@@ -1,14 +1,15 @@
 """Converts published VQGAN weights to state dicts of `Vqgan`.
 
 taming     VQGAN of taming-transformers (arXiv:2012.09841): f16-1024, f16-16384
-llamagen   vq_ds16 of LlamaGen (arXiv:2406.06525): 16,384 codes of 8 dimensions, L2-normalised
+llamagen   vq_ds16 and vq_ds8 of LlamaGen (arXiv:2406.06525): 16,384 codes of 8 dimensions, L2-normalised
+ibq        IBQ of SEED-Voken (arXiv:2412.02692): taming's layers, codes by the largest inner product
 clip-gen   vqgan_coco.pt of the public CLIP-GEN implementation
 
 The published layers are listed in the order in which they are applied, and paired with the layers of `Vqgan`
-in the same order. Missing and unexpected weights are errors. The weights' shapes give the configuration.
+in the same order. Missing and unexpected weights are errors. The weights' shapes give the configuration,
+except for the image size: no layer depends on it.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.vqgan import Attention, Residual, Vqgan
+from clipgen_core.published.files import State
+from clipgen_core.published.weights import Weights, pair
 from clipgen_core.settings.models import QuantizerConfig, VqganConfig
 
-Kind = Literal["taming", "llamagen", "clip-gen"]
-State = dict[str, Tensor]
+Kind = Literal["taming", "llamagen", "ibq", "clip-gen"]
 IMAGE_SIZE = 256
 
 
@@ -43,7 +45,7 @@ class Names:
     residual: tuple[str, str, str, str, str]
     codebook: str
     ignored: str
-    cosine: bool = False
+    quantizer: Literal["ema", "cosine", "ibq"] = "ema"
     norm_epsilon: float = 1e-6
 
 
@@ -68,8 +70,9 @@ NAMES: dict[str, Names] = {
         resample=("encoder.conv_blocks.{i}.downsample.conv", "decoder.conv_blocks.{c}.upsample.conv"),
         middle=("mid.0", "mid.1", "mid.2"),
         ignored=r"quantize\.codebook_used",
-        cosine=True,
+        quantizer="cosine",
     ),
+    "ibq": replace(TAMING, quantizer="ibq"),
     "clip-gen": Names(
         res=("encoder.down.{k}", "decoder.up.{k}"),
         attn=("encoder.down.{k}", "decoder.up.{k}"),
@@ -86,108 +89,45 @@ NAMES: dict[str, Names] = {
 }
 
 
-def convert_vqgan(kind: Kind, state: State) -> tuple[VqganConfig, State]:
+def convert_vqgan(kind: Kind, weights: Weights, image_size: int = IMAGE_SIZE) -> tuple[VqganConfig, State]:
     """Convert published weights.
 
     Args:
         kind: Who published them.
-        state: The published state dict.
+        weights: The published weights.
+        image_size: Side of the images that the VQGAN is for, in pixels.
 
     Returns:
         The configuration and the state dict of the same `Vqgan`.
 
     Raises:
-        ClipgenError: Weights are missing, unexpected or of another shape.
+        ClipgenError: Weights are missing, unexpected, not finite or of another shape, or the image size does
+            not fit them.
     """
-    names, weights = NAMES[kind], Weights(state, kind)
-    config = _shape(names, weights)
+    names = NAMES[kind]
+    config = _shape(names, weights, image_size)
     model = Vqgan(config)
-    paths = zip(_layers(model), _order(names, config), strict=True)
     converted: State = {}
-    for (path, layer), name in paths:
+    for (path, layer), name in zip(_layers(model), _order(names, config), strict=True):
         converted |= _layer(path, layer, name, names, weights)
-    converted |= _codebook(weights.take(names.codebook), names.cosine)
+    converted |= _codebook(weights.take(names.codebook), names.quantizer)
     weights.expect_all_taken(names.ignored)
-    model.load_state_dict(converted)
-    return config, model.state_dict()
+    return config, weights.fit(model, converted)
 
 
-class Weights:
-    """A published state dict, from which weights are taken one by one.
-
-    Args:
-        state: The state dict.
-        kind: Who published it, for error messages.
-    """
-
-    def __init__(self, state: State, kind: str) -> None:
-        self.remaining, self.kind = dict(state), kind
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a weight.
-
-        Raises:
-            ClipgenError: The weight is missing.
-        """
-        if name not in self.remaining:
-            raise ClipgenError(f"these weights have no {name}: they are not those of {self.kind}")
-        return tuple(self.remaining[name].shape)
-
-    def has(self, name: str) -> bool:
-        """Whether a layer of this name has weights."""
-        return f"{name}.weight" in self.remaining
-
-    def take(self, name: str) -> Tensor:
-        """Remove and return a weight.
-
-        Raises:
-            ClipgenError: The weight is missing.
-        """
-        self.shape(name)
-        return self.remaining.pop(name)
-
-    def both(self, name: str) -> tuple[Tensor, Tensor]:
-        """Remove and return the weight and the bias of a layer."""
-        return self.take(f"{name}.weight"), self.take(f"{name}.bias")
-
-    def expect_all_taken(self, ignored: str) -> None:
-        """Check that only weights remain whose names match the regular expression `ignored`.
-
-        Raises:
-            ClipgenError: Other weights remain.
-        """
-        left = [name for name in self.remaining if not re.match(ignored, name)]
-        if left:
-            raise ClipgenError(
-                f"{len(left)} of these weights are unexpected, {left[0]} among them: "
-                f"they are not those of {self.kind}"
-            )
-
-
-def _shape(names: Names, weights: Weights) -> VqganConfig:
+def _shape(names: Names, weights: Weights, image_size: int) -> VqganConfig:
     """Derive the configuration from the names and shapes of the weights."""
-    weights.shape("encoder.conv_in.weight")
-    counts, channels, attended, layer = list[int](), list[int](), False, 0
-    while True:
-        level, block, width = len(counts), 0, 0
-        while weights.has(inner := f"{names.res[0].format(i=level, j=block, k=layer)}.{names.residual[3]}"):
-            width = weights.shape(f"{inner}.weight")[0]
-            layer += 1
-            if weights.has(names.attn[0].format(i=level, j=block, k=layer) + ".norm"):
-                attended, layer = True, layer + 1
-            block += 1
-        counts.append(block)
-        channels.append(width)
-        if not weights.has(names.resample[0].format(i=level, k=layer)):
-            break
-        layer += 1
-    codebook_size, code_dim = weights.shape(names.codebook)
-    if len(set(counts)) != 1 or not counts[0]:
+    if (colours := weights.shape("encoder.conv_in.weight")[1]) != 3:
+        raise ClipgenError(f"{weights.file} is for images of {colours} channels: choose one for RGB images")
+    counts, channels, attended = _counts(names, weights)
+    if len(set(counts)) != 1 or not counts[0] or attended not in ([], [len(counts) - 1]):
         raise ClipgenError(
-            f"levels of {counts} residual blocks are not those of {weights.kind}: check the kind"
+            f"{weights.file} has levels of {counts} residual blocks and attention in levels {attended}: "
+            "clipgen imports VQGANs with equal levels and attention in the coarsest one alone"
         )
+    codebook_size, code_dim = weights.shape(names.codebook)
     return VqganConfig(
-        image_size=IMAGE_SIZE,
+        image_size=image_size,
         channels=tuple(channels),
         blocks=counts[0],
         decoder_blocks=counts[0] + 1,
@@ -195,13 +135,31 @@ def _shape(names: Names, weights: Weights) -> VqganConfig:
         z_channels=weights.shape(f"{names.encoder_end[1]}.weight")[0],
         norm_epsilon=names.norm_epsilon,
         quantizer=QuantizerConfig(
-            kind="cosine" if names.cosine else "ema",
+            kind=names.quantizer,
             codebook_size=codebook_size,
             code_dim=code_dim,
             decay=0.99,
             replace_below=0.0,  # rare codes of a large codebook are not dead
         ),
     )
+
+
+def _counts(names: Names, weights: Weights) -> tuple[list[int], list[int], list[int]]:
+    """The residual blocks and the channels of each level of the encoder, and the levels with attention."""
+    counts, channels, attended, layer = list[int](), list[int](), list[int](), 0
+    while True:
+        level, block, width = len(counts), 0, 0
+        while weights.has(inner := f"{names.res[0].format(i=level, j=block, k=layer)}.{names.residual[3]}"):
+            width = weights.shape(f"{inner}.weight")[0]
+            layer += 1
+            if weights.has(names.attn[0].format(i=level, j=block, k=layer) + ".norm"):
+                attended, layer = sorted({*attended, level}), layer + 1
+            block += 1
+        counts.append(block)
+        channels.append(width)
+        if not weights.has(names.resample[0].format(i=level, k=layer)):
+            return counts, channels, attended
+        layer += 1
 
 
 def _layers(model: Vqgan) -> Iterator[tuple[str, nn.Module]]:
@@ -270,27 +228,16 @@ def _attention(path: str, name: str, weights: Weights) -> State:
     return converted
 
 
-def _codebook(vectors: Tensor, cosine: bool) -> State:
-    """A learned codebook as the state of a quantizer whose codes are running means."""
-    if cosine:
+def _codebook(vectors: Tensor, quantizer: str) -> State:
+    """A learned codebook as the state of a quantizer."""
+    if quantizer == "ibq":
+        return {"quantizer.vq.embedding.weight": vectors}
+    if quantizer == "cosine":
         vectors = nn.functional.normalize(vectors, dim=-1)
     prefix = "quantizer.vq._codebook"
     return {
-        f"{prefix}.initted": torch.tensor([True]),
+        f"{prefix}.initted": torch.tensor(True),
         f"{prefix}.cluster_size": torch.ones(1, len(vectors)),
         f"{prefix}.embed_avg": vectors.unsqueeze(0).clone(),
         f"{prefix}.embed": vectors.unsqueeze(0).clone(),
     }
-
-
-def pair(path: str, both: tuple[Tensor, Tensor]) -> State:
-    """The state of one layer.
-
-    Args:
-        path: The layer's path.
-        both: Its weight and bias.
-
-    Returns:
-        Both by their keys.
-    """
-    return {f"{path}.weight": both[0], f"{path}.bias": both[1]}

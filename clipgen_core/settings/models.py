@@ -14,11 +14,12 @@ GROUPS = 32  # of every group norm of the VQGAN
 class QuantizerConfig(Frozen):
     """How the encoder's features become discrete codes."""
 
-    kind: Literal["ema", "cosine", "simvq", "fsq"] = "ema"
+    kind: Literal["ema", "cosine", "simvq", "fsq", "ibq"] = "ema"
     """`ema`: codes are running means of their features (VQ-VAE, arXiv:1711.00937, appendix A.1), started by
     k-means. `cosine`: the same on features of length 1 (ViT-VQGAN, arXiv:2110.04627). `simvq`: a frozen
     random codebook behind a learned linear layer (arXiv:2411.02038). `fsq`: each dimension is rounded to
-    one of `levels` values, without a codebook to learn (arXiv:2309.15505)."""
+    one of `levels` values, without a codebook to learn (arXiv:2309.15505). `ibq`: the code of the largest
+    inner product; the gradient reaches all codes (arXiv:2412.02692)."""
     codebook_size: int = Field(gt=1)
     """Number of codes."""
     code_dim: int = Field(gt=0)
@@ -126,6 +127,10 @@ class TransformerConfig(Frozen):
     """Whether to normalise queries and keys (arXiv:2010.04245), which keeps training stable."""
     bias: bool = False
     """Whether linear layers and layer norms have biases, as in GPT-2."""
+    details: Literal["clipgen", "llamagen"] = "clipgen"
+    """`llamagen`: details of LlamaGen's code (arXiv:2406.06525), which its published weights need. RMSNorm's
+    epsilon is 1e-5 instead of 1e-6, the hidden width of `swiglu` is a multiple of 256 instead of 32, and
+    under `rope` the queries and keys of the prefix tokens are zero."""
     condition: Literal["token", "everywhere"] = "token"
     """How the CLIP embedding conditions the model. `token`: as the first token. `everywhere`: also as a
     global condition, added to every input and through adaptive layer norm in every block (adaLN,

@@ -51,7 +51,7 @@ def test_a_setting_can_be_null_where_null_is_a_value() -> None:
         ({"vqgan.train.steps": 0}, "the setting 'vqgan.train.steps' is 0: it should be greater than 0"),
         (
             {"vqgan.model.quantizer.kind": "emma"},
-            "the setting 'vqgan.model.quantizer.kind' is 'emma': it should be 'ema', 'cosine', 'simvq' or ",
+            "the setting 'vqgan.model.quantizer.kind' is 'emma': it should be 'ema', 'cosine', 'simvq', ",
         ),
         ({"vqgan.train.betas": [0.9, "x"]}, "the setting 'vqgan.train.betas' is [0.9, 'x']: it should be a"),
         (

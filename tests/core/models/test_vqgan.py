@@ -60,6 +60,7 @@ def test_gradients_reach_the_encoder_through_the_codes() -> None:
     [
         QuantizerConfig(kind="cosine", codebook_size=16, code_dim=8),
         QuantizerConfig(kind="simvq", codebook_size=16, code_dim=8),
+        QuantizerConfig(kind="ibq", codebook_size=16, code_dim=8),
         QuantizerConfig(kind="fsq", codebook_size=60, code_dim=3, levels=(5, 4, 3)),
     ],
     ids=lambda config: config.kind,
