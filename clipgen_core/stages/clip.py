@@ -20,7 +20,6 @@ import torch.nn.functional as F
 from open_clip.loss import ClipLoss, gather_features
 from open_clip.push_to_hf_hub import save_config_for_hf
 from PIL import Image
-from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from clipgen_core.data.prompts import read_captions
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
+from clipgen_core.generation.load import clip_to_start_from
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of
 from clipgen_core.settings.clip import Config
@@ -97,7 +97,7 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         provenance=provenance,
         out=out,
         name_of=lambda record: digest_of([record.config, sorted(pairs.items())]),
-        source=lambda address: _to_start_from(address, config),
+        source=lambda address: clip_to_start_from(address, config),
     )
     training = place(spec)
 
@@ -125,21 +125,6 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
         started_from=training.started_from,
         fitted=fitted,
     )
-
-
-def _to_start_from(address: str, config: Config) -> Checkpoint:
-    """The checkpoint at an address, which must have the shape that is configured."""
-    checkpoint = Checkpoint(address)
-    try:
-        saved = Config.model_validate(checkpoint.provenance.config)
-    except ValidationError as error:
-        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
-    if saved.open_clip_config() != config.open_clip_config():
-        raise ClipgenError(
-            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
-            "the recipe that fits it, or override its settings"
-        )
-    return checkpoint
 
 
 def distinct_batches(
