@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from clipgen_core.data.keys import joined
 from clipgen_core.data.tables import nearest, open_table, scan_keys, searching, vectors
@@ -103,3 +104,23 @@ class EmbeddingTable:
                 f"the table {self.url} does not say which CLIP it is of: materialise clip_embeddings again"
             )
         return str(value.decode())
+
+
+def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:
+    """The other rows with the highest cosine to each row, by exact search (n * n * d operations).
+
+    Args:
+        embeddings: float32 [n, d], rows of length 1.
+        k: How many.
+        chunk: Rows that are compared with all others at once.
+
+    Returns:
+        Row numbers, int64 [n, k].
+    """
+    rows = torch.from_numpy(embeddings)
+    nearest = []
+    for start in range(0, len(rows), chunk):
+        cosine = rows[start : start + chunk] @ rows.T
+        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
+        nearest.append(cosine.topk(k, dim=1).indices)
+    return torch.cat(nearest).numpy()

@@ -14,8 +14,8 @@ from clipgen_core.generation.parts import FILE, Parts, read_parts
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.schema import Frozen, TokenManifest
+from clipgen_core.settings import clip
 from clipgen_core.settings.catalogue import settings_of
-from clipgen_core.settings.clip import Config as ClipConfig
 from clipgen_core.settings.models import GapConfig, TransformerConfig, VqganConfig
 from clipgen_core.training.checkpoint import Checkpoint
 
@@ -75,32 +75,6 @@ def load_transformer(checkpoint: str, device: str | None = None) -> Transformer:
     return model.eval().requires_grad_(False).to(device or default_device())
 
 
-def clip_to_start_from(address: str, config: ClipConfig) -> Checkpoint:
-    """The checkpoint that a CLIP's training starts from.
-
-    Args:
-        address: A checkpoint.
-        config: The shape to train.
-
-    Returns:
-        The checkpoint.
-
-    Raises:
-        ClipgenError: There is none, or its shape is another.
-    """
-    checkpoint = Checkpoint(address)
-    try:
-        saved = ClipConfig.model_validate(checkpoint.provenance.config)
-    except ValidationError as error:
-        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
-    if saved.open_clip_config() != config.open_clip_config():
-        raise ClipgenError(
-            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
-            "the recipe that fits it, or override its settings"
-        )
-    return checkpoint
-
-
 def vqgan_to_start_from(address: str, model: VqganConfig) -> Checkpoint:
     """The checkpoint that a VQGAN's training starts from.
 
@@ -139,6 +113,32 @@ def transformer_to_start_from(address: str, model: TransformerConfig, shards: To
     checkpoint, there = Checkpoint(parts.transformer), f"the transformer at {address}"
     _require_same_inputs(there, parts, checkpoint, shards)
     _require_same(there, checkpoint.settings("model", TransformerConfig), model, OF_TRANSFORMER_TRAINING)
+    return checkpoint
+
+
+def clip_to_start_from(address: str, config: clip.Config) -> Checkpoint:
+    """The checkpoint that a CLIP's training starts from.
+
+    Args:
+        address: A checkpoint.
+        config: The shape to train.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        ClipgenError: There is none of a CLIP, or its shape is another.
+    """
+    checkpoint = Checkpoint(address)
+    try:
+        saved = clip.Config.model_validate(checkpoint.provenance.config)
+    except ValidationError as error:
+        raise ClipgenError(f"{address} is no checkpoint of a CLIP: give the folder step-N of one") from error
+    if saved.open_clip_config() != config.open_clip_config():
+        raise ClipgenError(
+            f"the CLIP at {address} has another shape than the recipe's ({saved.open_clip_config()}): choose "
+            "the recipe that fits it, or override its settings"
+        )
     return checkpoint
 
 

@@ -21,6 +21,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor, nn
 
 from clipgen_core import storage
+from clipgen_core.data.embeddings import nearest_rows
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import grid, to_images
 from clipgen_core.data.prompts import read_texts
@@ -300,23 +301,3 @@ def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
     return Transformer(
         config.model, manifest.codebook_size, manifest.grid, manifest.embedding_dim, config.gap
     )
-
-
-def nearest_rows(embeddings: np.ndarray, k: int, chunk: int = 4096) -> np.ndarray:
-    """The other rows with the highest cosine to each row, by exact search (n * n * d operations).
-
-    Args:
-        embeddings: float32 [n, d], rows of length 1.
-        k: How many.
-        chunk: Rows that are compared with all others at once.
-
-    Returns:
-        Row numbers, int64 [n, k].
-    """
-    rows = torch.from_numpy(embeddings)
-    nearest = []
-    for start in range(0, len(rows), chunk):
-        cosine = rows[start : start + chunk] @ rows.T
-        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2
-        nearest.append(cosine.topk(k, dim=1).indices)
-    return torch.cat(nearest).numpy()
