@@ -154,7 +154,7 @@ def starts(parts: Parts, states: Mapping[str, TrainingState]) -> list[str]:
     """
     urls = {"vqgan": parts.vqgan, "transformer": parts.transformer}
     sources = {stage: getattr(Checkpoint(urls[stage]).provenance, "started_from", None) for stage in states}
-    return [started(stage, source, states[stage]) for stage, source in sources.items() if source]
+    return [started(stage, source.url, states[stage]) for stage, source in sources.items() if source]
 
 
 def started(stage: str, source: str, state: TrainingState) -> str:
@@ -162,7 +162,7 @@ def started(stage: str, source: str, state: TrainingState) -> str:
 
     Args:
         stage: Whose training it is.
-        source: What it was started from.
+        source: URL of the weights that it was started from.
         state: How it ended.
 
     Returns:
