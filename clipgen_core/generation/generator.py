@@ -168,12 +168,8 @@ class TextToImage:
     ) -> list[list[Generated]]:
         """Generate images with their CLIP scores and codes; see `generate`.
 
-        Settings that are None take the model's defaults (`generator.parts.sampling`).
-
         Args:
-            prompts: What the images should show.
-            n: Images for each prompt.
-            seed: Another seed gives other images.
+            prompts, n, seed: See `generate`.
             on_step: Called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
                 that it raises ends the sampling.
             temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
@@ -183,8 +179,7 @@ class TextToImage:
             For each prompt `n` generated images, the best CLIP score first.
 
         Raises:
-            ClipgenError: A prompt is empty, too long or no text, the seed is no integer, too many images are
-                requested at once, or a setting is out of range.
+            ClipgenError: As `generate`.
         """
         prompts, seed = checked_prompts(prompts), checked_seed(seed)
         config = self.parts.sampling.override(
@@ -217,25 +212,20 @@ class TextToImage:
         guidance_scale: float | None = None,
         candidates: int | None = None,
     ) -> list[list[Generated]]:
-        """Generate images like given ones, which are conditioned on as in training.
-
-        Settings that are None take the model's defaults (`generator.parts.sampling`).
+        """Generate images like given ones, which are conditioned on as in training; see `generate`.
 
         Args:
-            images: RGB images of any size. A single image is a list of one; an empty list gives an empty
-                list.
+            images: RGB images of any size, or one. An empty list gives an empty list.
             n: Variations of each image.
             seed: Another seed gives other variations.
-            on_step: Called with the codes of all candidates sampled so far, int64 [rows, 1..t]; an error
-                that it raises ends the sampling.
+            on_step: See `generate_scored`.
             temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
 
         Returns:
             For each image `n` generated ones, those most like it by CLIP first.
 
         Raises:
-            ClipgenError: An input is no image, the seed is no integer, too many images are requested at once,
-                or a setting is out of range.
+            ClipgenError: An input is no image, or as `generate`.
         """
         images, seed = checked_images(images), checked_seed(seed)
         config = self.parts.sampling.override(
@@ -275,10 +265,8 @@ class TextToImage:
             images = self.decode(codes)
             scores = (self.embed_images(images) * targets.repeat(tries, axis=0)).sum(axis=1)
         side = self.vqgan.config.grid
-        generated = [
-            Generated(image, float(score), grid.reshape(side, side))
-            for image, score, grid in zip(images, scores, codes.cpu().numpy(), strict=True)
-        ]
+        grids = codes.cpu().numpy().reshape(-1, side, side)
+        generated = [Generated(*one) for one in zip(images, scores.tolist(), grids, strict=True)]
         by_name = [generated[i : i + tries] for i in range(0, len(generated), tries)]
         return [sorted(row, key=lambda one: -one.clip_score)[:n] for row in by_name]
 

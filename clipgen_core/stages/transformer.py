@@ -52,8 +52,7 @@ SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The checkpoint to use, the digest of what it was made from, the weights that it started from, and the
-    training."""
+    """The checkpoint to use, the digest of what it was made from, where it started from, and the training."""
 
     checkpoint: str
     digest: str
@@ -78,8 +77,7 @@ def run(
         The checkpoint and its training.
 
     Raises:
-        ClipgenError: Damaged shards, a missing VQGAN or CLIP, weights to start from that do not fit, or a
-            loss that is not finite.
+        ClipgenError: Damaged shards, a missing VQGAN or CLIP, a start that does not fit, or no finite loss.
     """
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
@@ -260,7 +258,7 @@ class TransformerTask:
         yield "transformer", loss, figures
 
     def after_step(self, step: int) -> Metrics:
-        return {}
+        return {}  # nothing learns outside of the optimizers
 
     def validate(self) -> Validation:
         codes = torch.from_numpy(self.held_out.codes.astype("int64")).to(self.device)
