@@ -19,19 +19,11 @@ from clipgen_core import logs, tracking
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.device import fast_dtype
 from clipgen_core.errors import ClipgenError
+from clipgen_core.generation import requests
 from clipgen_core.generation.conditioning import Conditioner
 from clipgen_core.generation.decoding import decode, decode_partly
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts, copy_parts, read_parts
-from clipgen_core.generation.requests import (
-    Generated,
-    checked_count,
-    checked_images,
-    checked_prompts,
-    checked_seed,
-    image_seed,
-    not_read,
-)
 from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.settings.sampling import Condition, SamplingConfig
@@ -63,9 +55,8 @@ class TextToImage:
             )
         self.vqgan = load_vqgan(parts.vqgan)
         self.transformer = load_transformer(parts.transformer)
-        self.embeddings: EmbeddingTable | None = None
-        if parts.embeddings:
-            self.embeddings = EmbeddingTable(parts.embeddings, parts.embeddings_version)
+        stored, version = parts.embeddings, parts.embeddings_version
+        self.embeddings = EmbeddingTable(stored, version) if stored else None
         gap = copy.deepcopy(self.transformer.gap)  # its statistics stay in float32
         self.conditioner = Conditioner(gap, self.embeddings, self.transformer.config.neighbours)
         self.transformer.to(fast_dtype(self.device.type))
@@ -112,12 +103,10 @@ class TextToImage:
         A log line says which prompts are longer than CLIP reads; see `dropped_tokens`.
 
         Args:
-            prompts: What the images should show, at most 1000 characters each. A single string is one prompt;
-                an empty list gives an empty list.
+            prompts: What the images should show, at most 1000 characters each; a string is one prompt.
             n: Images for each prompt.
             seed: Another seed gives other images.
-            temperature: Divides the logits; lower is safer, higher is more varied, 0 takes the likeliest
-                codes whatever the seed.
+            temperature: Divides the logits; lower is safer, higher is more varied, 0 ignores the seed.
             top_k: Sample from the k likeliest codes only; 0 for all.
             top_p: Sample from the fewest codes that hold this probability; 1 for all.
             guidance_scale: Strength of classifier-free guidance; higher follows the prompt more, 1 is off.
@@ -132,8 +121,7 @@ class TextToImage:
             For each prompt `n` RGB images, the best CLIP score first.
 
         Raises:
-            ClipgenError: A prompt is empty, too long or no text, the seed is no integer, too many images are
-                requested at once, or a setting is out of range.
+            ClipgenError: A prompt, the seed or a setting is not allowed, or too many are requested at once.
         """
         rows = self.generate_scored(
             prompts,
@@ -165,7 +153,7 @@ class TextToImage:
         condition: Condition | None = None,
         neighbours: int | None = None,
         neighbour_temperature: float | None = None,
-    ) -> list[list[Generated]]:
+    ) -> list[list[requests.Generated]]:
         """Generate images with their CLIP scores and codes; see `generate`.
 
         Args:
@@ -181,7 +169,7 @@ class TextToImage:
         Raises:
             ClipgenError: As `generate`.
         """
-        prompts, seed = checked_prompts(prompts), checked_seed(seed)
+        prompts, seed = requests.checked_prompts(prompts), requests.checked_seed(seed)
         config = self.parts.sampling.override(
             temperature=temperature,
             top_k=top_k,
@@ -192,8 +180,8 @@ class TextToImage:
             neighbours=neighbours,
             neighbour_temperature=neighbour_temperature,
         )
-        n = checked_count(n, config)
-        for sentence in not_read(prompts, self.dropped_tokens(prompts)):
+        n = requests.checked_count(n, config)
+        for sentence in requests.not_read(prompts, self.dropped_tokens(prompts)):
             logs.line(sentence)
         texts = self.embed_text(prompts)
         conditions = [self.conditioner.of_text(text, config) for text in texts]
@@ -211,7 +199,7 @@ class TextToImage:
         top_p: float | None = None,
         guidance_scale: float | None = None,
         candidates: int | None = None,
-    ) -> list[list[Generated]]:
+    ) -> list[list[requests.Generated]]:
         """Generate images like given ones, which are conditioned on as in training; see `generate`.
 
         Args:
@@ -227,7 +215,7 @@ class TextToImage:
         Raises:
             ClipgenError: An input is no image, or as `generate`.
         """
-        images, seed = checked_images(images), checked_seed(seed)
+        images, seed = requests.checked_images(images), requests.checked_seed(seed)
         config = self.parts.sampling.override(
             temperature=temperature,
             top_k=top_k,
@@ -235,7 +223,7 @@ class TextToImage:
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        n = checked_count(n, config)
+        n = requests.checked_count(n, config)
         embedded = self.embed_images(images)
         conditions = [self.conditioner.of_image(row) for row in embedded]
         names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
@@ -250,7 +238,7 @@ class TextToImage:
         seed: int,
         config: SamplingConfig,
         on_step: OnStep | None,
-    ) -> list[list[Generated]]:
+    ) -> list[list[requests.Generated]]:
         """The best `n` candidates of each name by their cosine with targets [names, d]; one caller at a time.
 
         The candidates of a name take its conditions in turn.
@@ -258,17 +246,14 @@ class TextToImage:
         if not names:
             return []
         tries = n * config.candidates
-        seeds = [image_seed(name, seed, i) for name in names for i in range(tries)]
+        seeds = [requests.image_seed(name, seed, i) for name in names for i in range(tries)]
         rows = torch.stack([choices[i % len(choices)] for choices in conditions for i in range(tries)])
         with self._one_at_a_time:
             codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
             images = self.decode(codes)
             scores = (self.embed_images(images) * targets.repeat(tries, axis=0)).sum(axis=1)
         side = self.vqgan.config.grid
-        grids = codes.cpu().numpy().reshape(-1, side, side)
-        generated = [Generated(*one) for one in zip(images, scores.tolist(), grids, strict=True)]
-        by_name = [generated[i : i + tries] for i in range(0, len(generated), tries)]
-        return [sorted(row, key=lambda one: -one.clip_score)[:n] for row in by_name]
+        return requests.ranked(images, scores, codes.cpu().numpy().reshape(-1, side, side), tries, n)
 
     def dropped_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens at the end of each prompt the CLIP does not read."""

@@ -119,6 +119,28 @@ def _listed(values: Iterable[Given], what: str, wanted: str) -> list[Given]:
         raise ClipgenError(f"the {what} of type {type(values).__name__}: give {wanted}, or several") from None
 
 
+def ranked(
+    images: Sequence[Image.Image], scores: np.ndarray, codes: np.ndarray, tries: int, n: int
+) -> list[list[Generated]]:
+    """Keep the best candidates of each prompt.
+
+    Args:
+        images: The candidates of all prompts, one prompt after the other.
+        scores: CLIP score of each, float32 [images].
+        codes: Codes of each, int64 [images, grid, grid].
+        tries: Candidates of each prompt.
+        n: How many of them to keep.
+
+    Returns:
+        For each prompt `n` generated images, the best CLIP score first.
+    """
+    generated = [
+        Generated(image, float(score), grid) for image, score, grid in zip(images, scores, codes, strict=True)
+    ]
+    by_prompt = [generated[i : i + tries] for i in range(0, len(generated), tries)]
+    return [sorted(row, key=lambda one: -one.clip_score)[:n] for row in by_prompt]
+
+
 def not_read(prompts: Sequence[str], dropped: Sequence[int]) -> list[str]:
     """One sentence for each prompt that is longer than the CLIP reads.
 
