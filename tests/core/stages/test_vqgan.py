@@ -8,10 +8,10 @@ from clipgen_core.data.images import ImageTable
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
+from clipgen_core.training import loop
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.provenance import ImportedFile, Provenance, TrainingState
 from clipgen_core.training.task import train_step
@@ -72,23 +72,34 @@ def test_another_optimizer_than_adamw_is_refused() -> None:
 
 
 @pytest.mark.parametrize("imported", [True, False], ids=["imported", "own"])
-def test_fine_tuning_replaces_no_code_of_an_imported_codebook(
-    imported: bool, pipeline: Storage, clip_reference: str, storage: Storage
+def test_fine_tuning_replaces_no_code_of_an_imported_codebook_also_when_it_is_resumed(
+    imported: bool, pipeline: Storage, clip_reference: str, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_vqgan_config(1)
-    record: dict[str, Any] = {"config": config.model_dump(mode="json")}
+    own = train(tiny_vqgan_config(2), pipeline, clip_reference, storage)
+    record: dict[str, Any] = {"config": tiny_vqgan_config(1).model_dump(mode="json")}
     if imported:
         record["imported"] = ImportedFile(kind="taming", file="last.ckpt", sha256="0")
-    start = Checkpoints(url=storage.path("start"), provenance=Provenance(**record)).save(
-        Saved(weights=Vqgan(config.model).state_dict(), state=TrainingState(step=1))
-    )
-    config = config.model_copy(update={"start_from": start})
-    task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
-    one_place, replaced = torch.ones(1, 4, 4, 8), 0.0
-    for step in range(100):
-        figures = task.vqgan.quantizer.learn(one_place, torch.zeros(1, 4, 4, dtype=torch.long), step)
-        replaced += figures["codes_replaced"]
-    assert (replaced == 0) == imported
+    weights, state = Checkpoint(own.checkpoint).weights(), TrainingState(step=0)
+    there = Checkpoints(url=storage.checkpoints("vqgan", "start"), provenance=Provenance(**record))
+    config = tiny_vqgan_config(6, checkpoint_every=2, log_every=1)
+    quantizer = config.model.quantizer.model_copy(update={"replace_below": 0.99})
+    shape = config.model.model_copy(update={"quantizer": quantizer})
+    start = there.save(Saved(weights=weights, state=state))
+    config = config.model_copy(update={"model": shape, "start_from": start})
+    whole = loop._Run.train
+
+    def killed(self: Any, step: int, batches: Any) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+        whole(self, step, batches)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop._Run, "train", killed)
+        train(config, pipeline, clip_reference, storage)
+    history = train(config, pipeline, clip_reference, storage).fitted.history
+    replaced = [row["codes_replaced"] for row in history if "codes_replaced" in row]
+    assert len(replaced) == 6
+    assert (replaced == [0.0] * 6) == imported
 
 
 def test_the_checkpoint_says_what_it_was_made_from_and_loads(
