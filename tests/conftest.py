@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import multiprocessing
 import os
 import re
 import secrets
@@ -30,6 +31,8 @@ from clipgen_core.stages import embeddings, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 
+PROCESSES = multiprocessing.get_context("forkserver")  # imports once what `spawn` imports in every process
+PROCESSES.set_forkserver_preload(["tests.conftest"])
 RAY = Path(sys.executable).with_name("ray")
 EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"
 needs_emoji = pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")

@@ -1,7 +1,6 @@
 import base64
 import io
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from clipgen_core.registry.lineage import way_back
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import describe, mlflow_client, mlflow_run
-from tests.conftest import answers, free_port, wait_for
+from tests.conftest import PROCESSES, answers, free_port, wait_for
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
 
@@ -139,7 +138,7 @@ def test_of_promotions_at_once_one_wins_and_the_alias_is_on_it(tracking_uri: str
     rivals = ["2", "3", "4", "5"]
     for version in rivals:
         mark(registry, version, GOOD, "1")
-    with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(4, PROCESSES) as pool:
         at = time.time() + 15
         asked = [pool.submit(race, tracking_uri, storage.root, version, at) for version in rivals]
         said = [one.result() for one in asked]

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.conftest import COLOURS, draw
+from tests.conftest import COLOURS, PROCESSES, draw
 from tests.core.data.test_sources import write_tar
 
 CONFIG = images.Config()
@@ -199,9 +198,8 @@ def test_two_writers_at_once_lose_nothing_and_duplicate_nothing(storage: Storage
     source.mkdir()
     for i in range(120):
         draw(COLOURS[i % 8], "disc", 20 + i // 8).save(source / f"{i}.png")
-    spawn = multiprocessing.get_context("spawn")
     config = images.Config(batch_size=10)
-    writers = [spawn.Process(target=ingest, args=(source, storage, config)) for _ in range(3)]
+    writers = [PROCESSES.Process(target=ingest, args=(source, storage, config)) for _ in range(3)]
     for writer in writers:
         writer.start()
     for writer in writers:

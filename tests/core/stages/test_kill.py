@@ -3,7 +3,6 @@
 Processes are forked from a server that has the libraries loaded, so that a trial takes a second.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,11 +19,9 @@ from clipgen_core.data.tables import column, open_table, vectors
 from clipgen_core.stages import embeddings, images, tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
+from tests.conftest import PROCESSES
 
 BATCH, TRIALS, PICTURES = 6, 20, 72
-MODULES = ["torch", "lance", "open_clip", "clipgen_core.stages.images", "clipgen_core.stages.tokens"]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([*MODULES, "clipgen_core.stages.embeddings"])
 
 
 def ingest(out: Storage, inputs: dict[str, str]) -> None:
@@ -76,7 +73,7 @@ def child(stage: str, root: str, inputs: dict[str, str], journal: str) -> None:
 
 
 def start(stage: str, root: Path, inputs: dict[str, str], journal: Path) -> Any:
-    process = CONTEXT.Process(target=child, args=(stage, str(root), inputs, str(journal)))
+    process = PROCESSES.Process(target=child, args=(stage, str(root), inputs, str(journal)))
     process.start()
     while not journal.exists() and process.is_alive():
         time.sleep(0.002)

@@ -1,4 +1,3 @@
-import multiprocessing
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoint
-from tests.conftest import tiny_transformer_config
+from tests.conftest import PROCESSES, tiny_transformer_config
 
 
 def train(config: transformer.Config, pipeline: Storage, out: Storage) -> transformer.Result:
@@ -40,10 +39,9 @@ def _train(pipeline: Storage, out: Storage) -> None:
 
 def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Storage, tmp_path: Path) -> None:
     whole_out, killed_out = Storage(str(tmp_path / "whole")), Storage(str(tmp_path / "killed"))
-    spawn = multiprocessing.get_context("spawn")
-    whole = spawn.Process(target=_train, args=(pipeline, whole_out))
+    whole = PROCESSES.Process(target=_train, args=(pipeline, whole_out))
     whole.start()
-    worker = spawn.Process(target=_train, args=(pipeline, killed_out))
+    worker = PROCESSES.Process(target=_train, args=(pipeline, killed_out))
     worker.start()
     while not list(Path(killed_out.root).glob("checkpoints/transformer/*/step-0000002*")):
         assert worker.is_alive(), "the training ended before it could be killed"
@@ -52,7 +50,7 @@ def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Sto
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     assert not Path(killed_out.root, "current").exists()
-    again = spawn.Process(target=_train, args=(pipeline, killed_out))
+    again = PROCESSES.Process(target=_train, args=(pipeline, killed_out))
     again.start()
     for process in (whole, again):
         process.join()

@@ -1,6 +1,5 @@
 """Two processes over gloo against one: the same batch, the same curve, the same weights."""
 
-import multiprocessing
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +18,7 @@ from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.provenance import Provenance
-from tests.conftest import free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
+from tests.conftest import PROCESSES, free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 
 def config(**train: Any) -> transformer.Config:
@@ -49,8 +48,7 @@ def worker(rank: int, port: int, *args: Any) -> None:
 
 def in_two_processes(*args: Any) -> None:
     port = free_port()
-    spawn = multiprocessing.get_context("spawn")
-    workers = [spawn.Process(target=worker, args=(rank, port, *args)) for rank in range(2)]
+    workers = [PROCESSES.Process(target=worker, args=(rank, port, *args)) for rank in range(2)]
     for one in workers:
         one.start()
     for one in workers:
@@ -117,7 +115,7 @@ def test_ray_starts_them_as_torchrun_does(
     monkeypatch.setenv("RAY_worker_niceness", "0")
     out = Storage(str(tmp_path / "together"))
     given = (config(), pipeline, out, str(tmp_path / "ray"))
-    driver = multiprocessing.get_context("spawn").Process(target=in_ray, args=given)
+    driver = PROCESSES.Process(target=in_ray, args=given)
     driver.start()
     driver.join(300)
     assert driver.exitcode == 0
