@@ -31,7 +31,8 @@ from clipgen_core.stages import embeddings, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once what `spawn` imports in every process
+# imports once what `spawn` imports in every process; such processes have the environment of the first one
+PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.conftest"])
 RAY = Path(sys.executable).with_name("ray")
 EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"

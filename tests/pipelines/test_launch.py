@@ -1,5 +1,6 @@
 """Training assets on a real Ray cluster of two nodes on loopback; a worker is killed in the middle."""
 
+import multiprocessing
 import os
 import signal
 import sqlite3
@@ -20,7 +21,7 @@ from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import Checkpoint
 from pipelines.definitions import defs
 from pipelines.launch import own_reason
-from tests.conftest import PROCESSES, RAY, wait_for
+from tests.conftest import RAY, wait_for
 
 STEPS = 120
 MODEL = {"width": 32, "layers": 1, "heads": 2}
@@ -43,7 +44,8 @@ def materialise(root: str, **training: Any) -> None:
 
 
 def started(root: Storage, **training: Any) -> Any:
-    driver = PROCESSES.Process(target=materialise, args=(root.root,), kwargs=training)
+    spawn = multiprocessing.get_context("spawn")
+    driver = spawn.Process(target=materialise, args=(root.root,), kwargs=training)
     driver.start()
     return driver
 

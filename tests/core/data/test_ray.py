@@ -1,5 +1,6 @@
 """Embedding on a real Ray cluster of two nodes on loopback; a worker is killed in the middle."""
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ from clipgen_core.settings.compute import ComputeConfig
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.conftest import COLOURS, PROCESSES, SHAPES, draw, wait_for
+from tests.conftest import COLOURS, SHAPES, draw, wait_for
 
 COUNT = 480
 
@@ -36,7 +37,8 @@ def test_a_killed_worker_loses_and_doubles_nothing(
     out = Storage(str(tmp_path / "root"))
     images.run(images.Config(), source=str(source), out=out, tracker=NullTracker())
     compute = ComputeConfig(where="ray", workers=2, cpus=0.5)
-    driver = PROCESSES.Process(target=embed, args=(out.root, clip_reference, compute))
+    spawn = multiprocessing.get_context("spawn")
+    driver = spawn.Process(target=embed, args=(out.root, clip_reference, compute))
     driver.start()
     victim = wait_for(
         lambda: worker_in_the_middle(out), "a worker's commit", alive=driver.is_alive, seconds=180, pause=0.02
