@@ -34,6 +34,7 @@ KNOWN = [*EMOJI.glob("pictures/google/*-1f4[0-5]?.png"), *EMOJI.glob("pictures/t
 NEW = list(EMOJI.glob("pictures/google/*-1f98*.png"))  # the folder that comes later
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(postgres_binaries() is None, reason="needs PostgreSQL: apt-get install postgresql"),
     needs_emoji,
 ]
@@ -127,7 +128,7 @@ def finish(platform: Platform, run: str) -> None:
     ended = wait_for(
         lambda: (now := status(platform, run)) in ("SUCCESS", "FAILURE", "CANCELED") and now,
         f"the end of run {run}",
-        seconds=300,
+        seconds=600,
     )
     assert ended == "SUCCESS", (platform.folder / "code.log").read_text()[-5000:]
 
