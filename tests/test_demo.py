@@ -40,6 +40,7 @@ def test_held_out_names_reach_the_clip_by_another_vendor_and_the_pipeline_not_at
 
 @pytest.mark.slow
 @needs_emoji
+@pytest.mark.timeout(1800)
 def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> None:
     (tmp_path / ".clipgen").mkdir()
     (tmp_path / ".clipgen" / "emoji").symlink_to(EMOJI)
