@@ -65,7 +65,9 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 @pytest.fixture(autouse=True)
 def _no_mlflow_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`mlflow.set_tracking_uri` also sets the environment, so that child processes inherit it."""
+    """`mlflow.set_tracking_uri` is for the whole process, and sets the environment for its children."""
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 

@@ -49,7 +49,6 @@ FIGURES = {  # of each stage, in MLflow
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
 def config(

@@ -104,7 +104,6 @@ def assert_same(checkpoint: str, undisturbed: str) -> None:
 def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     ray_cluster: str, undisturbed: str, pipeline: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = root_at(tmp_path, pipeline)
     driver = started(out)
     wait_for(lambda: checkpoints(out), "a checkpoint", alive=driver.is_alive, pause=0.02)
@@ -131,7 +130,6 @@ def test_sigterm_reaches_the_workers_which_save_and_another_run_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out = root_at(tmp_path, pipeline)
     rarely = {"workers_on": workers_on, "train": {**TRAIN, "checkpoint_every": STEPS}}
     driver = started(out, **rarely)

@@ -117,7 +117,6 @@ def test_the_report_is_of_the_transformer_that_its_run_trained(
     pictures: Path, pipeline: Storage, checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(recipes.RECIPES, "tiny", TINY)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     out, shards = Storage(str(tmp_path / "root")), pipeline.current("tokens", "tests")
     out.publish_current("tokens", shards.path, shards.digest)
     Path(out.root).joinpath("images.lance").symlink_to(pipeline.images)

@@ -142,8 +142,6 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("mlflow.is_tracking_uri_set", lambda: False)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     result = runner.invoke(app, args)
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
