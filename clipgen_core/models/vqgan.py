@@ -54,10 +54,14 @@ class Vqgan(nn.Module):
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the encoder and the decoder, each by itself, and not the search for codes.
 
+        Each size of a batch gets a graph of its own by default: PyTorch 2.14 fails on the code that it
+        generates for our convolutions at any size, which it tries as soon as validation has another one.
+
         Args:
             args: Of `torch.compile`.
             options: Of `torch.compile`.
         """
+        options = {"dynamic": False} | options
         self.encoder.compile(*args, **options)
         self.decoder.compile(*args, **options)
 

@@ -55,6 +55,9 @@ def test_compiled_training_goes_on_when_the_discriminator_joins(
         task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
         if compiled:
             task.model.compile()
+            task.model.eval()
+            with torch.no_grad():
+                task.validate()  # of other batch sizes than in training
         optimizers, curve = task.optimizers(), []
         for step in range(4):
             task.model.train()
