@@ -32,8 +32,6 @@ from clipgen_core.training.losses import code_cross_entropy
 
 SAMPLE = 64  # files that are decoded
 TIMED_SECONDS = 3.0
-STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient and two moments
-EMA_BYTES = 4
 ID_BYTES = 64
 FEW = 2  # batch size of the timings
 
@@ -198,7 +196,6 @@ class ImageTower(nn.Module):
 
 def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: TrainConfig) -> Line:
     """The needs of a training, measured with a small batch and scaled to its batch size and steps."""
-    state = STATE_BYTES + (EMA_BYTES if train.ema_decay else 0)
     parameters, saved = sum(p.numel() for p in model.parameters()), 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -216,8 +213,8 @@ def _training(stage: str, model: nn.Module, loss: Callable[[], Tensor], train: T
     activations = saved / FEW * train.batch_size / train.accumulate
     return Line(
         stage,
-        disk=(train.keep_checkpoints + 1) * parameters * (state - 4),
-        memory=parameters * state + activations,
+        disk=train.checkpoint_bytes(parameters),
+        memory=parameters * train.bytes_per_parameter + activations,
         hours=_seconds(step) / FEW * train.batch_size * train.steps / 3600,
     )
 

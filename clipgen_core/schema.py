@@ -12,6 +12,13 @@ from pydantic import BaseModel, ConfigDict
 from clipgen_core.errors import ClipgenError
 
 VALIDATION_SHARE = 0.02
+HUB, HF_HUB, LOCAL = "hub:", "hf-hub:", "local-dir:"  # what references to a CLIP start with
+CLIP_CONFIG = "open_clip_config.json"  # in the folder of a CLIP, beside one of its weights
+CLIP_WEIGHTS = (  # in the order of preference
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 KEY = {"lance-schema:unenforced-primary-key": "true"}  # no value twice: see data/tables.py
 ID = pa.field("id", pa.string(), nullable=False, metadata=KEY)  # SHA-256 of the image file's bytes
 URI = pa.field("uri", pa.string(), nullable=False, metadata=KEY)

@@ -106,6 +106,19 @@ def require_files(named_by: str, urls: Sequence[str]) -> None:
         )
 
 
+def require_captioned(url: str, files: Iterable[str]) -> None:
+    """Check that the images exist that a captions file names.
+
+    Args:
+        url: The captions file.
+        files: Their names, as `read_captions` gives them.
+
+    Raises:
+        ClipgenError: One does not exist, or lies outside the file's folder.
+    """
+    require_files(f"captions file {url}", [filesystem.inside(folder_of(url), file) for file in files])
+
+
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
     for _, row in read_rows(url, "prompts", ("prompt",)):
         yield row["prompt"], row.get("split") or "all", row.get("file")

@@ -26,25 +26,21 @@ OF_VQGAN_TRAINING = {"image_size"} | {
 OF_TRANSFORMER_TRAINING = {"dropout"}
 
 
-def load_vqgan(checkpoint: str, device: str | None = None, same_as: VqganConfig | None = None) -> Vqgan:
+def load_vqgan(checkpoint: str, device: str | None = None) -> Vqgan:
     """The VQGAN of a checkpoint.
 
     Args:
         checkpoint: The folder `step-N`, local or an fsspec URL.
         device: Where it runs; the default device if None.
-        same_as: The architecture that it must have; settings of its training may differ.
 
     Returns:
         The model, frozen and in evaluation mode.
 
     Raises:
-        ClipgenError: No whole checkpoint is there, or its architecture is another.
+        ClipgenError: No whole checkpoint of a VQGAN is there.
     """
     saved = Checkpoint(checkpoint)
-    config = saved.settings("model", VqganConfig)
-    if same_as:
-        _require_same(f"the VQGAN at {checkpoint}", config, same_as, OF_VQGAN_TRAINING)
-    model = Vqgan(config)
+    model = Vqgan(saved.settings("model", VqganConfig))
     model.load_state_dict(saved.weights())
     return model.eval().requires_grad_(False).to(device or default_device())
 

@@ -52,18 +52,17 @@ class TrainingImages:
     Args:
         generator: The generator.
         images: URL of the images table; the codes are looked for in the same root.
+
+    Attributes:
+        views: How many stored views of each image are compared; None if no codes are stored, so that codes of
+            the centre crops are computed.
     """
 
     def __init__(self, generator: TextToImage, images: str) -> None:
         self.generator, self.images = generator, images
-        self.codes = _stored_codes(generator, images)
-
-    @property
-    def views(self) -> int | None:
-        """How many stored views of each image are compared; None if no codes are stored, so that codes of the
-        centre crops are computed."""
-        manifest = Checkpoint(self.generator.parts.transformer).codes
-        return manifest.views if self.codes and isinstance(manifest, TokenManifest) else None
+        manifest = Checkpoint(generator.parts.transformer).codes
+        self.codes = _stored_codes(manifest, images) if isinstance(manifest, TokenManifest) else None
+        self.views = manifest.views if self.codes and isinstance(manifest, TokenManifest) else None
 
     def nearest(self, generated: Sequence[Generated]) -> list[Nearest | None]:
         """Find the nearest training image of each generated one.
@@ -121,10 +120,7 @@ class TrainingImages:
         yield from ((id, grid.reshape(1, -1)) for (id, _), grid in zip(images, codes, strict=True))
 
 
-def _stored_codes(generator: TextToImage, images: str) -> lance.LanceDataset | None:
-    manifest = Checkpoint(generator.parts.transformer).codes
-    if not isinstance(manifest, TokenManifest):
-        return None
+def _stored_codes(manifest: TokenManifest, images: str) -> lance.LanceDataset | None:
     fingerprint = codes_fingerprint(manifest.vqgan_digest, manifest.views, manifest.smallest_crop)
     return find_table(Storage(images.rpartition("/")[0]).codes(fingerprint))
 

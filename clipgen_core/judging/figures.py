@@ -49,11 +49,14 @@ def reference_set(config: Config, judge: Judge, trials: Sequence[Trial], images:
         images: The images table.
 
     Returns:
-        The reference set; None if the images table holds too few images besides the prompts' own.
+        The reference set; None if there are too few prompts to compare sets of images, or if the images table
+        holds too few images besides the prompts' own.
 
     Raises:
         ClipgenError: The folder holds too few images, or one that cannot be used.
     """
+    if _count(trials) < FEWEST:
+        return None
     size = trials[0].images[REAL][0].width
     most = config.reference_images or PER_DIMENSION * judge.name_embeddings.shape[1]
     if config.reference:
@@ -77,9 +80,9 @@ def against_reference(
         `against_reference/{kind}/{figure}`; of the kind `floor`, the distances of as many other real images.
         Nothing if there are too few images.
     """
-    count = sum(len(trial.prompts) for trial in trials)
-    if reference is None or count < FEWEST:
+    if reference is None:
         return {}
+    count = _count(trials)
     metrics: dict[str, float] = {"images": count, "reference_images": reference.count}
     for kind in trials[0].images:
         own = [scores[trial.split][kind] for trial in trials]
@@ -100,10 +103,14 @@ def reference_notes(reference: Reference | None, trials: Sequence[Trial]) -> lis
     Returns:
         Sentences.
     """
-    count = sum(len(trial.prompts) for trial in trials)
-    if reference is None or count < FEWEST:
+    if reference is None:
         return ["Too few images: sets of fewer than three are not compared."]
-    return reference.notes(count)
+    return reference.notes(_count(trials))
+
+
+def _count(trials: Sequence[Trial]) -> int:
+    """Images of each kind, over all splits."""
+    return sum(len(trial.prompts) for trial in trials)
 
 
 def against_champion(scores: Iterable[Mapping[str, Scored]]) -> dict[str, float]:
@@ -138,8 +145,7 @@ def memorised(config: Config, trials: Sequence[Trial]) -> dict[str, float]:
 
 def training_states(parts: Parts) -> dict[str, TrainingState]:
     """How the trainings of a generator's models ended."""
-    checkpoints = {"vqgan": parts.vqgan, "transformer": parts.transformer}
-    return {stage: Checkpoint(url).state for stage, url in checkpoints.items()}
+    return {stage: checkpoint.state for stage, checkpoint in _trained(parts).items()}
 
 
 def starts(parts: Parts, states: Mapping[str, TrainingState]) -> list[str]:
@@ -152,9 +158,13 @@ def starts(parts: Parts, states: Mapping[str, TrainingState]) -> list[str]:
     Returns:
         A sentence a training, with its first and its lowest validation loss.
     """
-    urls = {"vqgan": parts.vqgan, "transformer": parts.transformer}
-    sources = {stage: getattr(Checkpoint(urls[stage]).provenance, "started_from", None) for stage in states}
+    sources = {stage: checkpoint.provenance.started_from for stage, checkpoint in _trained(parts).items()}
     return [started(stage, source.url, states[stage]) for stage, source in sources.items() if source]
+
+
+def _trained(parts: Parts) -> dict[str, Checkpoint]:
+    """The checkpoints of a generator's trained models, by stage."""
+    return {"vqgan": Checkpoint(parts.vqgan), "transformer": Checkpoint(parts.transformer)}
 
 
 def started(stage: str, source: str, state: TrainingState) -> str:

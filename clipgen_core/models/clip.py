@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from clipgen_core.device import default_device, fast_dtype
-from clipgen_core.models.clip_files import LOCAL, key, load
+from clipgen_core.models.clip_files import key, load
+from clipgen_core.schema import LOCAL
 
 __all__ = ["LOCAL", "ClipEncoder"]
 

@@ -16,14 +16,7 @@ from torch import nn, uint8
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.filesystem import local_copy
-
-HUB, HF_HUB, LOCAL = "hub:", "hf-hub:", "local-dir:"
-CONFIG = "open_clip_config.json"
-WEIGHTS = (  # in the order of preference
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.safetensors",
-    "open_clip_pytorch_model.bin",
-)
+from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
 
 
 def load(reference: str) -> tuple[nn.Module, Any, Any]:
@@ -74,6 +67,15 @@ def _parse(reference: str) -> tuple[str, str | None]:
         return f"{LOCAL}{_checked(local_copy(reference.removeprefix(LOCAL)))}", None
     if re.fullmatch(rf"{HF_HUB}[\w.-]+/[\w.-]+", reference):
         return reference, None
+    return hub_name(reference)
+
+
+def hub_name(reference: str) -> tuple[str, str]:
+    """The name of a model and the tag of its weights, in a reference to open_clip's own.
+
+    Raises:
+        ClipgenError: The reference is of no known form, or open_clip has no such weights.
+    """
     model, _, pretrained = reference.removeprefix(HUB).partition("/")
     if not reference.startswith(HUB) or not pretrained:
         raise ClipgenError(
@@ -87,17 +89,19 @@ def _parse(reference: str) -> tuple[str, str | None]:
 
 
 def _checked(folder: Path) -> Path:
-    if not (folder / CONFIG).is_file():
-        raise ClipgenError(f"CLIP folder {folder} has no {CONFIG}: check the path")
-    if not any((folder / file).is_file() for file in WEIGHTS):
-        raise ClipgenError(f"CLIP folder {folder} has neither {WEIGHTS[0]} nor {WEIGHTS[-1]}: copy one there")
+    if not (folder / CLIP_CONFIG).is_file():
+        raise ClipgenError(f"CLIP folder {folder} has no {CLIP_CONFIG}: check the path")
+    if not any((folder / file).is_file() for file in CLIP_WEIGHTS):
+        raise ClipgenError(
+            f"CLIP folder {folder} has neither {CLIP_WEIGHTS[0]} nor {CLIP_WEIGHTS[-1]}: copy one there"
+        )
     return folder
 
 
 def _model_config(name: str) -> dict[str, Any]:
     config = open_clip.get_model_config(name)
     if not (isinstance(config, dict) and {"text_cfg", "vision_cfg", "embed_dim"} <= config.keys()):
-        raise ValueError(f"{CONFIG} describes no model")
+        raise ValueError(f"{CLIP_CONFIG} describes no model")
     return config
 
 
@@ -136,7 +140,7 @@ def _unusable(reference: str, error: Exception) -> ClipgenError:
         )
     return ClipgenError(
         f"CLIP {reference!r} cannot be read ({first_line(error)}): the folder needs "
-        f"{CONFIG} and {WEIGHTS[0]} or {WEIGHTS[-1]} that belong together"
+        f"{CLIP_CONFIG} and {CLIP_WEIGHTS[0]} or {CLIP_WEIGHTS[-1]} that belong together"
     )
 
 
@@ -148,7 +152,9 @@ def _safe_name(reference: str) -> str:
     if reference.startswith(LOCAL):
         folder = local_copy(reference.removeprefix(LOCAL))
         size = (
-            json.loads((folder / CONFIG).read_text())["model_cfg"].get("vision_cfg", {}).get("image_size", "")
+            json.loads((folder / CLIP_CONFIG).read_text())["model_cfg"]
+            .get("vision_cfg", {})
+            .get("image_size", "")
         )
         return f"local-{'x'.join(map(str, size)) if isinstance(size, list) else size}px"
     return re.sub(r"[^\w.-]+", "-", reference.removeprefix(HF_HUB).removeprefix(HUB))

@@ -8,12 +8,11 @@ from clipgen_core.data.prompts import (
     read_captions,
     read_prompts,
     read_texts,
-    require_files,
+    require_captioned,
     require_scorable,
 )
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
-from clipgen_core.filesystem import inside
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
 
@@ -66,8 +65,8 @@ def captions(run: Run) -> str:
     url = run.own["clip_checkpoint"].get("captions")
     if not url:
         raise ClipgenError("no captions are given: set clip_checkpoint's config captions")
-    read, folder = read_captions(url), url.rpartition("/")[0] or "."
-    require_files(f"captions file {url}", [inside(folder, file) for file in read])
+    read = read_captions(url)
+    require_captioned(url, read)
     return f"{url} has {sum(map(len, read.values()))} captions of {len(read)} images"
 
 

@@ -17,8 +17,6 @@ from clipgen_core.run_config import ASSETS, Run
 from clipgen_core.storage import Storage
 
 LISTING_SECONDS = 5.0
-STATE_BYTES = 16  # of a parameter in training: fp32 weight, gradient and two moments
-EMA_BYTES = 4
 EMBEDDING_DIM = 512  # of the transformer, whose size hardly depends on it
 ELSEWHERE = ("kubernetes", "ray")  # executors whose steps run on other machines
 
@@ -57,7 +55,7 @@ def disk(run: Run) -> str:
     if not filesystem.is_local(url):
         return ""
     images, all_listed = _image_bytes(run) if "raw_images" in run.assets else (0, True)
-    needed = images + sum(_checkpoint_bytes(run).values())
+    needed = images + _checkpoint_bytes(run)
     free = shutil.disk_usage(existing(url)).free
     atleast = "" if all_listed else "at least "
     said = f"the images and checkpoints need {atleast}{needed / 1e9:.2g} GB of {free / 1e9:.2g} GB free"
@@ -83,13 +81,11 @@ def _image_bytes(run: Run) -> tuple[int, bool]:
     return size, next(files, None) is None
 
 
-def _checkpoint_bytes(run: Run) -> dict[str, float]:
-    sizes = {}
-    for name, parameters in parameter_counts(run):
-        train = getattr(run.recipe, ASSETS[name].stage).train
-        of_each = STATE_BYTES - 4 + (EMA_BYTES if train.ema_decay else 0)  # gradients are not saved
-        sizes[name] = float((train.keep_checkpoints + 1) * parameters * of_each)
-    return sizes
+def _checkpoint_bytes(run: Run) -> int:
+    return sum(
+        getattr(run.recipe, ASSETS[name].stage).train.checkpoint_bytes(parameters)
+        for name, parameters in parameter_counts(run)
+    )
 
 
 def parameter_counts(run: Run) -> Iterator[tuple[str, int]]:
@@ -129,7 +125,7 @@ def memory(run: Run) -> str:
         train, own = getattr(run.recipe, ASSETS[name].stage).train, run.own[name]
         shards = own.get("processes", 1) if train.parallel == "fsdp" else 1
         if own.get("workers_on") != "ray":
-            needs[name] = parameters * (STATE_BYTES + (EMA_BYTES if train.ema_decay else 0)) / shards
+            needs[name] = parameters * train.bytes_per_parameter / shards
     if not needs:
         return ""
     largest = max(needs, key=lambda name: needs[name])

@@ -10,11 +10,9 @@ from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, list_folder, read_bytes
 from clipgen_core.run_config import TRAINED, Run
+from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
 from clipgen_core.storage import Storage
 
-HUB, HF_HUB, LOCAL = "hub:", "hf-hub:", "local-dir:"
-CONFIG = "open_clip_config.json"
-HF_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 TRAINED_UNDER = f"{TRAINED}:"
 SECONDS = 10.0
 
@@ -64,7 +62,7 @@ def _named(run: Run) -> Iterator[tuple[str, str]]:
             "vqgan.lpips_weights": recipe.vqgan.lpips_weights,
             "vqgan.start_from": recipe.vqgan.start_from,
         },
-        "transformer_checkpoint": {"transformer.start_from": getattr(recipe.transformer, "start_from", None)},
+        "transformer_checkpoint": {"transformer.start_from": recipe.transformer.start_from},
         "evaluation_report": {"evaluation.inception": recipe.evaluation.inception},
     }
     for asset in run.assets & named.keys():
@@ -88,11 +86,11 @@ def available(reference: str) -> str:
     if reference.startswith(LOCAL):
         folder = reference.removeprefix(LOCAL)
         files = list_folder(folder)
-        if CONFIG not in files or not any(one.endswith((".safetensors", ".bin")) for one in files):
-            raise ClipgenError(f"CLIP folder {folder} has no {CONFIG}, or no weights: check the path")
+        if CLIP_CONFIG not in files or not any(one in files for one in CLIP_WEIGHTS):
+            raise ClipgenError(f"CLIP folder {folder} has no {CLIP_CONFIG}, or no weights: check the path")
         return reference
     if reference.startswith(HF_HUB):
-        return _on_the_hub(reference, reference.removeprefix(HF_HUB), HF_FILES)
+        return _on_the_hub(reference, reference.removeprefix(HF_HUB), CLIP_WEIGHTS)
     return _public(reference)
 
 
@@ -100,16 +98,12 @@ def _public(reference: str) -> str:
     """A model that open_clip knows by name."""
     import open_clip
 
-    model, _, tag = reference.removeprefix(HUB).partition("/")
-    if not reference.startswith(HUB) or not tag:
-        raise ClipgenError(f"CLIP reference {reference!r} is neither {HUB}MODEL/PRETRAINED nor {LOCAL}FOLDER")
-    source = open_clip.get_pretrained_cfg(model, tag)
-    if not source:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
-        raise ClipgenError(f"open_clip has {tags} for {model!r}, not {tag!r}: choose one of them")
+    from clipgen_core.models.clip_files import hub_name
+
+    source = open_clip.get_pretrained_cfg(*hub_name(reference))
     if source.get("hf_hub"):
         repository, _, file = source["hf_hub"].rpartition("/")
-        return _on_the_hub(reference, repository, (file,) if file else HF_FILES)
+        return _on_the_hub(reference, repository, (file,) if file else CLIP_WEIGHTS)
     if (Path.home() / ".cache" / "clip" / PurePosixPath(source["url"]).name).is_file():
         return f"{reference}, in the cache"
     try:
@@ -150,7 +144,7 @@ def _depth(reference: str) -> int | None:
     """Blocks of the image tower, where the model's configuration says so."""
     config: Any
     if reference.startswith(LOCAL):
-        config = json.loads(read_bytes(f"{reference.removeprefix(LOCAL)}/{CONFIG}"))["model_cfg"]
+        config = json.loads(read_bytes(f"{reference.removeprefix(LOCAL)}/{CLIP_CONFIG}"))["model_cfg"]
     elif reference.startswith(HUB):
         import open_clip
 

@@ -58,6 +58,15 @@ class TrainConfig(Frozen):
     patience: int = Field(default=0, ge=0)
     """Stop early after this many validations without a lower loss, and use the best checkpoint. 0: never."""
 
+    @property
+    def bytes_per_parameter(self) -> int:
+        """Of a parameter in training: fp32 weight, gradient, two moments and, where one is kept, average."""
+        return 4 * (4 + (self.ema_decay > 0))
+
+    def checkpoint_bytes(self, parameters: int) -> int:
+        """Disk space of the checkpoints of a model while one more is written; gradients are not saved."""
+        return (self.keep_checkpoints + 1) * parameters * (self.bytes_per_parameter - 4)
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if self.batch_size % self.accumulate:

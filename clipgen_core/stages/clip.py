@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
-from clipgen_core.data.prompts import folder_of, read_captions, require_files
+from clipgen_core.data.prompts import folder_of, read_captions, require_captioned
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.load import clip_to_start_from
@@ -104,18 +104,13 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
     training = place(spec)
 
     def task() -> ClipTask:
-        made = ClipTask(config, captions, pairs)
-        if training.start:
-            made.model.load_state_dict(training.start.weights())
-        return made
+        return ClipTask(config, captions, pairs, training.start)
 
     fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="CLIP")
     folder = out.path("clips", training.name)
     if distributed.rank() == 0:
         model = open_clip.CLIP(**config.open_clip_config())
-        weights = Checkpoint(fitted.checkpoint).weights()
-        weights["logit_scale"] = weights["logit_scale"].squeeze()  # of one dimension after `sharded` training
-        model.load_state_dict(weights)
+        distributed.load_module(model, Checkpoint(fitted.checkpoint).weights())
         save_local_dir(model, config, folder)
     distributed.wait_for_all()
     reference = f"{LOCAL}{folder}"
@@ -138,17 +133,23 @@ class ClipTask:
         config: Of the stage.
         captions: The CSV, which the files are relative to.
         pairs: Captions of each file.
+        start: Weights to start from; random ones if None.
 
     Raises:
         ClipgenError: All captions are the same, or an image cannot be used.
     """
 
-    def __init__(self, config: Config, captions: str, pairs: Mapping[str, list[str]]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        captions: str,
+        pairs: Mapping[str, list[str]],
+        start: Checkpoint | None = None,
+    ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.folder = config, folder_of(captions)
         self.files, self.captions = list(pairs), list(pairs.values())
-        named = [filesystem.inside(self.folder, file) for file in self.files]
-        require_files(f"captions file {captions}", named)
+        require_captioned(captions, self.files)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         self._require_variety(captions)
         self.words = word_vectors(self.captions)
@@ -157,6 +158,8 @@ class ClipTask:
             **config.open_clip_config(config.patch_dropout),
             nonscalar_logit_scale=distributed.sharded(config.train.parallel),
         )
+        if start:
+            distributed.load_module(self.model, start.weights())
         self.model.to(self.device)
         self.mean_std = [torch.tensor(v, device=self.device).view(3, 1, 1) for v in (MEAN, STD)]
         self.contrast = ClipLoss(rank=distributed.rank(), world_size=distributed.world_size())

@@ -179,7 +179,7 @@ class TransformerTask:
         self.vqgan, self.clip = load_vqgan(manifest.vqgan), ClipEncoder(manifest.clip)
         self.transformer = new_transformer(config, manifest)
         if start:
-            self.transformer.load_state_dict(start.weights())
+            distributed.load_module(self.transformer, start.weights())
         self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
         training = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
         self.nearest = None if training is None else nearest_rows(training, config.model.neighbours)

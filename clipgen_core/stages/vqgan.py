@@ -22,7 +22,7 @@ from clipgen_core.data.images import ImageTable
 from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
 from clipgen_core.data.pixels import fit_square, grid, random_crop, to_images, to_tensor
 from clipgen_core.device import autocast, default_device
-from clipgen_core.generation.load import load_vqgan, vqgan_to_start_from
+from clipgen_core.generation.load import vqgan_to_start_from
 from clipgen_core.judging.metrics import Reconstruction
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
@@ -31,6 +31,7 @@ from clipgen_core.settings.vqgan import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
+from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import (
     ClipFeatureDistance,
@@ -101,9 +102,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     training = place(spec)
 
     def task() -> VqganTask:
-        start = training.start.url if training.start else None
-        own = config.model_copy(update={"start_from": start})
-        return VqganTask(own, table, ClipEncoder(clip), keep_codes=training.of_imported)
+        return VqganTask(config, table, ClipEncoder(clip), training.start, training.of_imported)
 
     fitted = fit(task, config.train, checkpoints=training.checkpoints, tracker=tracker, label="VQGAN")
     out.publish_current("vqgan", fitted.checkpoint, training.name)
@@ -122,19 +121,25 @@ class VqganTask:
         config: Of the stage.
         table: The images.
         clip: Measures perceptual distance.
+        start: Weights to start from; random ones if None.
         keep_codes: Whether no code is ever replaced: the codes of imported weights were trained by
             gradients, on more images than are here.
     """
 
     def __init__(
-        self, config: Config, table: ImageTable, clip: ClipEncoder, keep_codes: bool = False
+        self,
+        config: Config,
+        table: ImageTable,
+        clip: ClipEncoder,
+        start: Checkpoint | None = None,
+        keep_codes: bool = False,
     ) -> None:
         torch.manual_seed(config.train.seed)
         self.config, self.table = config, table
         self.device = default_device()
         self.vqgan = Vqgan(config.model).to(self.device)
-        if config.start_from:
-            self.vqgan.load_state_dict(load_vqgan(config.start_from, same_as=config.model).state_dict())
+        if start:
+            distributed.load_module(self.vqgan, start.weights())
         if keep_codes:
             self.vqgan.quantizer.keep_all_codes()
         self.model: nn.Module = self.vqgan

@@ -193,6 +193,13 @@ class Checkpoints:
         """The newest whole checkpoint."""
         return newest_in(self.url)
 
+    def to_use(self, patience: int) -> Checkpoint | None:
+        """The checkpoint to use: the best where `patience` ends trainings, else the newest."""
+        newest = self.latest()
+        if newest is None or not patience or newest.state.best is None:
+            return newest
+        return Checkpoint(self.at(newest.state.best))
+
 
 def newest_in(url: str) -> Checkpoint | None:
     """The newest whole checkpoint of a training's folder."""

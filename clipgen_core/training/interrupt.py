@@ -16,9 +16,8 @@ from types import FrameType
 from clipgen_core.errors import ClipgenError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-IMPATIENT_AFTER = (
-    1.0  # seconds; launchers forward a Ctrl-C that the terminal has sent to every process already
-)
+# launchers forward a Ctrl-C that the terminal has sent to every process already
+IMPATIENT_AFTER = 1.0  # seconds
 
 _other_source: ContextVar[Callable[[], bool]] = ContextVar("other_source", default=bool)
 

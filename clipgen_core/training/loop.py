@@ -107,11 +107,10 @@ def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
     Returns:
         The finished training.
     """
-    newest = checkpoints.latest()
-    if newest is None:
+    newest, used = checkpoints.latest(), checkpoints.to_use(config.patience)
+    if newest is None or used is None:
         raise ClipgenError(f"{checkpoints.url} has no checkpoint: train first")
     state = newest.state
-    used = Checkpoint(checkpoints.at(state.best)) if config.patience and state.best is not None else newest
     row = next((row for row in reversed(state.validations) if row["step"] == used.state.step), {})
     return Fitted(
         checkpoint=used.url,
@@ -193,10 +192,13 @@ class _Run:
     def log(self, meter: Meter) -> float:
         """Put down the newest figures; all figures since the last time must be finite."""
         rows = self.recent
-        for step, row in enumerate(rows, self.done - len(rows) + 1):
-            broken = [name for name, value in row.items() if not math.isfinite(float(value))]
-            named = f"the {broken[0].replace('_', ' ')} is {float(row[broken[0]])}" if broken else ""
-            self._refuse(named and f"{named} at step {step}")
+        faults = (
+            f"the {name.replace('_', ' ')} is {float(value)} at step {step}"
+            for step, row in enumerate(rows, self.done - len(rows) + 1)
+            for name, value in row.items()
+            if not math.isfinite(float(value))
+        )
+        self._refuse(next(faults, ""))
         if rows:
             figures = distributed.mean(rows[-1])
             self.tracker.metrics({**figures, "steps_per_second": meter.rate}, step=self.done)
@@ -235,8 +237,8 @@ class _Run:
                 for name, optimizers in self.optimizers.items()
             },
         )
-        weights = distributed.gather(self.average.state) if self.average else own
-        states = [weights, own, *resume["extras"].values()]
+        averaged = [distributed.gather(self.average.state)] if self.average else []
+        states = [own, *averaged, *resume["extras"].values()]
         broken = [key for state in states for key, value in state.items() if not value.isfinite().all()]
         self._refuse(f"the weights {broken[0]} are not finite at step {self.done}" if broken else "")
         state = TrainingState(
@@ -246,6 +248,7 @@ class _Run:
             precision=self.config.precision,
         )
         if distributed.rank() == 0:
+            weights = averaged[0] if averaged else own
             saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)
             self.checkpoints.save(saved)
         distributed.wait_for_all()

@@ -86,11 +86,10 @@ class Run:
     @property
     def to_use(self) -> str:
         """The address of its checkpoint to use: the best where `patience` ends trainings, else the newest."""
-        train, best = self.newest.provenance.config.get("train"), self.newest.state.best
-        if best is None or not (isinstance(train, dict) and train.get("patience")):
-            return self.newest.url
-        folder = self.newest.url.rpartition("/")[0]
-        return Checkpoints(url=folder, provenance=self.newest.provenance).at(best)
+        provenance, folder = self.newest.provenance, self.newest.url.rpartition("/")[0]
+        train: Any = provenance.config.get("train") or {}  # imported weights have none
+        used = Checkpoints(url=folder, provenance=provenance).to_use(train.get("patience", 0))
+        return (used or self.newest).url
 
 
 def place(spec: Spec) -> Training:
