@@ -16,6 +16,7 @@ from clipgen_core.cli.options import (
     Output,
     Root,
     Seed,
+    Steps,
     Temperature,
     TopK,
     TopP,
@@ -41,6 +42,7 @@ def generate(
     seed: Seed = 0,
     output: Output = Path("out.png"),
     guidance_scale: Guidance = None,
+    steps: Steps = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -64,6 +66,7 @@ def generate(
     _require_writable(output)
     given = _given(
         guidance_scale=guidance_scale,
+        steps=steps,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -73,7 +76,7 @@ def generate(
     )
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.generate_scored(prompt, n, seed, on_step=lambda _: meter.advance(), **given)
+        rows = generator.generate_scored(prompt, n, seed, on_step=_shown_by(meter), **given)
     for text, row in zip(prompt, rows, strict=True):
         scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
         console.print(f"{text}: CLIP score {scores}")
@@ -89,6 +92,7 @@ def vary(
     seed: Seed = 0,
     output: Output = Path("out.png"),
     guidance_scale: Guidance = None,
+    steps: Steps = None,
     temperature: Temperature = None,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -102,6 +106,7 @@ def vary(
     images = [read_image(file) for file in image]
     given = _given(
         guidance_scale=guidance_scale,
+        steps=steps,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -109,7 +114,7 @@ def vary(
     )
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.variations(images, n, seed, on_step=lambda _: meter.advance(), **given)
+        rows = generator.variations(images, n, seed, on_step=_shown_by(meter), **given)
     _write_sheet(rows, output, {"variations_of": [file.name for file in image], "seed": seed, **given})
 
 
@@ -165,6 +170,11 @@ def search(
     for one, cosine in zip(found.ids, found.cosine, strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
+
+
+def _shown_by(meter: Any) -> Any:
+    """Shows how many codes are known after each step."""
+    return lambda codes: meter.advance(int((codes[0] >= 0).sum()) - meter.done)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -41,6 +41,9 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to wr
 Guidance = Annotated[
     float | None, typer.Option(help="Strength of guidance; higher follows the input more, 1 is off.")
 ]
+Steps = Annotated[
+    int | None, typer.Option(help="Steps of a model of any order: fewer are faster; 0 for its default.")
+]
 Temperature = Annotated[float | None, typer.Option(help="Lower is safer, higher is more varied.")]
 TopK = Annotated[int | None, typer.Option(help="Sample from the k likeliest codes only; 0 for all.")]
 TopP = Annotated[

@@ -1,4 +1,4 @@
-"""Codes to images, whole or as far as they are sampled."""
+"""Codes to images, whole or as far as they are known."""
 
 import torch
 from PIL import Image
@@ -28,19 +28,25 @@ def decode(vqgan: Vqgan, codes: Tensor) -> list[Image.Image]:
 
 
 def decode_partly(vqgan: Vqgan, codes: Tensor) -> list[Image.Image]:
-    """The images of grids that are still being sampled: the rows begun so far, grey below.
+    """The images of grids that are still being sampled.
+
+    An unknown code is replaced by the nearest known one, so that the image gets sharper as more are known.
+    Where codes come row by row, what lies below the row begun is grey.
 
     Args:
         vqgan: Whose codes they are.
-        codes: int64 [n, 1..t].
+        codes: int64 [n, t], -1 where a code is not known yet, at the same positions of every row.
 
     Returns:
         RGB images.
     """
-    done, side = codes.shape[1], vqgan.config.grid
-    filled = torch.cat([codes, codes[:, -1:].expand(-1, side**2 - done)], dim=1)
-    images = decode(vqgan, filled)
-    begun = -(-done // side) * vqgan.config.image_size // side
-    for image in images:
-        image.paste(GREY, (0, begun, image.width, image.height))
+    side = vqgan.config.grid
+    known = (codes[0] >= 0).nonzero().flatten()
+    place = torch.stack([torch.arange(side**2) // side, torch.arange(side**2) % side], dim=1).float()
+    nearest = known[torch.cdist(place, place[known.cpu()]).argmin(dim=1)]
+    images = decode(vqgan, codes[:, nearest])
+    if known[-1] == len(known) - 1:
+        begun = -(-len(known) // side) * vqgan.config.image_size // side
+        for image in images:
+            image.paste(GREY, (0, begun, image.width, image.height))
     return images

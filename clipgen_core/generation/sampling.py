@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipgen_core.generation.steps import steps_of
+from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.sampling import SamplingConfig
 
@@ -20,42 +22,46 @@ def sample_codes(
     seeds: Sequence[int],
     config: SamplingConfig,
     *,
-    use_cache: bool = True,
+    known: Tensor | None = None,
     on_step: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Sample one grid of codes a row.
 
-    A row's codes depend on its embedding and its seed, not on the other rows.
+    A row's codes depend on its embedding, its seed and its known codes, not on the other rows.
 
     Args:
         model: In evaluation mode.
         embeddings: The conditions, float [n, 1 + neighbours, d], as `Conditioner` gives them.
         seeds: One a row.
-        config: Guidance, temperature, top-k and top-p.
-        use_cache: False computes the whole prefix again at every step (slow; for checking).
-        on_step: Called with the codes sampled so far, int64 [n, 1..t]; an error that it raises ends the
-            sampling.
+        config: Steps, guidance, temperature, top-k and top-p.
+        known: Codes that are given, int64 [n, t], -1 at the same positions of every row where a code is to
+            be sampled; only for models of any order.
+        on_step: Called with the codes so far, int64 [n, t], -1 where there is none yet; an error that it
+            raises ends the sampling.
 
     Returns:
         int64 [n, t].
+
+    Raises:
+        ClipgenError: The model cannot take so many steps, or no known codes.
     """
-    rows, guided = len(embeddings), config.guidance_scale != 1.0
-    draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(embeddings.device)
+    device, rows, guided = embeddings.device, len(embeddings), config.guidance_scale != 1.0
+    draws = torch.from_numpy(uniform_draws(seeds, model.positions)).to(device)
     embeddings = embeddings.to(model.gap.image_mean.dtype)
     conditions = embeddings.repeat(2, 1, 1) if guided else embeddings
-    dropped = torch.arange(len(conditions), device=embeddings.device) >= rows
-    cache = model.new_cache(len(conditions)) if use_cache else None
-    codes = torch.zeros(rows, 0, dtype=torch.long, device=embeddings.device)
-    for position in range(model.positions):
-        new = codes[:, -1:] if cache else codes
-        logits = model(new.repeat(2, 1) if guided else new, conditions, cache, dropped)[:, -1].float()
+    dropped = torch.arange(len(conditions), device=device) >= rows
+    cache = model.new_cache(len(conditions))
+    codes = torch.full((rows, model.positions), NONE, device=device) if known is None else known.clone()
+    for targets, layout in steps_of(model, config.steps, known):
+        held = codes[:, targets[0] - 1 : targets[0]] if layout is None else layout.held(codes)
+        logits = model(held.repeat(2, 1) if guided else held, conditions, cache, dropped, layout)
+        logits = logits[:, : len(targets)].float()
         if guided:
             with_condition, without = logits.chunk(2)
             logits = without + config.guidance_scale * (with_condition - without)
-        chosen = choose(logits, draws[:, position], config)
-        codes = torch.cat([codes, chosen.unsqueeze(1)], dim=1)
+        codes[:, targets] = choose(logits.flatten(0, 1), draws[:, targets].flatten(), config).view(rows, -1)
         if on_step:
-            on_step(codes)
+            on_step(codes.clone())
     return codes
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(w)) v.
 
     Uses PyTorch's fused kernel, except for training on CPUs, where its forward and backward pass take two
@@ -16,15 +16,19 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool) -> Tensor:
         k: Keys, float [n, heads, t, w].
         v: Values, float [n, heads, t, w].
         causal: Whether a position attends only to itself and earlier positions; this needs s = t.
+        mask: Where a position attends to another, bool [n, 1, s, t]; None: everywhere. Not with `causal`.
 
     Returns:
         Float [n, heads, s, w].
     """
     if q.device.type != "cpu" or not torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
-    mask = torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    bias = torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype)
     if causal:
-        mask = mask.fill_(-torch.inf).triu(1)
+        bias = bias.fill_(-torch.inf).triu(1)
+    elif mask is not None:
+        hidden = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        bias = hidden.expand(*q.shape[:-1], k.shape[-2]).flatten(0, 1)
     scaled = (q * q.shape[-1] ** -0.5).flatten(0, 1)
-    weights = torch.baddbmm(mask, scaled, k.flatten(0, 1).transpose(1, 2)).softmax(dim=-1)
+    weights = torch.baddbmm(bias, scaled, k.flatten(0, 1).transpose(1, 2)).softmax(dim=-1)
     return torch.bmm(weights, v.flatten(0, 1)).view_as(q)

@@ -18,10 +18,10 @@ def rotary_embedding(grid: int, head_width: int, prefix: int) -> Tensor:
         prefix: Number of tokens ahead of the first code.
 
     Returns:
-        float32 [2, prefix + grid * grid - 1, head_width / 2], the cosines first.
+        float32 [2, prefix + grid * grid, head_width / 2], the cosines first.
     """
     frequency = ROPE_BASE ** -(torch.arange(head_width // 4) / (head_width // 4))
-    position = torch.arange(grid * grid - 1).unsqueeze(1)
+    position = torch.arange(grid * grid).unsqueeze(1)
     angles = torch.cat([(position // grid + 1) * frequency, (position % grid + 1) * frequency], dim=1)
     angles = torch.cat([torch.zeros(prefix, head_width // 2), angles])
     return torch.stack([angles.cos(), angles.sin()])
@@ -32,7 +32,7 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
     Args:
         x: Queries or keys, float [n, heads, s, w].
-        rotary: Cosines and sines of the same s positions, float [2, s, w / 2].
+        rotary: Cosines and sines of the same s positions, float [2, s, w / 2] or [2, n, 1, s, w / 2].
 
     Returns:
         The rotated `x`, of its shape and dtype.

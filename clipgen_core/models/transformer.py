@@ -8,7 +8,6 @@ it is added to every token and modulates every block by adaptive layer norm (ada
 section 3.2), so that a wrong code does not derail all later ones.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,27 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from clipgen_core.models.attention import attend
+from clipgen_core.models.blocks import Block, Cache, View
 from clipgen_core.models.gap import Gap
-from clipgen_core.models.layers import Gelu, SwiGLU, norm
-from clipgen_core.models.rope import rotary_embedding, rotate
+from clipgen_core.models.layers import norm
+from clipgen_core.models.layout import NONE, Layout
+from clipgen_core.models.rope import rotary_embedding
 from clipgen_core.settings.models import GapConfig, TransformerConfig
 
 DIRECT = GapConfig()
 EARLIER_KEYS = {"nothing": "null_embedding", "place": "position_embedding"}  # up to version 0.1
 
 
-@dataclass
-class Cache:
-    """The key-value cache: keys and values of `length` positions, [layers, n, heads, positions, w]."""
-
-    keys: Tensor
-    values: Tensor
-    length: int = 0
-
-
 class Transformer(nn.Module):
-    """Predicts each code of a grid, in raster order, from the codes before it and an embedding.
+    """Predicts the codes of a grid from the codes before them and an embedding.
+
+    In raster order, a token holds a code and predicts the next one, and the first token, which is the
+    condition, predicts the first code. In any other order, tokens hold and predict what a `Layout` says.
 
     Args:
         config: The architecture.
@@ -66,10 +60,17 @@ class Transformer(nn.Module):
         self.condition = nn.Linear(embedding_dim, 2 * width if has_global else width)
         self.neighbours = nn.Linear(embedding_dim, width) if config.neighbours else None
         self.null_embedding = nn.Parameter(torch.zeros(embedding_dim))
+        self.raster = config.order == "raster"
+        if not self.raster:  # the last row stands for no position
+            self.target_embedding = nn.Parameter(torch.randn(self.positions + 1, width) * width**-0.5)
+            self.no_code = nn.Parameter(torch.randn(width) * width**-0.5)
         if config.positions == "learned":
-            self.position_embedding = nn.Parameter(torch.randn(self.prefix + grid * grid - 1, width) * 0.02)
+            places = self.prefix - 1 + self.positions if self.raster else self.positions + 1
+            self.position_embedding = nn.Parameter(torch.randn(places, width) * 0.02)
         else:
-            rotary = rotary_embedding(grid, config.width // config.heads, self.prefix)
+            rotary = rotary_embedding(grid, config.width // config.heads, self.prefix if self.raster else 1)
+            if not self.raster:
+                rotary = rotary.roll(-1, dims=1)  # the last row stands for no position
             if config.details == "llamagen":
                 rotary[:, : self.prefix] = 0  # queries and keys of the prefix become zero
             self.register_buffer("rotary", rotary, persistent=False)
@@ -112,54 +113,84 @@ class Transformer(nn.Module):
         embedding: Tensor,
         cache: Cache | None = None,
         dropped: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> Tensor:
         """Compute the logits of the next codes.
 
         Args:
             codes: The codes so far, int64 [n, s]. Without a cache, all from the first on (s may be 0);
-                with a cache, only those that it does not hold yet.
+                with a cache, only those that it does not hold yet. With a layout, those that its tokens
+                hold, whatever where they hold none.
             embedding: The image's embedding, then its neighbour embeddings, float [n, 1 + neighbours, d].
             cache: Keys and values of earlier positions; this call adds its own.
             dropped: Rows whose embeddings are replaced by the null embedding, bool [n]
                 (classifier-free guidance, arXiv:2207.12598).
+            layout: What the tokens hold and predict, where the order is not raster. With a cache, those of
+                one step.
 
         Returns:
-            [n, s + 1, k] at the first call and without a cache, [n, s, k] afterwards.
+            [n, s + 1, k] at the first call and without a cache, [n, s, k] afterwards and with a layout.
         """
         if dropped is not None:
             embedding = torch.where(dropped.view(-1, 1, 1), self.null_embedding, embedding)
         start = cache.length if cache else 0
-        x, global_condition = self._embed(codes, embedding, first=start == 0)
+        x, global_condition = self._embed(codes, embedding, layout, first=start == 0)
         end = start + x.shape[1]
-        rotary = None
-        if self.config.positions == "learned":
+        view = self._raster_view(start, end) if layout is None else self._view(layout, first=start == 0)
+        if layout is None and self.config.positions == "learned":
             x = x + self.position_embedding[start:end]
-        else:
-            rotary = self.rotary[:, start:end].to(x.dtype)
         x = self.dropout(x if global_condition is None else x + global_condition)
         for layer, block in enumerate(self.blocks):
             if self.recompute and self.training:
-                x = checkpoint(block, x, global_condition, rotary, use_reentrant=False)
+                x = checkpoint(block, x, global_condition, view, use_reentrant=False)
             else:
-                x = block(x, global_condition, rotary, cache, layer)
+                x = block(x, global_condition, view, cache, layer)
         if cache:
             cache.length = end
-        predicted = x[:, max(self.prefix - 1 - start, 0) :]
-        logits: Tensor = self.head(self.norm(predicted))
+        predicting = self.prefix - 1 if layout is None else self.prefix
+        logits: Tensor = self.head(self.norm(x[:, max(predicting - start, 0) :]))
         return logits
 
-    def _embed(self, codes: Tensor, embedding: Tensor, first: bool) -> tuple[Tensor, Tensor | None]:
+    def _embed(
+        self, codes: Tensor, embedding: Tensor, layout: Layout | None, first: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """The tokens [n, s, width], with the prefix at the `first` call, and the global condition
         [n, 1, width]."""
         embedding = embedding * self.embedding_dim**0.5
         token, global_condition = self.condition(embedding[:, :1]), None
         if self.config.condition == "everywhere":
             global_condition, token = token.chunk(2, dim=-1)
-        x = self.codes(codes)
+        x = self.codes(codes) if layout is None else self._holding(codes, layout)
         if first:
             neighbours = [self.neighbours(embedding[:, 1:])] if self.neighbours else []
             x = torch.cat([token, *neighbours, x], dim=1)
         return x, global_condition
+
+    def _holding(self, codes: Tensor, layout: Layout) -> Tensor:
+        """The tokens of a layout [n, s, width]."""
+        empty = (layout.positions == NONE).unsqueeze(-1)
+        x = torch.where(empty, self.no_code, self.codes(codes.clamp(min=0)))
+        x = x + self.target_embedding[layout.targets]
+        return x + self.position_embedding[layout.positions] if self.config.positions == "learned" else x
+
+    def _raster_view(self, start: int, end: int) -> View:
+        if self.config.positions == "learned":
+            return View(None, causal=True)
+        rotary = self.rotary[:, start:end]
+        return View((rotary, rotary), causal=True)
+
+    def _view(self, layout: Layout, first: bool) -> View:
+        """Queries stand where the code is that they predict, keys where the code is that they hold."""
+        asked = torch.where(layout.targets == NONE, layout.positions, layout.targets)
+        held = torch.where(layout.positions == NONE, layout.targets, layout.positions)
+        mask, rotary = None, None
+        if first:  # the prefix is a step of its own
+            steps = F.pad(layout.steps, (self.prefix, 0), value=NONE)
+            mask = (steps.unsqueeze(2) >= steps.unsqueeze(1)).unsqueeze(1)
+            asked, held = (F.pad(places, (self.prefix, 0), value=NONE) for places in (asked, held))
+        if self.config.positions == "rope":
+            rotary = self.rotary[:, asked].unsqueeze(2), self.rotary[:, held].unsqueeze(2)
+        return View(rotary, mask=mask)
 
     def matrices(self) -> list[nn.Module]:
         """The modules whose 2-D weights are hidden layers, which Muon optimizes."""
@@ -173,97 +204,9 @@ class Transformer(nn.Module):
     def new_cache(self, rows: int) -> Cache:
         """An empty cache for a batch of `rows`, of the model's dtype and on its device."""
         config, like = self.config, self.gap.image_mean
-        positions = self.prefix + self.grid * self.grid - 1
-        shape = (config.layers, rows, config.heads, positions, config.width // config.heads)
+        tokens = self.prefix + self.positions
+        shape = (config.layers, rows, config.heads, tokens, config.width // config.heads)
         return Cache(like.new_zeros(shape), like.new_zeros(shape))
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward layers, modulated by the global condition if there is one."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.norm1 = norm(config, config.width)
-        self.attention = Attention(config)
-        self.norm2 = norm(config, config.width)
-        self.feed_forward = SwiGLU(config) if config.feed_forward == "swiglu" else Gelu(config)
-        self.dropout = nn.Dropout(config.dropout)
-        self.modulation = None
-        if config.condition == "everywhere":
-            self.modulation = nn.Linear(config.width, 4 * config.width)
-            nn.init.zeros_(self.modulation.weight)
-
-    def forward(
-        self,
-        x: Tensor,
-        global_condition: Tensor | None,
-        rotary: Tensor | None,
-        cache: Cache | None = None,
-        layer: int = 0,
-    ) -> Tensor:
-        """Apply the block.
-
-        Args:
-            x: Tokens, float [n, s, width].
-            global_condition: Sets the scale and shift of the normalised inputs of both layers (adaLN),
-                float [n, 1, width].
-            rotary: Rotary embedding of the tokens' positions, float [2, s, w / 2], w a head's width.
-            cache: Keys and values of earlier positions.
-            layer: Index of the block in the cache.
-
-        Returns:
-            Float [n, s, width].
-        """
-        norm1, norm2 = self.norm1, self.norm2
-        if self.modulation is not None and global_condition is not None:
-            scale1, shift1, scale2, shift2 = self.modulation(F.silu(global_condition)).chunk(4, dim=-1)
-            modulated = torch.addcmul(shift1, norm1(x), 1 + scale1)
-            x = x + self.dropout(self.attention(modulated, rotary, cache, layer))
-            return x + self.dropout(self.feed_forward(torch.addcmul(shift2, norm2(x), 1 + scale2)))
-        x = x + self.dropout(self.attention(norm1(x), rotary, cache, layer))
-        return x + self.dropout(self.feed_forward(norm2(x)))
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads, self.normalise = config.heads, None
-        if config.qk_norm:
-            self.normalise = F.rms_norm if config.norm == "rms" else F.layer_norm
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
-
-    def forward(self, x: Tensor, rotary: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
-        """Attend to the tokens and, with a cache, to all positions before them.
-
-        Args:
-            x: Tokens, float [n, s, width]; s must be 1 where the cache is not empty.
-            rotary: Rotary embedding of their positions, float [2, s, w / 2], w a head's width.
-            cache: Keys and values of earlier positions; those of `x` are added.
-            layer: Index of the block in the cache.
-
-        Returns:
-            Float [n, s, width].
-        """
-        n, s, _ = x.shape
-        q, k, v = (t.view(n, s, self.heads, -1).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
-        if self.normalise:
-            q, k = self.normalise(q, q.shape[-1:]), self.normalise(k, k.shape[-1:])
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        causal = s > 1
-        if cache:
-            end = cache.length + s
-            cache.keys[layer, :, :, cache.length : end] = k
-            cache.values[layer, :, :, cache.length : end] = v
-            k, v = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-            if causal and cache.length:
-                raise ValueError("a cache that is not empty takes one code at a time")
-        mixed = attend(q, k, v, causal=causal)
-        out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, s, -1))
-        return out
 
 
 def _rename_earlier_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

@@ -249,12 +249,14 @@ class Sampling:
         self._thread.join()
 
     def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
-        """Yield the unfinished pictures after each row of codes, and the share of codes that is sampled."""
-        side = self.generator.vqgan.config.grid
+        """Yield the unfinished pictures each time a row of codes more is known, and the share of them."""
+        side, rows = self.generator.vqgan.config.grid, 0
         while (codes := self._codes.get()) is not None:
-            if codes.shape[1] % side == 0:
+            known = int((codes[0] >= 0).sum())
+            if known // side > rows:
+                rows = known // side
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])
-                yield [_unique(image) for image in shown], codes.shape[1] / side**2
+                yield [_unique(image) for image in shown], known / side**2
         if self._error:
             raise self._error
 

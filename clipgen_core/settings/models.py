@@ -137,6 +137,10 @@ class TransformerConfig(Frozen):
     arXiv:2212.09748)."""
     neighbours: int = Field(default=0, ge=0)
     """Neighbour embeddings given besides the image's own embedding, each as one token."""
+    order: Literal["raster", "annealed", "any"] = "raster"
+    """The order in which codes are predicted. `raster`: row by row, one at a time. `annealed`: the same, but
+    training begins with random orders (RAR, arXiv:2411.00776). `any`: several at a time in any order, which
+    takes fewer steps, and can edit."""
 
     @model_validator(mode="after")
     def _check(self) -> "TransformerConfig":
@@ -146,6 +150,8 @@ class TransformerConfig(Frozen):
             raise ClipgenError(
                 f"2-D RoPE needs a head width divisible by 4, not {self.width // self.heads}: change heads"
             )
+        if self.order != "raster" and self.details == "llamagen":
+            raise ClipgenError("details llamagen belong to published raster models: set order to raster")
         return self
 
 

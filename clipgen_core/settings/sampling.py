@@ -17,6 +17,9 @@ Condition = Literal["text", "shifted", "retrieval", "nearest"]
 class SamplingConfig(Frozen):
     """Sampling parameters of generation, and what conditions it."""
 
+    steps: int = Field(default=0, ge=0)
+    """Steps in which the codes of an image are predicted, by models of any order. Fewer are faster. 0: twice
+    the grid's side, such as 16 for 64 codes. Other models take one step a code."""
     temperature: float = Field(default=0.9, ge=0, allow_inf_nan=False)
     """Divides the logits. Lower is safer, higher is more varied; 0 takes the likeliest code every time."""
     top_k: int = Field(default=0, ge=0)

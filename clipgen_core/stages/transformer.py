@@ -5,7 +5,7 @@ In:  token shards (which name the VQGAN, the CLIP and the embeddings table they 
 Out: {root}/checkpoints/transformer/{run}/step-N
 Run: `transformer_checkpoint` in Dagster, or `clipgen train transformer` under torchrun.
 
-Loss: -mean log p(code | codes before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2).
+Loss: -mean log p(code | codes known before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2).
 For a share of rows the embedding e is left out. e' is CLIP's embedding of the image that the likeliest
 codes decode to; the gradient is passed straight through the choice of code.
 `start_from` starts from the weights of an earlier transformer. A training goes on where it stopped: see
@@ -15,21 +15,20 @@ training/runs.py.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor, nn
 
 from clipgen_core import storage
-from clipgen_core.data.embeddings import nearest_rows
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import grid, to_images
 from clipgen_core.data.prompts import read_texts
-from clipgen_core.data.tokens import Rows, TokenShards
+from clipgen_core.data.tokens import TokenShards
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import default_device
 from clipgen_core.generation.load import load_vqgan, transformer_to_start_from
 from clipgen_core.generation.sampling import sample_codes
+from clipgen_core.generation.steps import layout_of
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.schema import TokenManifest, digest_of
@@ -37,6 +36,7 @@ from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.transformer import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
+from clipgen_core.training.batches import Batch, CodeBatches
 from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
@@ -141,24 +141,6 @@ def upstream_tags(manifest: TokenManifest) -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Rows of a step.
-
-    codes: the targets, int64 [n, t].
-    inputs: the codes without the last, some of them corrupted, int64 [n, t - 1].
-    condition: float32 [n, 1 + neighbours, d].
-    dropped: rows that are trained without the condition, bool [n].
-    embedding: the clean embeddings, float32 [n, d].
-    """
-
-    codes: Tensor
-    inputs: Tensor
-    condition: Tensor
-    dropped: Tensor
-    embedding: Tensor
-
-
 class TransformerTask:
     """Cross-entropy on codes, with dropped conditions and corrupted input codes.
 
@@ -181,14 +163,12 @@ class TransformerTask:
         if start:
             distributed.load_module(self.transformer, start.weights())
         self.transformer.gap.measure(shards.embeddings(), self.clip.encode_texts(texts))
-        training = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
-        self.nearest = None if training is None else nearest_rows(training, config.model.neighbours)
         self.transformer.to(self.device)
         if start is None:
             self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
-        self.held_out = shards.validation()
-        self.held_out_condition = self._held_out_condition(self.held_out, training)
+        self.batches = CodeBatches(config, shards, self.transformer.gap, self.device)
+        self.held_out, self.held_out_condition = self.batches.held_out()
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
 
@@ -197,7 +177,7 @@ class TransformerTask:
         return {"transformer": optimizers(self.config.train, [model], model.matrices())}
 
     def batch(self, step: int, share: Share = WHOLE) -> Batch:
-        """The rows of a step; rows, corruption and noise do not depend on the number of shares.
+        """The rows of a step; see `CodeBatches`.
 
         Args:
             step: Which batch.
@@ -206,37 +186,7 @@ class TransformerTask:
         Returns:
             The rows.
         """
-        config, size = self.config, self.config.train.batch_size
-        numbers = self.shards.order.batch(step, size)
-        rng = np.random.default_rng([config.train.seed, step])
-        count = self.shards.manifest.grid**2 - 1
-        corrupted = rng.random((size, count)) < rng.random((size, 1)) * config.corrupt
-        random_codes = rng.integers(self.shards.manifest.codebook_size, size=(size, count))
-        noise = rng.standard_normal((size, self.shards.manifest.embedding_dim), np.float32)
-        dropped = rng.random(size) < config.drop_condition
-        numbers, noise, dropped = map(share.take, (numbers, noise, dropped))
-        rows = self.shards.take(numbers)
-        codes = rows.codes.astype("int64")
-        inputs = np.where(share.take(corrupted), share.take(random_codes), codes[:, :-1])
-        embedding = torch.from_numpy(rows.embeddings).to(self.device)
-        return Batch(
-            torch.from_numpy(codes).to(self.device),
-            torch.from_numpy(inputs).to(self.device),
-            self._condition(embedding, numbers, torch.from_numpy(noise).to(self.device)),
-            torch.from_numpy(dropped).to(self.device),
-            embedding,
-        )
-
-    def _condition(self, embedding: Tensor, numbers: np.ndarray, noise: Tensor) -> Tensor:
-        gap = self.transformer.gap
-        noisy = gap.noisy(gap.image(embedding), noise).unsqueeze(1)
-        if self.nearest is None:
-            return noisy
-        nearest = self.shards.take(self.nearest[numbers].ravel()).embeddings
-        neighbours = gap.image(torch.from_numpy(nearest).to(self.device)).view(
-            len(noisy), -1, noisy.shape[-1]
-        )
-        return torch.cat([noisy, neighbours], dim=1)
+        return self.batches.batch(step, share)
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The loss of the transformer; see the module's docstring.
@@ -248,10 +198,12 @@ class TransformerTask:
         Yields:
             Name, loss and metrics.
         """
-        logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped)
-        loss = code_cross_entropy(logits, batch.codes)
+        layout = batch.layout
+        logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped, layout=layout)
+        loss = code_cross_entropy(logits, layout.wanted(batch.codes) if layout else batch.codes)
         figures: Metrics = {}
         if self.config.embedding_weight:
+            logits = layout.by_position(logits, batch.codes) if layout else logits
             distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)
             figures = {"code_loss": loss.detach(), "embedding_loss": distance.detach()}
             loss = loss + self.config.embedding_weight * distance
@@ -261,10 +213,9 @@ class TransformerTask:
         return {}  # nothing learns outside of the optimizers
 
     def validate(self) -> Validation:
-        codes = torch.from_numpy(self.held_out.codes.astype("int64")).to(self.device)
-        condition = self.held_out_condition
+        codes, condition = self.held_out, self.held_out_condition
         losses = [
-            code_cross_entropy(self.transformer(c[:, :-1], e), c)
+            validation_loss(self.transformer, c, e, self.config.sampling.steps)
             for c, e in zip(codes.split(128), condition.split(128), strict=True)
         ]
         every = max(len(codes) // SHOWN, 1)
@@ -275,15 +226,23 @@ class TransformerTask:
         samples = grid(to_images(decoded), columns=len(shown))
         return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": samples})
 
-    def _held_out_condition(self, rows: Rows, embeddings: np.ndarray | None) -> Tensor:
-        """Clean embeddings; their neighbours are training images."""
-        gap, held_out = self.transformer.gap, torch.from_numpy(rows.embeddings)
-        clean = gap.image(held_out.to(self.device)).unsqueeze(1)
-        if embeddings is None:
-            return clean
-        training = torch.from_numpy(embeddings)
-        nearest = (held_out @ training.T).topk(self.config.model.neighbours, dim=1).indices
-        return torch.cat([clean, gap.image(training[nearest].to(self.device))], dim=1)
+
+def validation_loss(model: Transformer, codes: Tensor, condition: Tensor, steps: int) -> Tensor:
+    """-mean log p(code), in the steps in which the model generates.
+
+    Args:
+        model: The transformer.
+        codes: int64 [n, t].
+        condition: float [n, 1 + neighbours, d].
+        steps: As in the sampling settings.
+
+    Returns:
+        A scalar.
+    """
+    if model.raster:
+        return code_cross_entropy(model(codes[:, :-1], condition), codes)
+    layout = layout_of(model, steps)
+    return code_cross_entropy(model(layout.held(codes), condition, layout=layout), layout.wanted(codes))
 
 
 def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:

@@ -170,16 +170,16 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
 
 
 def code_cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
-    """-mean log p(code | codes before it, embedding).
+    """-mean log p(code | codes known before it, embedding).
 
     Args:
         logits: Float [n, t, k].
-        codes: int64 [n, t].
+        codes: int64 [n, t]; -1 where a prediction does not count.
 
     Returns:
-        The mean over all positions, a float32 scalar.
+        The mean over all predictions that count, a float32 scalar.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten())
+    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), ignore_index=-1)
 
 
 def embedding_reconstruction(logits: Tensor, embedding: Tensor, vqgan: Vqgan, clip: ClipEncoder) -> Tensor:

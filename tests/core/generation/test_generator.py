@@ -94,7 +94,7 @@ def test_candidates_take_the_nearest_images_in_turn(
     assert np.allclose(conditions[:, 0], [stored[one], stored[two], stored[three]], atol=1e-5)
     given = []
     monkeypatch.setattr(
-        "clipgen_core.generation.generator.sample_codes",
+        "clipgen_core.generation.engine.sample_codes",
         lambda model, rows, *rest, **options: (
             given.append(rows) or sample_codes(model, rows, *rest, **options)
         ),

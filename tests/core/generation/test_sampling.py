@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipgen_core.generation.sampling import draw, filter_logits, sample_codes, uniform_draws
+from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
@@ -28,14 +31,52 @@ def embeddings(rows: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("guidance_scale", [0.0, 1.0, 3.0])
-def test_cache_and_no_cache_give_the_same_codes(model: Transformer, guidance_scale: float) -> None:
+def test_a_code_is_drawn_from_the_logits_of_the_codes_before_it(
+    model: Transformer, guidance_scale: float
+) -> None:
     config = SamplingConfig(guidance_scale=guidance_scale, temperature=1.0)
-    cached, recomputed = (
-        sample_codes(model, embeddings(5), range(5), config, use_cache=use) for use in (True, False)
-    )
-    assert torch.equal(cached, recomputed)
-    assert cached.shape == (5, POSITIONS)
-    assert len(cached.unique(dim=0)) > 1
+    codes, draws = sample_codes(model, embeddings(5), range(5), config), uniform_draws(range(5), POSITIONS)
+    assert codes.shape == (5, POSITIONS) and len(codes.unique(dim=0)) > 1
+    with torch.no_grad():
+        given = model(codes[:, :-1], embeddings(5))
+        without = model(codes[:, :-1], embeddings(5), dropped=torch.ones(5, dtype=torch.bool))
+    logits = without + guidance_scale * (given - without)
+    again = draw(logits.flatten(0, 1), torch.from_numpy(draws).flatten()).view(5, -1)
+    assert torch.equal(codes, again)
+
+
+@pytest.fixture(scope="module")
+def any_order() -> Transformer:
+    torch.manual_seed(3)
+    made = Transformer(TransformerConfig(width=32, layers=2, heads=2, order="any"), CODES, GRID, DIM).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 9])
+def test_any_number_of_steps_fills_the_grid_and_rows_stay_independent(
+    any_order: Transformer, steps: int
+) -> None:
+    config, seen = SamplingConfig(steps=steps), list[torch.Tensor]()
+    together = sample_codes(any_order, embeddings(4), [1, 2, 3, 4], config, on_step=seen.append)
+    alone = sample_codes(any_order, embeddings(4)[2:3], [3], config)
+    assert torch.equal(together[2:3], alone)
+    assert together.min() >= 0 and torch.equal(seen[-1], together)
+    assert len(seen) == (steps or 2 * GRID)
+    for earlier, later in pairwise(seen):
+        known = earlier != NONE
+        assert torch.equal(earlier[known], later[known]) and (later != NONE).sum() > known.sum()
+
+
+def test_known_codes_stay_and_the_others_depend_on_them(any_order: Transformer) -> None:
+    known = torch.full((2, POSITIONS), NONE)
+    known[:, 2:7] = torch.tensor([[1, 2, 3, 4, 5], [5, 4, 3, 2, 1]])
+    condition = embeddings(1).expand(2, -1, -1)
+    codes = sample_codes(any_order, condition, [1, 1], SamplingConfig(guidance_scale=1.0), known=known)
+    assert torch.equal(codes[:, 2:7], known[:, 2:7]) and codes.min() >= 0
+    free = [0, 1, 7, 8]
+    assert not torch.equal(codes[0, free], codes[1, free])
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(model: Transformer) -> None:
@@ -66,8 +107,8 @@ def test_top_k_one_is_greedy(model: Transformer) -> None:
 def test_progress_is_reported_for_every_code(model: Transformer) -> None:
     seen: list[torch.Tensor] = []
     codes = sample_codes(model, embeddings(1), [0], SamplingConfig(), on_step=seen.append)
-    assert [one.shape[1] for one in seen] == list(range(1, POSITIONS + 1))
-    assert all(torch.equal(one, codes[:, : one.shape[1]]) for one in seen)
+    assert [int((one != NONE).sum()) for one in seen] == list(range(1, POSITIONS + 1))
+    assert all(torch.equal(one[:, : i + 1], codes[:, : i + 1]) for i, one in enumerate(seen))
 
 
 @settings(max_examples=50)

@@ -1,11 +1,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.models.layout import Layout, tokens_of
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
@@ -68,6 +70,62 @@ def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer) -> N
     assert cache.length == 9 + model.config.neighbours
 
 
+ANY: dict[str, dict[str, Any]] = {
+    name: shape | {"order": "any"} for name, shape in SHAPES.items() if name != "gpt2"
+}
+ORDER = [8, 2, 5, 0, 7, 1, 3, 6, 4]
+
+
+@pytest.fixture(params=ANY)
+def any_order(request: pytest.FixtureRequest) -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(width=32, layers=2, heads=4, **ANY[request.param])
+    model = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def logits_of(model: Transformer, codes: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+    """By position, float [n, t, 7]; those of given codes mean nothing."""
+    layout = Layout.stack([tokens_of(np.array(ORDER), sizes, 9)])
+    return layout.by_position(model(layout.held(codes), embedding(model, len(codes)), layout=layout), codes)
+
+
+@pytest.mark.parametrize("sizes", [[0, 2, 3, 4], [0] + [1] * 9, [4, 2, 3], [1, 3, 5], [0, 9]])
+def test_codes_are_predicted_from_the_groups_before_theirs_alone(
+    any_order: Transformer, sizes: list[int]
+) -> None:
+    codes = torch.randint(0, 7, (1, 9))
+    before = logits_of(any_order, codes, sizes)
+    first = sizes[0]
+    for group, size in enumerate(sizes[1:-1], start=1):
+        changed = codes.clone()
+        changed[0, ORDER[first]] = (changed[0, ORDER[first]] + 1) % 7  # the first code of the group
+        after = logits_of(any_order, changed, sizes)
+        known, later = ORDER[sizes[0] : first + size], ORDER[first + size :]
+        assert torch.equal(before[0, known], after[0, known]), group
+        assert not (before[0, later] - after[0, later]).abs().amax(-1).lt(1e-4).any(), group
+        first += size
+
+
+def test_steps_with_a_cache_give_the_logits_of_the_whole_layout(any_order: Transformer) -> None:
+    codes, embeddings = torch.randint(0, 7, (2, 9)), embedding(any_order, 2)
+    for sizes in ([0, 1, 3, 5], [4, 2, 3], [2, 7]):
+        layout = Layout.stack([tokens_of(np.array(ORDER), sizes)])
+        cache = any_order.new_cache(2)
+        steps = [layout.of_step(step) for step in range(len(sizes) - 1)]
+        parts = [any_order(one.held(codes), embeddings, cache, layout=one) for one in steps]
+        whole = any_order(layout.held(codes), embeddings, layout=layout)
+        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+
+
+def test_what_a_token_predicts_depends_on_the_position_that_is_asked_for(any_order: Transformer) -> None:
+    codes = torch.zeros(1, 9, dtype=torch.long)
+    logits = logits_of(any_order, codes, [0, 9])[0]
+    assert (torch.cdist(logits, logits) + torch.eye(9) > 1e-3).all()
+
+
 def test_a_dropped_embedding_is_the_null_embedding(model: Transformer) -> None:
     codes, embeddings = torch.randint(0, 7, (2, 8)), embedding(model, 2)
     logits = model(codes, embeddings, dropped=torch.tensor([True, False]))
@@ -103,6 +161,8 @@ def test_impossible_sizes_fail_before_any_work() -> None:
         TransformerConfig(width=30, layers=1, heads=4)
     with pytest.raises(ClipgenError, match="head width divisible by 4, not 6"):
         TransformerConfig(width=12, layers=1, heads=2)
+    with pytest.raises(ClipgenError, match="published raster models"):
+        TransformerConfig(width=16, layers=1, heads=2, details="llamagen", order="any")
 
 
 def codebook(name: str) -> torch.Tensor:
