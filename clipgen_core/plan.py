@@ -21,6 +21,7 @@ from clipgen_core.data.pixels import Rejected, decode
 from clipgen_core.data.sources import File, Source
 from clipgen_core.device import autocast, default_device
 from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.steps import generation_loss
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
@@ -28,7 +29,6 @@ from clipgen_core.progress import track
 from clipgen_core.recipes import Recipe
 from clipgen_core.schema import code_type
 from clipgen_core.settings.training import TrainConfig
-from clipgen_core.training.losses import code_cross_entropy
 
 SAMPLE = 64  # files that are decoded
 TIMED_SECONDS = 3.0
@@ -157,7 +157,7 @@ def _models(recipe: Recipe, clip: str | None, rows: float) -> Iterator[Line]:
     def predict() -> Tensor:
         codes = torch.randint(codebook, (FEW, grid**2), device=device)
         embedding = F.normalize(torch.randn(FEW, 1, tower.dim, device=device), dim=-1)
-        return code_cross_entropy(transformer(codes[:, :-1], embedding), codes)
+        return generation_loss(transformer, codes, embedding)
 
     row = 4 * tower.dim + ID_BYTES
     codes = views * grid**2 * code_type(codebook).bit_width / 8

@@ -1,4 +1,4 @@
-"""Which positions a model predicts in each step."""
+"""The steps in which a model generates: which positions it predicts in each."""
 
 import functools
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from torch import Tensor
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.layout import NONE, Layout, group_sizes, tokens_of
 from clipgen_core.models.transformer import Transformer
+from clipgen_core.training.losses import code_cross_entropy
 
 
 def steps_of(
@@ -73,6 +74,24 @@ def _require_one_a_step(model: Transformer, steps: int, known: tuple[int, ...]) 
             f"this model generates one code a step, so it takes {model.positions} steps, not {steps}: leave "
             "steps out"
         )
+
+
+def generation_loss(model: Transformer, codes: Tensor, condition: Tensor, steps: int = 0) -> Tensor:
+    """-mean log p(code), in the steps in which the model generates.
+
+    Args:
+        model: The transformer.
+        codes: int64 [n, t].
+        condition: Float [n, 1 + neighbours, d].
+        steps: How many; 0 for the default.
+
+    Returns:
+        A scalar.
+    """
+    if model.raster:
+        return code_cross_entropy(model(codes[:, :-1], condition), codes)
+    layout = layout_of(model, steps)
+    return code_cross_entropy(model(layout.held(codes), condition, layout=layout), layout.wanted(codes))
 
 
 @functools.lru_cache(64)

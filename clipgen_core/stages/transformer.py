@@ -28,7 +28,7 @@ from clipgen_core.data.upkeep import tag
 from clipgen_core.device import default_device
 from clipgen_core.generation.load import load_vqgan, transformer_to_start_from
 from clipgen_core.generation.sampling import sample_codes
-from clipgen_core.generation.steps import layout_of
+from clipgen_core.generation.steps import generation_loss
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.schema import TokenManifest, digest_of
@@ -215,7 +215,7 @@ class TransformerTask:
     def validate(self) -> Validation:
         codes, condition = self.held_out, self.held_out_condition
         losses = [
-            validation_loss(self.transformer, c, e, self.config.sampling.steps)
+            generation_loss(self.transformer, c, e, self.config.sampling.steps)
             for c, e in zip(codes.split(128), condition.split(128), strict=True)
         ]
         every = max(len(codes) // SHOWN, 1)
@@ -225,24 +225,6 @@ class TransformerTask:
         decoded = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
         samples = grid(to_images(decoded), columns=len(shown))
         return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": samples})
-
-
-def validation_loss(model: Transformer, codes: Tensor, condition: Tensor, steps: int) -> Tensor:
-    """-mean log p(code), in the steps in which the model generates.
-
-    Args:
-        model: The transformer.
-        codes: int64 [n, t].
-        condition: float [n, 1 + neighbours, d].
-        steps: As in the sampling settings.
-
-    Returns:
-        A scalar.
-    """
-    if model.raster:
-        return code_cross_entropy(model(codes[:, :-1], condition), codes)
-    layout = layout_of(model, steps)
-    return code_cross_entropy(model(layout.held(codes), condition, layout=layout), layout.wanted(codes))
 
 
 def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:

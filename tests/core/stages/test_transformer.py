@@ -32,16 +32,32 @@ def test_training_lowers_the_held_out_loss(pipeline: Storage, storage: Storage) 
     assert fitted.images["samples"].height == 2 * 32 + 2
 
 
-def _train(pipeline: Storage, out: Storage) -> None:
+def of_order(order: str, config: transformer.Config) -> transformer.Config:
+    return config.model_copy(update={"model": config.model.model_copy(update={"order": order})})
+
+
+@pytest.mark.parametrize("order", ["annealed", "any"])
+def test_other_orders_learn_and_generate(order: str, pipeline: Storage, storage: Storage) -> None:
+    config = tiny_transformer_config(150).model_copy(update={"corrupt": 0.0, "embedding_weight": 0.1})
+    fitted = train(of_order(order, config), pipeline, storage).fitted
+    losses = [row["code_loss"] for row in fitted.history if "code_loss" in row]
+    assert losses[-1] < 0.7 * losses[0]
+    assert fitted.metrics["validation_loss"] < np.log(16)
+
+
+def _train(order: str, pipeline: Storage, out: Storage) -> None:
     torch.set_num_threads(1)
-    train(tiny_transformer_config(60), pipeline, out)
+    train(of_order(order, tiny_transformer_config(60)), pipeline, out)
 
 
-def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", ["raster", "any"])
+def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(
+    order: str, pipeline: Storage, tmp_path: Path
+) -> None:
     whole_out, killed_out = Storage(str(tmp_path / "whole")), Storage(str(tmp_path / "killed"))
-    whole = PROCESSES.Process(target=_train, args=(pipeline, whole_out))
+    whole = PROCESSES.Process(target=_train, args=(order, pipeline, whole_out))
     whole.start()
-    worker = PROCESSES.Process(target=_train, args=(pipeline, killed_out))
+    worker = PROCESSES.Process(target=_train, args=(order, pipeline, killed_out))
     worker.start()
     while not list(Path(killed_out.root).glob("checkpoints/transformer/*/step-0000002*")):
         assert worker.is_alive(), "the training ended before it could be killed"
@@ -50,7 +66,7 @@ def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(pipeline: Sto
     os.kill(worker.pid, signal.SIGKILL)
     worker.join()
     assert not Path(killed_out.root, "current").exists()
-    again = PROCESSES.Process(target=_train, args=(pipeline, killed_out))
+    again = PROCESSES.Process(target=_train, args=(order, pipeline, killed_out))
     again.start()
     for process in (whole, again):
         process.join()
@@ -84,6 +100,22 @@ def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> Non
         part = task.batch(5, Share(i, 3))
         for name in ("codes", "inputs", "condition", "dropped", "embedding"):
             assert torch.equal(getattr(whole, name)[i::3], getattr(part, name))
+
+
+def test_orders_are_of_the_step_and_the_row_in_any_share(pipeline: Storage) -> None:
+    model = tiny_transformer_config().model.model_copy(update={"order": "any"})
+    task = make_task(pipeline, model=model, corrupt=0.5)
+    whole, later = task.batch(5), task.batch(6)
+    assert whole.layout and later.layout
+    assert not torch.equal(whole.layout.targets, later.layout.targets)
+    for i in range(3):
+        part = task.batch(5, Share(i, 3))
+        assert part.layout and torch.equal(part.inputs, whole.inputs[i::3])
+        for name in ("positions", "targets", "steps"):
+            assert torch.equal(getattr(whole.layout, name)[i::3], getattr(part.layout, name))
+    held = whole.layout.held(whole.codes)
+    assert ((whole.inputs < 0) == (held < 0)).all()
+    assert 0.15 < (whole.inputs != held)[held >= 0].float().mean().item() < 0.35
 
 
 def test_neighbours_are_the_nearest_other_pictures(pipeline: Storage) -> None:
