@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,18 +11,59 @@ from PIL import Image
 from torch import Tensor
 
 from clipgen_core.data.embeddings import EmbeddingTable
+from clipgen_core.data.pixels import to_images
 from clipgen_core.device import fast_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.conditioning import Conditioner
 from clipgen_core.generation.decoding import decode, decode_partly
+from clipgen_core.generation.editing import Kept, windows
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts
 from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.layout import NONE
 from clipgen_core.settings.sampling import SamplingConfig
 
 OnStep = Callable[[Tensor], None]
+SQUARE = 224  # pixels: an image of other proportions is scored as a square of this side
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of the engine.
+
+    names: One for each thing that is asked for; the random numbers come from it and the seed.
+    targets: The embeddings to which the images should be near, float32 [names, d].
+    conditions: Of each name, float [choices, 1 + neighbours, d]; its candidates take them in turn.
+    n: Images to return for each name.
+    seed: Another seed gives other images.
+    config: The sampling settings.
+    """
+
+    names: Sequence[str]
+    targets: np.ndarray
+    conditions: Sequence[Tensor]
+    n: int
+    seed: int
+    config: SamplingConfig
+
+    @property
+    def tries(self) -> int:
+        """Candidates of each name."""
+        return self.n * self.config.candidates
+
+    @property
+    def rows(self) -> Tensor:
+        """The conditions of all candidates, float [names * tries, 1 + neighbours, d]."""
+        return torch.stack(
+            [choices[i % len(choices)] for choices in self.conditions for i in range(self.tries)]
+        )
+
+    def seeds(self, part: int = 0) -> list[int]:
+        """The seeds of all candidates, for one part of what is sampled in several."""
+        named = [name if part == 0 else f"{name}, part {part}" for name in self.names]
+        return [requests.image_seed(name, self.seed, i) for name in named for i in range(self.tries)]
 
 
 class Engine:
@@ -52,40 +94,65 @@ class Engine:
         self._one_at_a_time = threading.Lock()
 
     def sample(
-        self,
-        names: Sequence[str],
-        targets: np.ndarray,
-        conditions: Sequence[Tensor],
-        n: int,
-        seed: int,
-        config: SamplingConfig,
-        on_step: OnStep | None,
+        self, request: Request, *, kept: Sequence[Kept] = (), on_step: OnStep | None = None
     ) -> list[list[requests.Generated]]:
         """Sample candidates, decode and rank them; one caller at a time.
 
         Args:
-            names: One for each thing that is asked for; the random numbers come from it and the seed.
-            targets: The embeddings to which the images should be near, float32 [names, d].
-            conditions: Of each name, float [choices, 1 + neighbours, d]; its candidates take them in turn.
-            n: Images to return for each name.
-            seed: Of the request.
-            config: The sampling settings.
+            request: What is asked for.
+            kept: For each name an image of which a part stays; all have their new codes at the same places.
             on_step: See `TextToImage.generate_scored`.
 
         Returns:
-            For each name the best `n` candidates by their cosine with its target.
+            For each name the best candidates by their cosine with its target.
         """
-        if not names:
+        if not request.names:
             return []
-        tries = n * config.candidates
-        seeds = [requests.image_seed(name, seed, i) for name in names for i in range(tries)]
-        rows = torch.stack([choices[i % len(choices)] for choices in conditions for i in range(tries)])
+        known = torch.stack([one.codes.flatten() for one in kept]) if kept else None
+        known = None if known is None else known.repeat_interleave(request.tries, dim=0)
         with self._one_at_a_time:
-            codes = sample_codes(self.transformer, rows, seeds, config, on_step=on_step)
+            codes = sample_codes(
+                self.transformer, request.rows, request.seeds(), request.config, known=known, on_step=on_step
+            )
             images = self.decode(codes)
-            scores = (self.embed_images(images) * targets.repeat(tries, axis=0)).sum(axis=1)
+            if kept:
+                images = [kept[i // request.tries].join(image) for i, image in enumerate(images)]
+            scores = self._scores(images, request)
         side = self.vqgan.config.grid
-        return requests.ranked(images, scores, codes.cpu().numpy().reshape(-1, side, side), tries, n)
+        codes_of = codes.cpu().numpy().reshape(-1, side, side)
+        return requests.ranked(images, scores, codes_of, request.tries, request.n)
+
+    def sample_beyond(
+        self, request: Request, kept: Kept, on_step: OnStep | None = None
+    ) -> list[requests.Generated]:
+        """Sample the new part of an image that is larger than the model's, window by window.
+
+        Args:
+            request: What is asked for, under one name.
+            kept: The larger image.
+            on_step: Called with the codes of each window in turn.
+
+        Returns:
+            The best candidates by their cosine with the target; the whole image counts.
+        """
+        grid = self.vqgan.config.grid
+        codes = kept.codes.repeat(request.tries, 1, 1)
+        with self._one_at_a_time:
+            for number, (rows, columns) in enumerate(windows((kept.codes != NONE).cpu().numpy(), grid)):
+                known = codes[:, rows, columns].flatten(1)
+                config, seeds = request.config, request.seeds(number)
+                sampled = sample_codes(
+                    self.transformer, request.rows, seeds, config, known=known, on_step=on_step
+                )
+                codes[:, rows, columns] = sampled.view(-1, grid, grid)
+            images = [kept.join(image) for image in to_images(self.vqgan.decode(codes))]
+            scores = self._scores([image.resize((SQUARE, SQUARE)) for image in images], request)
+        (row,) = requests.ranked(images, scores, codes.cpu().numpy(), request.tries, request.n)
+        return row
+
+    def _scores(self, images: Sequence[Image.Image], request: Request) -> np.ndarray:
+        targets = request.targets.repeat(request.tries, axis=0)
+        return np.asarray((self.embed_images(images) * targets).sum(axis=1))
 
     def dropped_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens at the end of each prompt the CLIP does not read."""

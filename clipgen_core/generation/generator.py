@@ -4,7 +4,6 @@ A generator is a folder with generator.json, which names its parts: CLIP, VQGAN,
 the table of image embeddings. A transformer checkpoint names the same parts in its config.json.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,13 @@ from PIL import Image
 
 from clipgen_core import logs, tracking
 from clipgen_core.generation import requests
-from clipgen_core.generation.engine import Engine, OnStep
+from clipgen_core.generation.engine import OnStep, Request
+from clipgen_core.generation.from_images import ImageToImage
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.settings.sampling import Condition
 
 
-class TextToImage(Engine):
+class TextToImage(ImageToImage):
     """A trained generator; safe to call from several threads.
 
     Examples:
@@ -159,48 +159,4 @@ class TextToImage(Engine):
             logs.line(sentence)
         texts = self.embed_text(prompts)
         conditions = [self.conditioner.of_text(text, config) for text in texts]
-        return self.sample(prompts, texts, conditions, n, seed, config, on_step)
-
-    def variations(
-        self,
-        images: Image.Image | Sequence[Image.Image],
-        n: int = 1,
-        seed: int = 0,
-        *,
-        on_step: OnStep | None = None,
-        steps: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance_scale: float | None = None,
-        candidates: int | None = None,
-    ) -> list[list[requests.Generated]]:
-        """Generate images like given ones, which are conditioned on as in training; see `generate`.
-
-        Args:
-            images: RGB images of any size, or one. An empty list gives an empty list.
-            n: Variations of each image.
-            seed: Another seed gives other variations.
-            on_step: See `generate_scored`.
-            steps, temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
-
-        Returns:
-            For each image `n` generated ones, those most like it by CLIP first.
-
-        Raises:
-            ClipgenError: An input is no image, or as `generate`.
-        """
-        images, seed = requests.checked_images(images), requests.checked_seed(seed)
-        config = self.parts.sampling.override(
-            steps=steps,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            guidance_scale=guidance_scale,
-            candidates=candidates,
-        )
-        n = requests.checked_count(n, config)
-        embedded = self.embed_images(images)
-        conditions = [self.conditioner.of_image(row) for row in embedded]
-        names = [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
-        return self.sample(names, embedded, conditions, n, seed, config, on_step)
+        return self.sample(Request(prompts, texts, conditions, n, seed, config), on_step=on_step)

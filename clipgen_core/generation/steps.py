@@ -19,7 +19,7 @@ def steps_of(
 
     Args:
         model: Its order decides.
-        steps: How many; 0 for the default.
+        steps: How many at most; 0 for the default.
         known: Given codes, int64 [n, t], -1 where there is none.
 
     Returns:
@@ -43,7 +43,7 @@ def layout_of(model: Transformer, steps: int, known: tuple[int, ...] = ()) -> La
 
     Args:
         model: Its order decides.
-        steps: How many; 0 for the default, twice the grid's side.
+        steps: How many at most; 0 for the default, twice the grid's side.
         known: Positions whose codes are given.
 
     Returns:
@@ -56,10 +56,10 @@ def layout_of(model: Transformer, steps: int, known: tuple[int, ...] = ()) -> La
     if model.config.order == "annealed":
         _require_one_a_step(model, steps, known)
         tokens = tokens_of(np.arange(free), [0] + [1] * free)
-    elif steps > free:
-        raise ClipgenError(f"steps is {steps}, but only {free} codes are to be generated: lower it")
+    elif steps > model.positions:
+        raise ClipgenError(f"steps is {steps}, but an image has only {model.positions} codes: lower it")
     else:
-        tokens = by_locality(model.grid, steps or min(2 * model.grid, free), known)
+        tokens = by_locality(model.grid, min(steps or 2 * model.grid, free), known)
     return Layout.stack([tokens]).to(model.null_embedding.device)
 
 

@@ -1,0 +1,182 @@
+"""What a generator makes from images: variations, edits of a part, and extensions beyond the border."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from clipgen_core import logs
+from clipgen_core.generation import editing, requests
+from clipgen_core.generation.engine import Engine, OnStep, Request
+from clipgen_core.settings.sampling import SamplingConfig
+
+
+class ImageToImage(Engine):
+    """Generates from images; see `TextToImage`."""
+
+    def variations(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        n: int = 1,
+        seed: int = 0,
+        *,
+        strength: float = 1.0,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        candidates: int | None = None,
+    ) -> list[list[requests.Generated]]:
+        """Generate images like given ones, which are conditioned on as in training.
+
+        Args:
+            images: RGB images of any size, or one. An empty list gives an empty list.
+            n: Variations of each image.
+            seed: Another seed gives other variations.
+            strength: The share of codes that are generated anew; the others stay. Below 1, the model must be
+                of any order.
+            on_step: See `TextToImage.generate_scored`.
+            steps, temperature, top_k, top_p, guidance_scale, candidates: See `TextToImage.generate`.
+
+        Returns:
+            For each image `n` generated ones, those most like it by CLIP first.
+
+        Raises:
+            ClipgenError: An input is no image, or as `TextToImage.generate`.
+        """
+        images, seed = requests.checked_images(images), requests.checked_seed(seed)
+        config = self.parts.sampling.override(
+            steps=steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            candidates=candidates,
+        )
+        n = requests.checked_count(n, config)
+        embedded = self.embed_images(images)
+        conditions = [self.conditioner.of_image(row) for row in embedded]
+        asked = Request([_digest(one) for one in images], embedded, conditions, n, seed, config)
+        kept = [] if strength == 1 else [editing.in_part(self.vqgan, one, strength, seed) for one in images]
+        return self.sample(asked, kept=kept, on_step=on_step)
+
+    def edit(
+        self,
+        image: Image.Image,
+        mask: Image.Image | np.ndarray,
+        prompt: str | None = None,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        candidates: int | None = None,
+    ) -> list[requests.Generated]:
+        """Generate a part of an image anew (inpainting). The model must be of any order.
+
+        Args:
+            image: Of any size; its central square is used, at the model's resolution.
+            mask: Of the image's size: white, or True in an array, where the image is to change. Codes
+                that the mask touches are generated, the others and their pixels stay.
+            prompt: What the whole image should show; what it shows now by default.
+            n: Images to generate.
+            seed: Another seed gives other images.
+            on_step: See `TextToImage.generate_scored`.
+            steps, temperature, top_k, top_p, guidance_scale, candidates: See `TextToImage.generate`.
+
+        Returns:
+            `n` generated images, the best CLIP score first.
+
+        Raises:
+            ClipgenError: The model is not of any order, the mask does not fit, or as `TextToImage.generate`.
+        """
+        (image,) = requests.checked_images(image)
+        config = self.parts.sampling.override(
+            steps=steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            candidates=candidates,
+        )
+        kept = editing.outside(self.vqgan, image, mask)
+        (row,) = self.sample(self._asked(kept.image, prompt, n, seed, config), kept=[kept], on_step=on_step)
+        return row
+
+    def extend(
+        self,
+        image: Image.Image,
+        prompt: str | None = None,
+        n: int = 1,
+        seed: int = 0,
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        on_step: OnStep | None = None,
+        steps: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_scale: float | None = None,
+        candidates: int | None = None,
+    ) -> list[requests.Generated]:
+        """Generate what lies beyond the border of an image (outpainting). The model must be of any order.
+
+        Args:
+            image: Of any size; its central square is used, at the model's resolution.
+            prompt: What the whole image should show; what it shows now by default.
+            n: Images to generate.
+            seed: Another seed gives other images.
+            left, right, top, bottom: Pixels to add at each side, at the model's resolution; rounded up to
+                whole codes.
+            on_step: See `TextToImage.generate_scored`.
+            steps, temperature, top_k, top_p, guidance_scale, candidates: See `TextToImage.generate`.
+
+        Returns:
+            `n` generated images, the best CLIP score first.
+
+        Raises:
+            ClipgenError: The model is not of any order, the margins do not fit, or as `TextToImage.generate`.
+        """
+        (image,) = requests.checked_images(image)
+        config = self.parts.sampling.override(
+            steps=steps,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_scale=guidance_scale,
+            candidates=candidates,
+        )
+        kept = editing.beyond(self.vqgan, image, (left, right, top, bottom))
+        return self.sample_beyond(self._asked(image, prompt, n, seed, config), kept, on_step)
+
+    def _asked(
+        self, image: Image.Image, prompt: str | None, n: int, seed: int, config: SamplingConfig
+    ) -> Request:
+        """A request for images like one, or for what a prompt says."""
+        n, seed = requests.checked_count(n, config), requests.checked_seed(seed)
+        name = _digest(image)
+        if prompt is None:
+            target = self.embed_images([image])
+            conditions = self.conditioner.of_image(target[0])
+        else:
+            (prompt,) = requests.checked_prompts(prompt)
+            for sentence in requests.not_read([prompt], self.dropped_tokens([prompt])):
+                logs.line(sentence)
+            target = self.embed_text([prompt])
+            conditions = self.conditioner.of_text(target[0], config)
+            name = f"{prompt} {name}"
+        return Request([name], target, [conditions], n, seed, config)
+
+
+def _digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()

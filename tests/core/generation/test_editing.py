@@ -1,0 +1,137 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation import editing
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.models.layout import NONE
+from clipgen_core.stages import transformer
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from tests.conftest import SIZE, draw, tiny_transformer_config
+
+GRID = 4
+CELL = SIZE // GRID
+SETTINGS = {"candidates": 2, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def raster(checkpoint: str) -> TextToImage:
+    return TextToImage.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def generator(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> TextToImage:
+    config = tiny_transformer_config(30)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"order": "any"})})
+    out = Storage(str(tmp_path_factory.mktemp("any")))
+    shards = pipeline.current("tokens", "tests").path
+    return TextToImage.from_pretrained(
+        transformer.run(config, tokens=shards, out=out, tracker=NullTracker()).checkpoint
+    )
+
+
+def mask(box: tuple[int, int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
+    made = Image.new("L", size)
+    made.paste(255, box)
+    return made
+
+
+def test_codes_and_pixels_outside_of_the_mask_stay(generator: TextToImage) -> None:
+    image, marked = draw("red", "disc"), mask((3, 9, 15, 15))
+    made = generator.edit(image, marked, "a blue square", n=3, seed=1, **SETTINGS)
+    codes = editing.encode(generator.vqgan, image).cpu().numpy()
+    changes = np.zeros((GRID, GRID), dtype=bool)
+    changes[1, :2] = True
+    inside = np.kron(changes, np.ones((CELL, CELL), dtype=bool))
+    assert len(made) == 3
+    for one in made:
+        assert (one.codes[~changes] == codes[~changes]).all()
+        assert (np.asarray(one.image)[~inside] == np.asarray(image)[~inside]).all()
+    assert any((one.codes != codes).any() for one in made)
+    assert [one.clip_score for one in made] == sorted((one.clip_score for one in made), reverse=True)
+    again = generator.edit(image, np.asarray(marked) > 0, "a blue square", n=3, seed=1, **SETTINGS)
+    assert all((a.codes == b.codes).all() for a, b in zip(made, again, strict=True))
+
+
+def test_the_middle_of_a_large_image_is_edited_and_a_thin_stroke_counts(generator: TextToImage) -> None:
+    image = draw("green", "cross", 8 * SIZE).resize((12 * SIZE, 8 * SIZE))
+    stroke = mask((2 * SIZE, 0, 2 * SIZE + 6, 8 * SIZE), image.size)  # at the left end of the square
+    kept = editing.outside(generator.vqgan, image, stroke)
+    assert kept.image.size == (SIZE, SIZE)
+    assert (kept.codes == NONE).nonzero()[:, 1].tolist() == [0] * GRID
+
+
+def test_a_mask_that_does_not_fit_is_one_sentence(generator: TextToImage, raster: TextToImage) -> None:
+    image = draw("red", "disc")
+    with pytest.raises(ClipgenError, match="the mask has 16x16 pixels, the image 32x32"):
+        generator.edit(image, mask((0, 0, 4, 4), (16, 16)))
+    with pytest.raises(ClipgenError, match="marks nothing"):
+        generator.edit(image, mask((0, 0, 0, 0)))
+    with pytest.raises(ClipgenError, match="the mask is no image"):
+        generator.edit(image, np.zeros((32, 32, 3)))
+    with pytest.raises(ClipgenError, match="an image is of type str"):
+        generator.edit("image.png", mask((0, 0, 4, 4)))  # type: ignore[arg-type]
+    with pytest.raises(ClipgenError, match="editing needs one that was trained with transformer.model.order"):
+        raster.edit(image, mask((0, 0, 4, 4)))
+    (whole,) = raster.edit(image, mask((0, 0, SIZE, SIZE)), "a red disc")  # nothing stays
+    assert whole.image.size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("margins", [{"left": SIZE}, {"right": 5, "bottom": 3 * SIZE}])
+def test_an_image_is_extended_around_itself(generator: TextToImage, margins: dict[str, int]) -> None:
+    image = draw("blue", "square")
+    made = generator.extend(image, "a blue square", n=2, **margins, **SETTINGS)
+    left, right, bottom = (-(-margins.get(side, 0) // CELL) * CELL for side in ("left", "right", "bottom"))
+    for one in made:
+        assert one.image.size == (SIZE + left + right, SIZE + bottom)
+        assert one.codes.shape == (one.image.height // CELL, one.image.width // CELL) and one.codes.min() >= 0
+        there = one.image.crop((left, 0, left + SIZE, SIZE))
+        assert (np.asarray(there) == np.asarray(image)).all()
+    assert not (made[0].codes == made[1].codes).all()
+
+
+def test_margins_that_do_not_fit_are_one_sentence(generator: TextToImage) -> None:
+    image = draw("blue", "square")
+    for margins, said in (({}, "the margins are"), ({"left": -1, "top": 4}, "the margins are")):
+        with pytest.raises(ClipgenError, match=said):
+            generator.extend(image, **margins)
+    with pytest.raises(ClipgenError, match="more than 128 pixels a side"):
+        generator.extend(image, left=2 * SIZE, right=SIZE + 1)
+
+
+def test_strength_is_the_share_of_codes_that_change(generator: TextToImage, raster: TextToImage) -> None:
+    images = [draw("red", "disc"), draw("gold", "cross")]
+    codes = [editing.encode(generator.vqgan, image).cpu().numpy() for image in images]
+    for row, before in zip(generator.variations(images, n=2, strength=0.25, **SETTINGS), codes, strict=True):
+        assert all(0 <= (one.codes != before).sum() <= GRID for one in row)
+    for strength in (0, 1.1, float("nan")):
+        with pytest.raises(ClipgenError, match="strength is"):
+            generator.variations(images, strength=strength)
+    with pytest.raises(ClipgenError, match="editing needs one"):
+        raster.variations(images, strength=0.5)
+
+
+@given(st.integers(4, 12), st.integers(4, 12), st.data())
+def test_windows_fill_all_that_is_unknown(height: int, width: int, data: st.DataObject) -> None:
+    top, left = data.draw(st.integers(0, height - 4)), data.draw(st.integers(0, width - 4))
+    known = np.zeros((height, width), dtype=bool)
+    known[top : top + 4, left : left + 4] = True
+    filled = known.copy()
+    for square in editing.windows(known, 4):
+        assert filled[square].shape == (4, 4) and not filled[square].all() and filled[square].sum() >= 4
+        filled[square] = True
+    assert filled.all()
+
+
+def test_the_new_part_fades_in_inside_of_itself() -> None:
+    codes = torch.zeros(4, 4, dtype=torch.long)
+    codes[:, 2:] = NONE
+    kept = editing.Kept(Image.new("RGB", (32, 32)), codes)
+    row = np.asarray(kept.join(Image.new("RGB", (32, 32), "white")))[16, :, 0]
+    assert (row[:16] == 0).all() and (row[22:] == 255).all()
+    assert (np.diff(row.astype(int)) >= 0).all() and 0 < row[16] < 255
