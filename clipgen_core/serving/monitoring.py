@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from clipgen_core.errors import ClipgenError
 
-KIND = ["kind"]  # text or picture
+KIND = ["kind"]  # text, picture or edit
 REQUESTS = Counter(
     "clipgen_requests", "Requests, by how they ended: made, stopped, refused or failed.", [*KIND, "ended"]
 )
@@ -27,7 +27,7 @@ WORKING = Gauge("clipgen_requests_working", "Requests that are being sampled.")
 
 @contextmanager
 def observed(kind: str) -> Iterator[None]:
-    """Within the `with`, a request of this kind (text or picture) is processed; count and time it."""
+    """Within the `with`, a request of this kind (text, picture or edit) is processed; count and time it."""
     began, ended = time.monotonic(), "failed"
     WORKING.inc()
     try:

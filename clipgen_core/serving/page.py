@@ -1,18 +1,13 @@
 """A page that generates pictures in the browser (Gradio). Knows the generator's call, not how it works.
 
-Requests wait in one queue, in order. While a request is sampled, its pictures appear row by row.
+Requests wait in one queue, in order. While a request is sampled, its unfinished pictures are shown.
 """
 
 import os
-import queue
-import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import torch
 from PIL import Image
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -24,9 +19,11 @@ from clipgen_core.data.pixels import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.generation.requests import Generated, not_read
+from clipgen_core.generation.requests import Generated
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
+from clipgen_core.serving.sampling import Sampling, unique
+from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
@@ -44,6 +41,7 @@ STYLE = """
 #made .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
 .caption-label { font-size: 11px !important; padding: 0 4px !important; }
 """  # a gallery is as high as its pictures, which are below its label
+PAINT = ("#ff8000", 0.6)
 EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
 
 Handler = Callable[..., Iterator[tuple[Any, ...]]]
@@ -118,29 +116,32 @@ def build(models: Sequence[str]) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
-                prompt, generate, picture, vary = _subjects()
+                prompt, generate, picture, vary, drawn, edit = _subjects()
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
                 settings = _settings(models, sampling)
             with gr.Column(scale=2):
                 shown = _galleries()
         past = gr.State([])
-        from_text, from_picture = _handler(load, of_picture=False), _handler(load, of_picture=True)
         common: dict[str, Any] = {
             "outputs": [*shown, past],
             "concurrency_id": "sampling",
             "show_progress": "minimal",
         }
+        from_text = _handler(load, FromText, [prompt])
         events: list[Any] = [
             generate.click(from_text, [prompt, *settings, past], api_name="generate", **common),
             prompt.submit(from_text, [prompt, *settings, past], api_visibility="private", **common),
-            vary.click(from_picture, [picture, *settings, past], api_name="vary", **common),
+            vary.click(
+                _handler(load, FromPicture, [picture]), [picture, *settings, past], api_name="vary", **common
+            ),
+            edit.click(_handler(load, Edit, drawn), [*drawn, *settings, past], api_name="edit", **common),
         ]
         stop.click(None, cancels=events)
     return page
 
 
-def _subjects() -> tuple[gr.Textbox, gr.Button, gr.Image, gr.Button]:
-    """A prompt or a picture, each with its button."""
+def _subjects() -> tuple[gr.Textbox, gr.Button, gr.Image, gr.Button, list[Any], gr.Button]:
+    """A prompt, a picture, or a picture to paint on with a prompt, each with its button."""
     with gr.Tab("From a text"):
         prompt = gr.Textbox(
             label="Prompt", placeholder=EXAMPLES[0], max_length=MAX_PROMPT_LENGTH, elem_id="prompt"
@@ -150,7 +151,24 @@ def _subjects() -> tuple[gr.Textbox, gr.Button, gr.Image, gr.Button]:
     with gr.Tab("From a picture"):
         picture = gr.Image(label="Picture", type="pil", image_mode="RGB", elem_id="picture")
         vary = gr.Button("Make variations", variant="primary", elem_id="vary")
-    return prompt, generate, picture, vary
+    with gr.Tab("Edit a picture"):
+        drawn = [
+            gr.ImageMask(
+                label="Paint over what is to change",
+                type="pil",
+                format="png",
+                brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
+                elem_id="drawn",
+            ),
+            gr.Textbox(
+                label="Prompt",
+                placeholder="What the whole picture should show; empty: what it shows now",
+                max_length=MAX_PROMPT_LENGTH,
+                elem_id="wanted",
+            ),
+        ]
+        edit = gr.Button("Edit", variant="primary", elem_id="edit")
+    return prompt, generate, picture, vary, drawn, edit
 
 
 def _settings(models: Sequence[str], sampling: SamplingConfig) -> list[Any]:
@@ -181,97 +199,40 @@ def _galleries() -> list[Any]:
     ]
 
 
-def _handler(load: Callable[[str], TextToImage], of_picture: bool) -> Handler:
-    def handle(
-        subject: Any, model: str, n: float, seed: float, guidance: float, temperature: float, past: list[Any]
-    ) -> Iterator[tuple[Any, ...]]:
+def _handler(
+    load: Callable[[str], TextToImage], subject_of: Callable[..., Subject], inputs: Sequence[Any]
+) -> Handler:
+    """The handler of a button, whose first inputs make the subject of the request."""
+
+    def handle(*given: Any) -> Iterator[tuple[Any, ...]]:
         """Yield what the page shows: previews while codes are sampled, then pictures, scores, neighbours and
-        history. The subject is a prompt or a picture."""
-        if not subject:
-            raise gr.Error("Choose a picture first." if of_picture else "Enter a prompt first.")
+        history."""
+        model, n, seed, guidance, temperature, past = given[len(inputs) :]
         parameters: dict[str, Any] = {"n": int(n), "seed": int(seed)}
         parameters |= {"guidance_scale": guidance, "temperature": temperature}
-        kind = "picture" if of_picture else "text"
         try:
-            with observed(kind):
+            subject = subject_of(*given[: len(inputs)])
+            with observed(subject.kind):
                 generator = load(model)
-                with Sampling(generator, subject, of_picture, parameters) as sampling:
+                with Sampling(generator, subject, parameters) as sampling:
                     for images, progress in sampling.previews():
                         yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
             raise gr.Error(str(error)) from error
         row = sampling.generated
-        PICTURES.labels(kind).inc(len(row))
-        request: dict[str, Any] = {"picture": True} if of_picture else {"prompt": subject}
+        PICTURES.labels(subject.kind).inc(len(row))
         for one in row:
             score = round(one.clip_score, 4)
-            with_parameters(one.image, {**request, **parameters, "model": model, "clip_score": score})
+            with_parameters(
+                one.image, {**subject.recorded, **parameters, "model": model, "clip_score": score}
+            )
         captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
-        label = "variation" if of_picture else subject[:40]
-        past = ([(one.image, f"{label}, seed {int(seed)}") for one in row[:1]] + past)[:HISTORY]
-        unread = [] if of_picture else not_read([subject], generator.dropped_tokens([subject]))
-        said = " ".join(["The CLIP score is below each picture.", *(f"Note: {one}." for one in unread)])
+        past = ([(one.image, f"{subject.label}, seed {int(seed)}") for one in row[:1]] + past)[:HISTORY]
+        notes = (f"Note: {one}." for one in subject.notes(generator))
+        said = " ".join(["The CLIP score is below each picture.", *notes])
         yield captioned, said, _neighbours(generator, row[0]), past, past
 
     return handle
-
-
-@dataclass
-class Sampling:
-    """One request, sampled in a thread of its own so that the page can show previews.
-
-    Leaving the `with` early stops the sampling.
-
-    Attributes:
-        generator: The generator.
-        subject: The prompt, or the picture to vary.
-        of_picture: Whether the subject is a picture.
-        parameters: Keyword arguments of the generator's call, `n` among them.
-        generated: The result, the best first, when all previews have been taken.
-    """
-
-    generator: TextToImage
-    subject: Any
-    of_picture: bool
-    parameters: dict[str, Any]
-
-    def __enter__(self) -> "Sampling":
-        self._codes: queue.Queue[torch.Tensor | None] = queue.Queue()
-        self._stop_requested = threading.Event()
-        self._error: BaseException | None = None
-        self.generated: list[Generated] = []
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop_requested.set()
-        self._thread.join()
-
-    def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
-        """Yield the unfinished pictures each time a row of codes more is known, and the share of them."""
-        side, rows = self.generator.vqgan.config.grid, 0
-        while (codes := self._codes.get()) is not None:
-            known = int((codes[0] >= 0).sum())
-            if known // side > rows:
-                rows = known // side
-                shown = self.generator.decode_partly(codes[: self.parameters["n"]])
-                yield [_unique(image) for image in shown], known / side**2
-        if self._error:
-            raise self._error
-
-    def _sample(self) -> None:
-        call = self.generator.variations if self.of_picture else self.generator.generate_scored
-        try:
-            (self.generated,) = call([self.subject], on_step=self._step, **self.parameters)
-        except BaseException as error:
-            self._error = error
-        self._codes.put(None)
-
-    def _step(self, codes: torch.Tensor) -> None:
-        if self._stop_requested.is_set():
-            raise ClipgenError("stopped")
-        self._codes.put(codes)
 
 
 def _neighbours(generator: TextToImage, generated: Generated) -> list[tuple[Image.Image, str]]:
@@ -282,10 +243,4 @@ def _neighbours(generator: TextToImage, generated: Generated) -> list[tuple[Imag
         return []
     cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
     images = images_by_id(table, cosines)
-    return [(_unique(images[id]), f"{cosine:.3f}") for id, cosine in cosines.items() if id in images]
-
-
-def _unique(image: Image.Image) -> Image.Image:
-    """The image with unique content: Gradio names files by their content, and would write a file while
-    another user reads it."""
-    return with_parameters(image, {"shown": uuid.uuid4().hex})
+    return [(unique(images[id]), f"{cosine:.3f}") for id, cosine in cosines.items() if id in images]

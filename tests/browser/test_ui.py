@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import gradio_client
+import numpy as np
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
 from benchmarks.page import serving
+from clipgen_core.data.pixels import fit_square
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.browser.conftest import Watched, watch
-from tests.conftest import COLOURS, SHAPES, tiny_transformer_config
+from tests.conftest import COLOURS, SHAPES, SIZE, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
 USERS = 16
@@ -70,6 +72,50 @@ def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) ->
     page.locator("#vary").click()
     page.wait_for_function("document.querySelector('#said').innerText.includes('CLIP score')", timeout=60_000)
     assert json.loads(png_at(tab, "#made img").info["parameters"])["picture"] is True
+    assert tab.problems == []
+
+
+def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
+    pipeline: Storage, tab: Watched, pictures: Path, tmp_path: Path
+) -> None:
+    config = tiny_transformer_config(2)
+    any_order = config.model.model_copy(update={"order": "any"})
+    model = transformer.run(
+        config.model_copy(update={"model": any_order}),
+        tokens=pipeline.current("tokens", "tests").path,
+        out=Storage(str(tmp_path / "root")),
+        tracker=NullTracker(),
+    ).checkpoint
+    page, red = tab.page, tmp_path / "red.png"
+    with Image.open(pictures / "pictures" / "disc" / "red 32.png") as image:
+        image.resize((320, 320), Image.Resampling.NEAREST).save(red)
+    with serving(model, tmp_path) as url:
+        page.goto(url)
+        page.get_by_role("tab", name="Edit a picture").click()
+        page.locator("#edit").click()
+        page.wait_for_selector("text=Choose a picture first.", timeout=30_000)
+        page.locator("#drawn input[type=file]").first.set_input_files(str(red))
+        canvas = page.locator("#drawn canvas").first
+        canvas.wait_for(timeout=30_000)
+        page.wait_for_timeout(1000)
+        box = canvas.bounding_box()
+        assert box
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 5, y, steps=4)
+        page.mouse.up()
+        page.locator("#wanted textarea").fill("a blue disc")
+        page.locator("#edit").click()
+        page.wait_for_function(
+            "document.querySelector('#said').innerText.includes('CLIP score')", timeout=60_000
+        )
+        made = png_at(tab, "#made img")
+        page.screenshot(path=tmp_path / "edit.png")
+    assert json.loads(made.info["parameters"])["prompt"] == "a blue disc"
+    kept = np.asarray(made.convert("RGB")) == np.asarray(fit_square(Image.open(red), SIZE))
+    assert kept[:4].all() and kept[:, :4].all()  # far from the paint
+    assert not kept[12:20, 12:20].all()  # under it
     assert tab.problems == []
 
 

@@ -1,0 +1,78 @@
+"""One request of the page, sampled in a thread of its own, with previews."""
+
+import queue
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from clipgen_core.data.pixels import with_parameters
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import Generated
+from clipgen_core.serving.subjects import Subject
+
+
+@dataclass
+class Sampling:
+    """One request, sampled in a thread of its own so that the page can show previews.
+
+    Leaving the `with` early stops the sampling.
+
+    Attributes:
+        generator: The generator.
+        subject: What is asked for.
+        parameters: Keyword arguments of the generator's call, `n` among them.
+        generated: The result, the best first, when all previews have been taken.
+    """
+
+    generator: TextToImage
+    subject: Subject
+    parameters: dict[str, Any]
+
+    def __enter__(self) -> "Sampling":
+        self._codes: queue.Queue[torch.Tensor | None] = queue.Queue()
+        self._stop_requested = threading.Event()
+        self._error: BaseException | None = None
+        self.generated: list[Generated] = []
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop_requested.set()
+        self._thread.join()
+
+    def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
+        """Yield the unfinished pictures each time a row of codes more is known, and the share of them."""
+        side, rows = self.generator.vqgan.config.grid, 0
+        while (codes := self._codes.get()) is not None:
+            known = int((codes[0] >= 0).sum())
+            if known // side > rows:
+                rows = known // side
+                shown = self.generator.decode_partly(codes[: self.parameters["n"]])
+                yield [unique(image) for image in shown], known / side**2
+        if self._error:
+            raise self._error
+
+    def _sample(self) -> None:
+        try:
+            self.generated = self.subject.sample(self.generator, self._step, **self.parameters)
+        except BaseException as error:
+            self._error = error
+        self._codes.put(None)
+
+    def _step(self, codes: torch.Tensor) -> None:
+        if self._stop_requested.is_set():
+            raise ClipgenError("stopped")
+        self._codes.put(codes)
+
+
+def unique(image: Image.Image) -> Image.Image:
+    """The image with unique content: Gradio names files by their content, and would write a file while
+    another user reads it."""
+    return with_parameters(image, {"shown": uuid.uuid4().hex})
