@@ -176,6 +176,16 @@ def checkpoint(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> s
     ).checkpoint
 
 
+@pytest.fixture(scope="session")
+def any_order(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The checkpoint of a transformer of any order."""
+    config = tiny_transformer_config(30)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"order": "any"})})
+    out = Storage(str(tmp_path_factory.mktemp("any_order")))
+    shards = pipeline.current("tokens", "tests").path
+    return transformer.run(config, tokens=shards, out=out, tracker=NullTracker()).checkpoint
+
+
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "root"))

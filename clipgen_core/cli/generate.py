@@ -1,8 +1,7 @@
 """Commands that generate images or search for them."""
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
@@ -26,7 +25,7 @@ from clipgen_core.cli.options import (
     last_model,
     read_image,
 )
-from clipgen_core.errors import ClipgenError
+from clipgen_core.cli.sheets import given, require_writable, shown_by, write_sheet
 from clipgen_core.settings.sampling import Condition
 from clipgen_core.storage import Storage, last_root
 
@@ -63,8 +62,8 @@ def generate(
     from clipgen_core.generation.generator import TextToImage
     from clipgen_core.progress import track
 
-    _require_writable(output)
-    given = _given(
+    require_writable(output)
+    settings = given(
         guidance_scale=guidance_scale,
         steps=steps,
         temperature=temperature,
@@ -76,46 +75,11 @@ def generate(
     )
     generator = TextToImage.from_pretrained(model or last_model(root))
     with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.generate_scored(prompt, n, seed, on_step=_shown_by(meter), **given)
+        rows = generator.generate_scored(prompt, n, seed, on_step=shown_by(meter), **settings)
     for text, row in zip(prompt, rows, strict=True):
         scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
         console.print(f"{text}: CLIP score {scores}")
-    _write_sheet(rows, output, {"prompts": prompt, "seed": seed, **given})
-
-
-@app.command(cls=Command)
-def vary(
-    image: Annotated[list[Path], typer.Argument(help="Image files.")],
-    model: Model = None,
-    root: Root = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Variations of each image.")] = 4,
-    seed: Seed = 0,
-    output: Output = Path("out.png"),
-    guidance_scale: Guidance = None,
-    steps: Steps = None,
-    temperature: Temperature = None,
-    top_k: TopK = None,
-    top_p: TopP = None,
-    candidates: Candidates = None,
-) -> None:
-    """Generate variations of images: one row an image, those most like it first."""
-    from clipgen_core.generation.generator import TextToImage
-    from clipgen_core.progress import track
-
-    _require_writable(output)
-    images = [read_image(file) for file in image]
-    given = _given(
-        guidance_scale=guidance_scale,
-        steps=steps,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        candidates=candidates,
-    )
-    generator = TextToImage.from_pretrained(model or last_model(root))
-    with track("sampling", generator.transformer.positions, "codes") as meter:
-        rows = generator.variations(images, n, seed, on_step=_shown_by(meter), **given)
-    _write_sheet(rows, output, {"variations_of": [file.name for file in image], "seed": seed, **given})
+    write_sheet(rows, output, {"prompts": prompt, "seed": seed, **settings})
 
 
 @app.command(cls=Command)
@@ -170,34 +134,3 @@ def search(
     for one, cosine in zip(found.ids, found.cosine, strict=True):
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
     console.print(sheet)
-
-
-def _shown_by(meter: Any) -> Any:
-    """Shows how many codes are known after each step."""
-    return lambda codes: meter.advance(int((codes[0] >= 0).sum()) - meter.done)
-
-
-def _given(**settings: Any) -> dict[str, Any]:
-    """The sampling settings that were given; the others keep the model's defaults."""
-    return {name: value for name, value in settings.items() if value is not None}
-
-
-def _require_writable(output: Path) -> None:
-    if not output.resolve().parent.is_dir():
-        raise ClipgenError(f"{output.parent} does not exist: create it, or choose another --output")
-    if output.is_dir():
-        raise ClipgenError(f"{output} is a folder: choose another --output")
-    if not os.access(output.resolve().parent, os.W_OK):
-        raise ClipgenError(f"no file can be written to {output.parent}: choose another --output")
-    if output.suffix.lower() != ".png":
-        raise ClipgenError(f"{output} does not end in .png: images are written as PNG")
-
-
-def _write_sheet(rows: list[list[Any]], output: Path, parameters: dict[str, Any]) -> None:
-    """Write one row of images a request, as a PNG file that says how it was generated."""
-    from clipgen_core.data.pixels import grid, png_bytes, with_parameters
-    from clipgen_core.filesystem import write_bytes
-
-    sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
-    write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))
-    console.print(f"wrote {output} ({sheet.width}x{sheet.height})")

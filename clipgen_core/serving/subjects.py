@@ -1,6 +1,6 @@
 """What a visitor of the page may ask for: pictures from a text, from a picture, or with a part anew."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,38 +12,43 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated, not_read
 
 
-class Subject(Protocol):
+class Subject(ABC):
     """One request.
 
     Attributes:
         kind: text, picture or edit.
         label: Names it in the history.
         recorded: What is written into its pictures.
+        prompt: What the pictures should show, if it was said.
     """
 
     kind: str
     label: str
-
-    @property
-    def recorded(self) -> dict[str, Any]: ...
+    recorded: dict[str, Any]
+    prompt: str | None = None
 
     def sample(self, generator: TextToImage, on_step: OnStep, **parameters: Any) -> list[Generated]:
-        """Generate its pictures, the best first.
+        """Generate its pictures.
 
         Args:
             generator: The model.
             on_step: See `TextToImage.generate_scored`.
-            parameters: Keyword arguments of the call, `n` and `seed` among them.
+            parameters: Keyword arguments of the generator's call, `n` and `seed` among them.
 
         Returns:
-            The pictures.
+            The pictures, the best first.
         """
+        return self._sample(generator, {**parameters, "on_step": on_step})
+
+    @abstractmethod
+    def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]: ...
 
     def notes(self, generator: TextToImage) -> list[str]:
-        """Sentences on how it was understood."""
+        """Sentences on how the prompt was understood."""
+        return not_read([self.prompt], generator.dropped_tokens([self.prompt])) if self.prompt else []
 
 
-class FromText:
+class FromText(Subject):
     """Pictures of what a prompt says."""
 
     kind = "text"
@@ -51,21 +56,16 @@ class FromText:
     def __init__(self, prompt: str) -> None:
         if not prompt:
             raise ClipgenError("Enter a prompt first.")
-        self.prompt, self.label = prompt, prompt[:40]
+        self.text = self.prompt = prompt
+        self.label = prompt[:40]
+        self.recorded = {"prompt": prompt}
 
-    @property
-    def recorded(self) -> dict[str, Any]:
-        return {"prompt": self.prompt}
-
-    def sample(self, generator: TextToImage, on_step: OnStep, **parameters: Any) -> list[Generated]:
-        (row,) = generator.generate_scored([self.prompt], on_step=on_step, **parameters)
+    def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
+        (row,) = generator.generate_scored(self.text, **parameters)
         return row
 
-    def notes(self, generator: TextToImage) -> list[str]:
-        return not_read([self.prompt], generator.dropped_tokens([self.prompt]))
 
-
-class FromPicture:
+class FromPicture(Subject):
     """Variations of a picture."""
 
     kind, label = "picture", "variation"
@@ -73,21 +73,14 @@ class FromPicture:
     def __init__(self, picture: Image.Image | None) -> None:
         if picture is None:
             raise ClipgenError("Choose a picture first.")
-        self.picture = picture
+        self.picture, self.recorded = picture, {"picture": True}
 
-    @property
-    def recorded(self) -> dict[str, Any]:
-        return {"picture": True}
-
-    def sample(self, generator: TextToImage, on_step: OnStep, **parameters: Any) -> list[Generated]:
-        (row,) = generator.variations(self.picture, on_step=on_step, **parameters)
+    def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
+        (row,) = generator.variations(self.picture, **parameters)
         return row
 
-    def notes(self, generator: TextToImage) -> list[str]:
-        return []
 
-
-class Edit:
+class Edit(Subject):
     """A picture with a part anew."""
 
     kind, label = "edit", "edit"
@@ -103,13 +96,7 @@ class Edit:
         if not painted.any():
             raise ClipgenError("Paint over the part that is to change first.")
         self.painted, self.prompt = painted, prompt or None
+        self.recorded = {"edited": True, "prompt": self.prompt}
 
-    @property
-    def recorded(self) -> dict[str, Any]:
-        return {"edited": True, "prompt": self.prompt}
-
-    def sample(self, generator: TextToImage, on_step: OnStep, **parameters: Any) -> list[Generated]:
-        return generator.edit(self.picture, self.painted, self.prompt, on_step=on_step, **parameters)
-
-    def notes(self, generator: TextToImage) -> list[str]:
-        return FromText(self.prompt).notes(generator) if self.prompt else []
+    def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
+        return generator.edit(self.picture, self.painted, self.prompt, **parameters)

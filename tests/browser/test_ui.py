@@ -76,20 +76,12 @@ def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) ->
 
 
 def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
-    pipeline: Storage, tab: Watched, pictures: Path, tmp_path: Path
+    any_order: str, tab: Watched, pictures: Path, tmp_path: Path
 ) -> None:
-    config = tiny_transformer_config(2)
-    any_order = config.model.model_copy(update={"order": "any"})
-    model = transformer.run(
-        config.model_copy(update={"model": any_order}),
-        tokens=pipeline.current("tokens", "tests").path,
-        out=Storage(str(tmp_path / "root")),
-        tracker=NullTracker(),
-    ).checkpoint
     page, red = tab.page, tmp_path / "red.png"
     with Image.open(pictures / "pictures" / "disc" / "red 32.png") as image:
         image.resize((320, 320), Image.Resampling.NEAREST).save(red)
-    with serving(model, tmp_path) as url:
+    with serving(any_order, tmp_path) as url:
         page.goto(url)
         page.get_by_role("tab", name="Edit a picture").click()
         page.locator("#edit").click()

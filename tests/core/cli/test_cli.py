@@ -37,6 +37,25 @@ def test_vary_writes_a_row_a_picture(checkpoint: str, pictures: Path, tmp_path: 
     assert result.exit_code == 2 and "there is no file" in result.output.replace("\n", " ")
 
 
+def test_edits_and_extensions_need_a_model_of_any_order(
+    checkpoint: str, any_order: str, pictures: Path, tmp_path: Path
+) -> None:
+    file = str(pictures / "pictures" / "disc" / "red 32.png")
+    mask, out = tmp_path / "mask.png", tmp_path / "out.png"
+    marked = Image.new("L", (32, 32))
+    marked.paste(255, (8, 8, 24, 24))
+    marked.save(mask)
+    edit = ["edit", file, "a blue disc", "--mask", str(mask), "-n", "2", "-o", str(out)]
+    extend = ["extend", file, "--left", "8", "--bottom", "1", "-n", "2", "-o", str(out)]
+    vary = ["vary", file, "--strength", "0.5", "-n", "2", "-o", str(out)]
+    for args, size in ((edit, (32, 32)), (extend, (40, 40)), (vary, (32, 32))):
+        result = runner.invoke(app, [*args, "-m", any_order])
+        assert result.exit_code == 0, result.output
+        assert Image.open(out).size == (2 * size[0] + 2, size[1])
+        refused = runner.invoke(app, [*args, "-m", checkpoint])
+        assert refused.exit_code == 2 and "order any" in " ".join(refused.output.split())
+
+
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
     root = Storage(str(tmp_path / "root"))
     root.publish_current("transformer", checkpoint, "x")

@@ -9,10 +9,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import editing
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.models.layout import NONE
-from clipgen_core.stages import transformer
-from clipgen_core.storage import Storage
-from clipgen_core.tracking import NullTracker
-from tests.conftest import SIZE, draw, tiny_transformer_config
+from tests.conftest import SIZE, draw
 
 GRID = 4
 CELL = SIZE // GRID
@@ -25,14 +22,8 @@ def raster(checkpoint: str) -> TextToImage:
 
 
 @pytest.fixture(scope="module")
-def generator(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> TextToImage:
-    config = tiny_transformer_config(30)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"order": "any"})})
-    out = Storage(str(tmp_path_factory.mktemp("any")))
-    shards = pipeline.current("tokens", "tests").path
-    return TextToImage.from_pretrained(
-        transformer.run(config, tokens=shards, out=out, tracker=NullTracker()).checkpoint
-    )
+def generator(any_order: str) -> TextToImage:
+    return TextToImage.from_pretrained(any_order)
 
 
 def mask(box: tuple[int, int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:

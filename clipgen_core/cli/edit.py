@@ -1,0 +1,156 @@
+"""Commands that generate images from images: variations, a part anew, and what lies beyond the border."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipgen_core.cli.options import (
+    Candidates,
+    Command,
+    Guidance,
+    Model,
+    Output,
+    Root,
+    Seed,
+    Steps,
+    Temperature,
+    TopK,
+    TopP,
+    app,
+    console,
+    last_model,
+    read_image,
+)
+from clipgen_core.cli.sheets import given, require_writable, shown_by, write_sheet
+
+ImageFile = Annotated[Path, typer.Argument(help="The image file; its central square is used.")]
+Wanted = Annotated[
+    str | None, typer.Argument(help="What the whole image should show; by default what it shows now.")
+]
+
+
+@app.command(cls=Command)
+def vary(
+    image: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Model = None,
+    root: Root = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Variations of each image.")] = 4,
+    seed: Seed = 0,
+    output: Output = Path("out.png"),
+    strength: Annotated[
+        float,
+        typer.Option(help="The share of codes that change; below 1 needs a model of any order."),
+    ] = 1.0,
+    guidance_scale: Guidance = None,
+    steps: Steps = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    candidates: Candidates = None,
+) -> None:
+    """Generate variations of images: one row an image, those most like it first."""
+    from clipgen_core.generation.generator import TextToImage
+    from clipgen_core.progress import track
+
+    require_writable(output)
+    images = [read_image(file) for file in image]
+    settings = given(
+        guidance_scale=guidance_scale,
+        steps=steps,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+    )
+    generator = TextToImage.from_pretrained(model or last_model(root))
+    with track("sampling", generator.transformer.positions, "codes") as meter:
+        rows = generator.variations(images, n, seed, strength=strength, on_step=shown_by(meter), **settings)
+    write_sheet(
+        rows,
+        output,
+        {"variations_of": [file.name for file in image], "seed": seed, "strength": strength, **settings},
+    )
+
+
+@app.command(cls=Command)
+def edit(
+    image: ImageFile,
+    prompt: Wanted = None,
+    *,
+    mask: Annotated[Path, typer.Option(help="An image of the same size: white where it is to change.")],
+    model: Model = None,
+    root: Root = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images to generate.")] = 4,
+    seed: Seed = 0,
+    output: Output = Path("out.png"),
+    guidance_scale: Guidance = None,
+    steps: Steps = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    candidates: Candidates = None,
+) -> None:
+    """Generate a part of an image anew. Needs a model of any order (transformer.model.order any)."""
+    from clipgen_core.generation.generator import TextToImage
+    from clipgen_core.progress import track
+
+    require_writable(output)
+    before, marked = read_image(image), read_image(mask)
+    settings = given(
+        guidance_scale=guidance_scale,
+        steps=steps,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+    )
+    generator = TextToImage.from_pretrained(model or last_model(root))
+    with track("sampling", generator.transformer.positions, "codes") as meter:
+        row = generator.edit(before, marked, prompt, n, seed, on_step=shown_by(meter), **settings)
+    console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
+    write_sheet([row], output, {"edit_of": image.name, "prompt": prompt, "seed": seed, **settings})
+
+
+@app.command(cls=Command)
+def extend(
+    image: ImageFile,
+    prompt: Wanted = None,
+    left: Annotated[int, typer.Option(help="Pixels to add at the left, at the model's resolution.")] = 0,
+    right: Annotated[int, typer.Option(help="Pixels to add at the right.")] = 0,
+    top: Annotated[int, typer.Option(help="Pixels to add at the top.")] = 0,
+    bottom: Annotated[int, typer.Option(help="Pixels to add at the bottom.")] = 0,
+    model: Model = None,
+    root: Root = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images to generate.")] = 4,
+    seed: Seed = 0,
+    output: Output = Path("out.png"),
+    guidance_scale: Guidance = None,
+    steps: Steps = None,
+    temperature: Temperature = None,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    candidates: Candidates = None,
+) -> None:
+    """Generate what lies beyond the border of an image. Needs a model of any order (transformer.model.order
+    any)."""
+    from clipgen_core.generation.generator import TextToImage
+
+    require_writable(output)
+    before = read_image(image)
+    settings = given(
+        guidance_scale=guidance_scale,
+        steps=steps,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        candidates=candidates,
+    )
+    generator = TextToImage.from_pretrained(model or last_model(root))
+    row = generator.extend(
+        before, prompt, n, seed, left=left, right=right, top=top, bottom=bottom, **settings
+    )
+    console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
+    margins = [left, right, top, bottom]
+    parameters = {"extension_of": image.name, "margins": margins, "prompt": prompt, "seed": seed, **settings}
+    write_sheet([row], output, parameters)
