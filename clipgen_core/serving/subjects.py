@@ -1,5 +1,6 @@
 """What a visitor of the page may ask for: pictures from a text, from a picture, or with a part anew."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
