@@ -1,21 +1,18 @@
-"""Training and sampling the transformer at the `paper` shape."""
+"""Training the transformer at the `paper` shape."""
 
 import statistics
 from collections.abc import Callable
 
 import open_clip
 import torch
-from torch import Tensor
 
 from benchmarks.baseline import PlainGpt, train_step
-from benchmarks.timing import Row, in_turn, matmul_peak, ratio, seconds
-from clipgen_core.device import autocast, default_device, fast_dtype
-from clipgen_core.generation.sampling import sample_codes
+from benchmarks.timing import Row, in_turn, matmul_peak, ratio
+from clipgen_core.device import autocast, default_device
 from clipgen_core.models.shapes import TRANSFORMERS, VQGANS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.settings.models import TransformerConfig
-from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.training.losses import code_cross_entropy
 from clipgen_core.training.optim import adamw
 from clipgen_core.training.task import attention_for
@@ -66,56 +63,6 @@ def against_encoding(layers: int, batch: int) -> list[Row]:
         f"{batch / statistics.median(slow):.2f} images/s"
     )
     return [Row("against_encoding", "images/s, ours / baseline", ratio(slow, fast), "x", ">= 10", detail)]
-
-
-def sampling(layers: int, batch: int = 8) -> list[Row]:
-    """256 codes with cache and the fast type against the whole prefix again in fp32; guidance; batch 1.
-
-    The baseline is timed at every 32nd prefix length and summed by interpolation.
-    """
-    device = default_device()
-    model = Transformer(_shape(layers), CODES, GRID, DIM).eval().to(device, fast_dtype(device))
-    plain = PlainGpt(_shape(layers), CODES, T, DIM).eval().to(device)
-    embedding = torch.nn.functional.normalize(torch.randn(batch, 1, DIM, device=device), dim=-1)
-
-    def sample(rows: int, guidance: float) -> None:
-        config = SamplingConfig(guidance_scale=guidance, top_k=500)
-        sample_codes(model, embedding[:rows], range(rows), config)
-
-    unguided, guided, single = in_turn(
-        lambda: sample(batch, 1.0), lambda: sample(batch, 3.0), lambda: sample(1, 1.0), rounds=3
-    )
-    baseline = _interpolated(plain, embedding[:, 0])
-    fast = statistics.median(unguided)
-    return [
-        Row(
-            "sampling",
-            "no cache fp32 / ours",
-            baseline / fast,
-            "x",
-            ">= 10",
-            f"{layers} layers, {T} codes, batch {batch}: {fast:.1f} against {baseline:.0f} s (interpolated)",
-        ),
-        Row("sampling", "guided / unguided", ratio(guided, unguided), "x", "<= 2.1", f"batch {batch}"),
-        Row(
-            "sampling",
-            "latency of a code, batch 1",
-            1000 * statistics.median(single) / T,
-            "ms",
-            "reported",
-            f"{layers} layers, unguided",
-        ),
-    ]
-
-
-def _interpolated(plain: PlainGpt, embedding: Tensor) -> float:
-    lengths = [0, *range(31, T, 32)]
-    times = []
-    for length in lengths:
-        codes = torch.randint(CODES, (len(embedding), length), device=embedding.device)
-        times.append(seconds(lambda codes=codes: plain.next_codes(codes, embedding)))  # type: ignore[misc]
-    spans = zip(lengths, lengths[1:], times, times[1:], strict=False)
-    return times[0] + sum((b - a) * (x + y) / 2 for a, b, x, y in spans)
 
 
 def _shape(layers: int) -> TransformerConfig:

@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import gap, loader
 from benchmarks.baseline import PlainGpt
+from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.models.shapes import TRANSFORMERS
@@ -32,6 +33,20 @@ def test_the_baseline_sees_no_code_to_come() -> None:
     other[0, -1] = (other[0, -1] + 1) % 9
     assert torch.allclose(model(codes, embedding)[:, :5], model(other, embedding)[:, :5], atol=1e-6)
     assert model.next_codes(codes, embedding).shape == (1, 1)
+
+
+def test_the_static_cache_samples_from_what_a_whole_pass_predicts() -> None:
+    torch.manual_seed(0)
+    shape = TRANSFORMERS["b"].model_copy(update={"width": 32, "layers": 2, "heads": 2})
+    model = StaticCacheGpt(shape, codebook_size=9, grid=3, dim=4).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    codes = model.sample(embedding := torch.randn(2, 4), guidance=1.0, top_k=1)  # greedy
+    x = torch.cat([model.condition(embedding).unsqueeze(1), model.codes(codes[:, :-1])], dim=1)
+    for layer in model.layers:
+        layer.setup(2, 9, x)
+        x = layer(x, model.rotary[:, :9], 0, torch.ones(9, 9, dtype=torch.bool).tril())
+    assert torch.equal(model.head(model.norm(x)).argmax(dim=-1), codes)
 
 
 def test_the_loaders_shards_are_shards(tmp_path: Path) -> None:
