@@ -29,6 +29,7 @@ DOCS = [
 RUN_BY = {
     r"make (demo|demo QUICK=1|ui)$": "test_demo.py::test_the_quick_demo_from_pictures_to_a_registered_model",
     r"clipgen (generate|search|vary|champions|lineage)": "test_demo.py::documented_commands",
+    r"clipgen (edit|extend) ": "core/cli/test_cli.py::test_edits_and_extensions_need_a_model_of_any_order",
     r"clipgen generate .* -m public/$": "core/published/test_published.py::"
     "test_the_public_generator_makes_pictures",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,9 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import editing
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.models.layout import NONE
-from tests.conftest import SIZE, draw
+from tests.conftest import SIZE, blocks, draw
 
+REPOSITORY = Path(__file__).parents[3]
 GRID = 4
 CELL = SIZE // GRID
 SETTINGS = {"candidates": 2, "steps": 3}
@@ -24,6 +28,18 @@ def raster(checkpoint: str) -> TextToImage:
 @pytest.fixture(scope="module")
 def generator(any_order: str) -> TextToImage:
     return TextToImage.from_pretrained(any_order)
+
+
+def test_the_documented_code_edits(
+    generator: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = (one for one in blocks(REPOSITORY / "docs" / "serving.md", "python") if "edit(" in one)
+    draw("red", "disc").save(tmp_path / "photo.png")
+    mask((0, 0, 9, 9)).save(tmp_path / "mask.png")
+    monkeypatch.chdir(tmp_path)
+    made: dict[str, Any] = {"generator": generator}
+    exec(code, made)
+    assert [made[name].size for name in ("edited", "wider", "close")] == [(32, 32), (96, 32), (32, 32)]
 
 
 def mask(box: tuple[int, int, int, int], size: tuple[int, int] = (SIZE, SIZE)) -> Image.Image:
