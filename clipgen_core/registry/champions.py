@@ -31,7 +31,7 @@ from clipgen_core.tracking import MlflowTracker, find_version, mlflow_client
 MODEL = "clip-gen"
 CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
 EXAMPLE = ["a red heart"]
-PARAMS = ("candidates", "guidance_scale", "temperature")  # of sampling, that a request may set
+PARAMS = ("candidates", "guidance_scale", "steps", "temperature")  # of sampling, that a request may set
 JUDGED_AGAINST = "judged_against"
 CONDITIONING = "the conditioning CLIP"
 SCORE, CHECK = "score.", "check."  # tags of a judgement

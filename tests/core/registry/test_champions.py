@@ -192,7 +192,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     loaded = mlflow.pyfunc.load_model("models:/clip-gen@candidate")
     params = {param.name for param in loaded.metadata.signature.params}
-    assert params == {"seed", "candidates", "guidance_scale", "temperature"}
+    assert params == {"seed", "candidates", "guidance_scale", "steps", "temperature"}
     assert loaded.metadata.saved_input_example_info
     (png,) = loaded.predict(["a red heart"], params={"seed": 3})
     generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
