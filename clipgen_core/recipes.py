@@ -13,6 +13,8 @@ The 256 px recipes use a public CLIP, are meant for GPUs with bf16, and train th
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import model_validator
+
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.shapes import TRANSFORMERS, VQGANS
 from clipgen_core.schema import Frozen
@@ -56,6 +58,15 @@ class Recipe(Frozen):
     """Training the transformer, which generates codes from a CLIP embedding."""
     evaluation: evaluation.Config
     """Generating and scoring images, and deciding whether a model may be promoted."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        steps, codes = self.transformer.sampling.steps, self.vqgan.model.grid**2
+        if steps > codes:
+            raise ClipgenError(
+                f"transformer.sampling.steps is {steps}, but an image has only {codes} codes: lower it"
+            )
+        return self
 
     def override(self, overrides: Mapping[str, Any]) -> "Recipe":
         """A recipe with other values for some settings; this one stays as it is.

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 from clipgen_core.settings.catalogue import MAY_CHANGE
 from clipgen_core.settings.models import GapConfig, TransformerConfig
@@ -36,3 +37,12 @@ class Config(Frozen):
     """Weights to start from (a warm start): `latest`, the newest transformer checkpoint under the root; the
     address of a checkpoint or of a generator folder; or a registered model, `models:/NAME@ALIAS`. The VQGAN
     and the CLIP must be those of the token shards. Null: train from scratch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "Config":
+        if self.sampling.steps and self.model.order != "any":
+            raise ClipgenError(
+                f"sampling.steps is {self.sampling.steps}, but a model of order {self.model.order} takes one "
+                "step a code: set it to 0, or model.order to any"
+            )
+        return self

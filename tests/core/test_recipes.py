@@ -92,3 +92,14 @@ def test_a_bad_override_is_one_sentence(overrides: dict[str, Any], message: str)
 def test_an_unknown_recipe_is_one_sentence() -> None:
     with pytest.raises(ClipgenError, match="there is no recipe 'typo': choose one of demo"):
         named("typo")
+
+
+def test_steps_that_a_model_cannot_take_are_said_before_any_work() -> None:
+    with pytest.raises(ClipgenError, match=r"sampling.steps is 8, but a model of order raster takes one"):
+        named("demo").override({"transformer.sampling.steps": 8})
+    any_order = {"transformer.model.order": "any"}
+    assert named("demo").override(any_order | {"transformer.sampling.steps": 64}).transformer.sampling.steps
+    with pytest.raises(
+        ClipgenError, match=r"transformer.sampling.steps is 65, but an image has only 64 codes"
+    ):
+        named("demo").override(any_order | {"transformer.sampling.steps": 65})
