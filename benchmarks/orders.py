@@ -1,0 +1,243 @@
+"""Orders of generation, compared after equal training time.
+
+Trains transformers of raster, annealed and any order on the token shards of a root, as long as the recipe's
+raster transformer takes, generates for the same prompts in several numbers of steps, and scores with a CLIP
+that conditioned nothing.
+
+Run: python -m benchmarks.orders --root ROOT --judge local-dir:CLIP --prompts prompts.csv --texts texts.txt
+"""
+
+import csv
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.timing import in_turn, ratio
+from clipgen_core.data.prompts import read_prompts
+from clipgen_core.data.tokens import read_manifest
+from clipgen_core.device import autocast, default_device
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.parts import read_parts
+from clipgen_core.generation.steps import generation_loss
+from clipgen_core.judging.judge import CLIP, Judge
+from clipgen_core.judging.metrics import bootstrap
+from clipgen_core.judging.reference import SUFFIX, Reference, choose_stored
+from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.transformer import Transformer
+from clipgen_core.recipes import Recipe, named
+from clipgen_core.schema import TokenManifest
+from clipgen_core.stages import transformer
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+from clipgen_core.training.optim import adamw
+from clipgen_core.training.task import attention_for
+
+ORDERS = ("raster", "annealed", "any")
+FOUND = 5  # recall@5
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts of one kind, each with the names that an image of it may be taken for."""
+
+    kind: str
+    texts: list[str]
+    names: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores of one order in one number of steps; of each kind of prompt recall@5 and CLIP score with the
+    half-widths of their 95 % intervals, over prompts."""
+
+    order: str
+    steps: int
+    recall: dict[str, tuple[float, float]]
+    clip_score: dict[str, tuple[float, float]]
+    kid: float
+    images_per_second: float
+
+
+def main(
+    root: Annotated[str, typer.Option(help="A root in which the stages up to token_shards have run.")],
+    judge: Annotated[str, typer.Option(help="A CLIP trained apart from the one that conditions.")],
+    prompts: Annotated[str, typer.Option(help="A CSV with prompt and split.")],
+    texts: Annotated[str, typer.Option(help="Texts like the prompts, for the means.")],
+    paraphrases: Annotated[
+        Path | None, typer.Option(help="A CSV with prompt and names, which are separated by |.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Numbers of steps for any order.")] = "8,12,16,64",
+    most: Annotated[int, typer.Option(help="Prompts of each kind at the most.")] = 96,
+    seeds: Annotated[int, typer.Option(help="Trainings of each order.")] = 2,
+    recipe: str = "demo",
+    candidates: int = 4,
+    json_file: Annotated[Path | None, typer.Option("--json")] = None,
+) -> None:
+    """Print one table. Trainings that are there already are taken."""
+    kinds = list(_kinds(prompts, paraphrases, most))
+    known = sorted({one.text for one in read_prompts(prompts)})
+    scorer = Judge(ClipEncoder(judge), known)
+    reference = Reference(scorer, choose_stored(Storage(root).images, _side(recipe), 2560, ()))
+    config = named(recipe)
+    lasting = equal_steps(config, Storage(root))
+    rows = []
+    for order in ORDERS:
+        generators = [
+            TextToImage(read_parts(train(config, order, seed, lasting[order], root, texts)))
+            for seed in range(seeds)
+        ]
+        for count in map(int, steps.split(",")) if order == "any" else [0]:
+            rows.append(measured(order, count, generators, kinds, scorer, reference, candidates))
+            show(rows, f"{seeds} trainings, best of {candidates}; training steps {lasting}")
+    if json_file:
+        json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+
+
+def _kinds(prompts: str, paraphrases: Path | None, most: int) -> Iterator[Prompts]:
+    read = read_prompts(prompts)
+    for kind in dict.fromkeys(one.split for one in read):
+        texts = sorted({one.text for one in read if one.split == kind})
+        chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:most]]
+        yield Prompts(kind, chosen, [[text] for text in chosen])
+    if paraphrases:
+        with paraphrases.open() as file:
+            lines = list(csv.DictReader(file))[:most]
+        yield Prompts(
+            "paraphrased", [one["prompt"] for one in lines], [one["names"].split("|") for one in lines]
+        )
+
+
+def _side(recipe: str) -> int:
+    return named(recipe).vqgan.model.image_size
+
+
+def equal_steps(config: Recipe, storage: Storage) -> dict[str, int]:
+    """Training steps of each order that take as long as the recipe's in raster order.
+
+    Args:
+        config: The recipe.
+        storage: The root with the token shards.
+
+    Returns:
+        The steps by order.
+    """
+    manifest = read_manifest(storage.current("tokens", "the comparison").path)
+    times = in_turn(*(_step(config, order, manifest) for order in ORDERS), rounds=4)
+    planned = config.transformer.train.steps
+    return {order: round(planned * ratio(times[0], own)) for order, own in zip(ORDERS, times, strict=True)}
+
+
+def _step(config: Recipe, order: str, manifest: TokenManifest) -> Callable[[], None]:
+    """A training step of the model, without its data."""
+    device = torch.device(default_device())
+    shape = config.transformer.model.model_copy(update={"order": order})
+    model = Transformer(shape, manifest.codebook_size, manifest.grid, manifest.embedding_dim).to(device)
+    optimizer, rows = adamw([model], 1e-4), config.transformer.train.batch_size
+    codes = torch.randint(manifest.codebook_size, (rows, manifest.grid**2), device=device)
+    embedding = F.normalize(torch.randn(rows, 1, manifest.embedding_dim, device=device), dim=-1)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(device.type), attention_for(device):
+            loss = generation_loss(model, codes, embedding)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def train(config: Recipe, order: str, seed: int, steps: int, root: str, texts: str) -> str:
+    """The checkpoint of a transformer; one that is there already is taken.
+
+    Args:
+        config: The recipe.
+        order: Of the model.
+        seed: Of the training.
+        steps: Of the training.
+        root: The root with the token shards; the checkpoints go into a folder of it.
+        texts: Texts like the prompts.
+
+    Returns:
+        Its address.
+    """
+    given = {"model.order": order, "train.seed": seed, "train.steps": steps}
+    own = config.override({f"transformer.{name}": value for name, value in given.items()}).transformer
+    shards = Storage(root).current("tokens", "the comparison").path
+    out = Storage(f"{root}/orders/{order}")
+    return transformer.run(own, tokens=shards, out=out, tracker=NullTracker(), texts=texts).checkpoint
+
+
+def measured(
+    order: str,
+    steps: int,
+    generators: list[TextToImage],
+    kinds: list[Prompts],
+    scorer: Judge,
+    reference: Reference,
+    candidates: int,
+) -> Scored:
+    """Generate and score.
+
+    Args:
+        order: Of the models.
+        steps: In which they generate; 0 for one a code.
+        generators: The models of all trainings.
+        kinds: The prompts.
+        scorer: The judge.
+        reference: Real images.
+        candidates: For each image.
+
+    Returns:
+        The row of the table.
+    """
+    recall, score = dict[str, tuple[float, float]](), dict[str, tuple[float, float]]()
+    images = list[Image.Image]()
+    for kind in kinds:
+        found, scores = [], []
+        for generator in generators:
+            rows = generator.generate(kind.texts, candidates=candidates, steps=steps)
+            images += (made := [row[0] for row in rows])
+            cosine = scorer.clip.encode_images(made) @ scorer.name_embeddings.T
+            wanted = [[scorer.names.index(name) for name in names] for names in kind.names]
+            best = [max(line[own]) for line, own in zip(cosine, wanted, strict=True)]
+            found.append((cosine > np.array(best)[:, None]).sum(axis=1) < FOUND)
+            scores.append(best)
+        for target, values in ((recall, found), (score, scores)):
+            of_prompts = np.mean(values, axis=0)
+            target[kind.kind] = float(of_prompts.mean()), bootstrap(of_prompts).half_width
+    speed = in_turn(lambda: void(generators[0], kinds[0].texts[:4], steps), rounds=3)[0]
+    kid = reference.distances(images)[f"kid{SUFFIX[CLIP]}"]
+    return Scored(order, steps, recall, score, kid, 4 / statistics.median(speed))
+
+
+def void(generator: TextToImage, prompts: list[str], steps: int) -> None:
+    """Generate four images without candidates, for the timer."""
+    generator.generate(prompts, candidates=1, steps=steps)
+
+
+def show(rows: list[Scored], title: str) -> None:
+    kinds = list(rows[0].recall)
+    columns = [f"{kind}: {what}" for kind in kinds for what in ("recall@5", "CLIP score")]
+    sheet = Table("order", "steps", *columns, "1000 KID", "images/s", box=None, title=title)
+    for row in rows:
+        scores = [
+            f"{value[k][0]:.3f} ± {value[k][1]:.3f}" for k in kinds for value in (row.recall, row.clip_score)
+        ]
+        steps = str(row.steps or "one a code")
+        sheet.add_row(row.order, steps, *scores, f"{1000 * row.kid:.2f}", f"{row.images_per_second:.2f}")
+    Console(width=200).print(sheet)
+
+
+if __name__ == "__main__":
+    typer.run(main)
