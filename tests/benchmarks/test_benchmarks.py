@@ -1,5 +1,7 @@
 """The benchmarks' own arithmetic; their figures are never asserted."""
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -9,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gap, loader
+from benchmarks import gap, loader, orders
 from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.models.shapes import TRANSFORMERS
+from clipgen_core.recipes import RECIPES, named
+from clipgen_core.storage import Storage
+from tests.conftest import tiny_transformer_config, tiny_vqgan_config
 
 
 def test_works_take_turns_and_the_ratio_is_the_median_of_pairs() -> None:
@@ -64,11 +69,43 @@ def test_scores_of_a_way_by_hand() -> None:
 
 
 def test_every_way_is_trained_by_a_configuration_that_exists() -> None:
-    from clipgen_core.recipes import named
-
     for name in {trained for _, _, trained, _ in gap.WAYS}:
         config = named("demo").override(gap.TRAINED[name]).transformer
         assert (config.model.neighbours > 0) == (name == "neighbours")
+
+
+def test_orders_are_trained_and_scored(
+    pipeline: Storage, pictures: Path, clip_reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = named("demo").model_copy(
+        update={"transformer": tiny_transformer_config(3), "vqgan": tiny_vqgan_config()}
+    )
+    monkeypatch.setitem(RECIPES, "demo", made)
+    root = tmp_path / "root"
+    shutil.copytree(pipeline.root, root)
+    paraphrases = tmp_path / "paraphrases.csv"
+    paraphrases.write_text("prompt,names\na crimson circle,a red disc|a orange disc\n")
+    (tmp_path / "texts.txt").write_text("a red disc\na blue square\n")
+    orders.main(
+        root=str(root),
+        judge=clip_reference,
+        prompts=str(pictures / "prompts.csv"),
+        texts=str(tmp_path / "texts.txt"),
+        paraphrases=paraphrases,
+        steps="2,4",
+        most=6,
+        seeds=1,
+        candidates=1,
+        json_file=tmp_path / "orders.json",
+    )
+    rows = json.loads((tmp_path / "orders.json").read_text())
+    assert [(row["order"], row["steps"]) for row in rows] == [
+        ("raster", 0),
+        ("annealed", 0),
+        ("any", 2),
+        ("any", 4),
+    ]
+    assert all(row["recall"].keys() == {"train", "paraphrased"} for row in rows)
 
 
 def test_an_unknown_benchmark_is_one_sentence() -> None:
