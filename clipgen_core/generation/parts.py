@@ -14,6 +14,7 @@ from clipgen_core.data.tables import open_table
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
+from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.training.checkpoint import Checkpoint
 
@@ -21,7 +22,8 @@ FILE = "generator.json"
 
 
 class Parts(Frozen):
-    """Where the parts of a generator are: absolute, or relative to the folder of generator.json."""
+    """Where the parts of a generator are, absolute or relative to the folder of generator.json; the order in
+    which its transformer generates; the defaults of generation."""
 
     clip: str
     clip_key: str
@@ -29,6 +31,7 @@ class Parts(Frozen):
     transformer: str
     embeddings: str | None = None
     embeddings_version: int | None = None
+    order: Order = "raster"
     sampling: SamplingConfig = SamplingConfig()
 
 
@@ -56,6 +59,7 @@ def copy_parts(parts: Parts, folder: Path) -> None:
         vqgan="vqgan",
         transformer="transformer",
         embeddings="embeddings.lance" if parts.embeddings else None,
+        order=parts.order,
         sampling=parts.sampling,
     )
     (folder / FILE).write_text(copied.model_dump_json(indent=2))
@@ -86,6 +90,7 @@ def read_parts(source: str) -> Parts:
         transformer=source,
         embeddings=tokens.embeddings,
         embeddings_version=tokens.embeddings_version,
+        order=checkpoint.settings("model", TransformerConfig).order,
         sampling=checkpoint.settings("sampling", SamplingConfig),
     )
 

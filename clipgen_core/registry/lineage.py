@@ -33,6 +33,7 @@ def lineage(parts: Parts) -> dict[str, str]:
         "images_version": str(codes.images_version),
         "images_digest": codes.images_digest,
         **started,
+        "order": parts.order,
         "sampling": parts.sampling.model_dump_json(),
         "configuration": json.dumps(provenance.config, indent=2),
     }

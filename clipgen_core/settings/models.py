@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 
+Order = Literal["raster", "annealed", "any"]
+
 GROUPS = 32  # of every group norm of the VQGAN
 
 
@@ -137,7 +139,7 @@ class TransformerConfig(Frozen):
     arXiv:2212.09748)."""
     neighbours: int = Field(default=0, ge=0)
     """Neighbour embeddings given besides the image's own embedding, each as one token."""
-    order: Literal["raster", "annealed", "any"] = "raster"
+    order: Order = "raster"
     """The order in which codes are predicted. `raster`: row by row, one at a time. `annealed`: the same, but
     training begins with random orders (RAR, arXiv:2411.00776). `any`: several at a time in any order, which
     takes fewer steps, and can edit."""

@@ -30,6 +30,16 @@ def generator(any_order: str) -> TextToImage:
     return TextToImage.from_pretrained(any_order)
 
 
+def test_a_saved_generator_says_its_order(
+    raster: TextToImage, generator: TextToImage, tmp_path: Path
+) -> None:
+    generator.save_pretrained(tmp_path)
+    saved = TextToImage.from_pretrained(str(tmp_path))
+    assert (raster.parts.order, saved.parts.order) == ("raster", "any")
+    (one,), (other,) = (each.generate("a red disc", steps=4)[0] for each in (generator, saved))
+    assert one.tobytes() == other.tobytes()
+
+
 def test_the_documented_code_edits(
     generator: TextToImage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

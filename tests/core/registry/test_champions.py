@@ -182,6 +182,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     registered: Registry, tmp_path: Path, checkpoint: str, pipeline: Storage
 ) -> None:
     version = registered.client.get_model_version_by_alias("clip-gen", "candidate")
+    assert version.tags["order"] == "raster"
     assert version.tags["transformer"] == checkpoint and version.tags["report"].endswith("report.html")
     assert float(version.tags["score.train/generated/clip_score"]) <= 1
     files = [str(p) for p in (tmp_path / "artifacts").rglob("*")]
