@@ -74,7 +74,12 @@ class EmbeddingTable:
 
         Returns:
             The images, the nearest first.
+
+        Raises:
+            ClipgenError: The table is empty.
         """
+        if not self.table.count_rows():
+            raise ClipgenError(f"{self.url} has no embeddings: read a folder of images with `clipgen embed`")
         found = nearest(self.table, query, k)
         return Nearest(found["id"].to_pylist(), found["cosine"].to_numpy(), vectors(found))
 

@@ -37,6 +37,13 @@ def test_the_only_image_has_no_other(tmp_path: Path) -> None:
     assert table(tmp_path, alone).nearest_others(IDS[:1], alone) == [(IDS[0], 0.0)]
 
 
+def test_a_search_after_every_folder_was_forgotten_is_one_sentence(tmp_path: Path) -> None:
+    made = table(tmp_path, np.eye(3, dtype=np.float32))
+    made.table.delete("true")
+    with pytest.raises(ClipgenError, match=r"e.lance has no embeddings: read a folder"):
+        EmbeddingTable(made.url).nearest(np.eye(3, dtype=np.float32)[0], 2)
+
+
 def test_a_table_without_a_clip_is_refused(tmp_path: Path) -> None:
     upsert(str(tmp_path / "t.lance"), pa.table({"id": IDS}), "id", overwrite=False)
     with pytest.raises(ClipgenError, match="does not say which CLIP it is of"):
