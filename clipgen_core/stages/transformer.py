@@ -41,6 +41,7 @@ from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
 from clipgen_core.training.optim import optimizers
+from clipgen_core.training.orders import predicted_share
 from clipgen_core.training.provenance import GOAL, Provenance
 from clipgen_core.training.runs import Spec, place
 from clipgen_core.training.task import Metrics, Optimizers, Validation
@@ -199,8 +200,9 @@ class TransformerTask:
             Name, loss and metrics.
         """
         layout = batch.layout
+        predicted = predicted_share(self.config.model.order) if layout else None
         logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped, layout=layout)
-        loss = code_cross_entropy(logits, layout.wanted(batch.codes) if layout else batch.codes)
+        loss = code_cross_entropy(logits, layout.wanted(batch.codes) if layout else batch.codes, predicted)
         figures: Metrics = {}
         if self.config.embedding_weight:
             logits = layout.by_position(logits, batch.codes) if layout else logits

@@ -169,17 +169,22 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: Ten
     return (of_reconstruction.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 
-def code_cross_entropy(logits: Tensor, codes: Tensor) -> Tensor:
+def code_cross_entropy(logits: Tensor, codes: Tensor, predicted: float | None = None) -> Tensor:
     """-mean log p(code | codes known before it, embedding).
 
     Args:
         logits: Float [n, t, k].
         codes: int64 [n, t]; -1 where a prediction does not count.
+        predicted: The share of predictions that count on average over many batches. The sum is divided by it
+            instead of by the number in this batch, so that the parts of a batch give the loss of the whole.
 
     Returns:
         The mean over all predictions that count, a float32 scalar.
     """
-    return F.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), ignore_index=-1)
+    logits, codes = logits.flatten(0, 1).float(), codes.flatten()
+    if predicted is None:
+        return F.cross_entropy(logits, codes, ignore_index=-1)
+    return F.cross_entropy(logits, codes, ignore_index=-1, reduction="sum") / (len(codes) * predicted)
 
 
 def embedding_reconstruction(logits: Tensor, embedding: Tensor, vqgan: Vqgan, clip: ClipEncoder) -> Tensor:

@@ -9,6 +9,11 @@ GIVEN = 0.2  # share of the rows of which a part is given, as in editing
 ANNEALED = 0.5, 0.75  # of the training: random orders become raster order between these (RAR, section 3.3)
 
 
+def predicted_share(order: str) -> float:
+    """The share of a row's codes that are predicted, and not given, on average over many rows."""
+    return 1 - GIVEN / 2 if order == "any" else 1.0
+
+
 def draw_order(rng: np.random.Generator, order: str, count: int, progress: float) -> np.ndarray:
     """The tokens of one row.
 

@@ -21,9 +21,10 @@ from clipgen_core.training.provenance import Provenance
 from tests.conftest import PROCESSES, free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 
-def config(**train: Any) -> transformer.Config:
+def config(order: str = "raster", **train: Any) -> transformer.Config:
     made = tiny_transformer_config(6, precision="fp32", log_every=1, **train)
-    return made.model_copy(update={"model": made.model.model_copy(update={"dropout": 0.0})})
+    model = made.model.model_copy(update={"dropout": 0.0, "order": order})
+    return made.model_copy(update={"model": model})
 
 
 def train(stage: str, made: Any, pipeline: Storage, out: Storage) -> None:
@@ -194,6 +195,16 @@ def test_accumulating_gives_the_gradients_of_the_whole_batch(
 ) -> None:
     train("transformer", config(accumulate=4), pipeline, storage)
     assert curve(storage, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_rows_of_which_different_parts_are_given_count_alike_in_two_processes(
+    parallel: str, pipeline: Storage, tmp_path: Path
+) -> None:
+    one, two = Storage(str(tmp_path / "one")), Storage(str(tmp_path / "two"))
+    train("transformer", config("any"), pipeline, one)
+    in_two_processes("transformer", config("any", parallel=parallel, accumulate=2), pipeline, two)
+    assert curve(two, "transformer") == pytest.approx(curve(one, "transformer"), rel=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_refused(pipeline: Storage, storage: Storage) -> None:

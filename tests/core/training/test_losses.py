@@ -40,6 +40,15 @@ def test_code_cross_entropy_by_hand() -> None:
     assert loss.item() == pytest.approx(-(math.log(0.5) + math.log(0.8)) / 2)
 
 
+def test_code_cross_entropy_of_parts_adds_up_to_that_of_the_whole() -> None:
+    logits, codes = torch.randn(4, 5, 3), torch.randint(0, 3, (4, 5))
+    codes[0, :4], codes[2, 1] = -1, -1
+    parts = [code_cross_entropy(logits[i : i + 2], codes[i : i + 2], 0.75) for i in (0, 2)]
+    whole = code_cross_entropy(logits, codes, 0.75)
+    assert whole.item() == pytest.approx(sum(parts).item() / 2)  # type: ignore[union-attr]
+    assert whole.item() == pytest.approx(code_cross_entropy(logits, codes).item())  # 15 of 20 count
+
+
 def test_clip_distance_is_zero_for_the_same_and_grows(clip_reference: str) -> None:
     distance = ClipFeatureDistance(ClipEncoder(clip_reference))
     images = torch.rand(2, 3, 32, 32)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from clipgen_core.models.layout import NONE
-from clipgen_core.training.orders import draw_order
+from clipgen_core.training.orders import draw_order, predicted_share
 
 RASTER = list(range(-1, 15)), list(range(16))
 
@@ -25,6 +25,7 @@ def test_any_order_has_groups_of_all_sizes_and_sometimes_given_codes() -> None:
     assert {row.shape for row in rows} == {(3, 16)}
     predicted = np.array([(row[1] != NONE).sum() for row in rows])
     assert 0.7 < (predicted == 16).mean() < 0.9 and predicted.min() < 4
+    assert predicted.mean() / 16 == pytest.approx(predicted_share("any"), abs=0.03)
     steps = [row[2][row[1] != NONE].max() + 1 for row in rows]
     assert min(steps) == 1 and max(steps) >= 15
     assert len({tuple(row[1]) for row in rows}) > 290
