@@ -35,6 +35,7 @@ from clipgen_core.tracking import NullTracker
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.conftest"])
 RAY = Path(sys.executable).with_name("ray")
+LONGEST = ("test_demo.py", "test_servers.py")  # minutes each
 EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"
 needs_emoji = pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")
 SIZE = 32
@@ -221,9 +222,12 @@ def commands(file: Path) -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that need a Ray cluster first, then those with slow tests, so that workers end together."""
+    """Files that need a Ray cluster first, then the longest, then those with slow tests, so that workers end
+    together."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (not needs_ray(item.path), item.path not in slow))
+    items.sort(
+        key=lambda item: (not needs_ray(item.path), item.path.name not in LONGEST, item.path not in slow)
+    )
 
 
 @functools.cache
