@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gap, loader, orders
+from benchmarks import gap, guidance, loader, orders
 from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from clipgen_core.data.tokens import TokenShards
+from clipgen_core.generation.generator import TextToImage
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.recipes import RECIPES, named
 from clipgen_core.storage import Storage
@@ -106,6 +107,17 @@ def test_orders_are_trained_and_scored(
         ("any", 4),
     ]
     assert all(row["recall"].keys() == {"train", "paraphrased"} for row in rows)
+
+
+def test_settings_that_do_not_change_sample_as_the_generator_does(checkpoint: str) -> None:
+    generator = TextToImage.from_pretrained(checkpoint)
+    texts, own = ["a red disc", "a blue square"], generator.parts.sampling
+    conditions = torch.stack([guidance._condition(generator, text) for text in texts])
+    codes = guidance.sample(generator.transformer, conditions, texts, own, lambda *_: {})
+    made = generator.generate_scored(texts, candidates=1)
+    assert torch.equal(codes.view(2, 4, 4), torch.stack([torch.from_numpy(row[0].codes) for row in made]))
+    for schedule in guidance.SCHEDULES.values():
+        assert own.override(**schedule(0.0, own)) and own.override(**schedule(1.0, own))
 
 
 def test_an_unknown_benchmark_is_one_sentence() -> None:
