@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.orders import some_texts
 from clipgen_core.data.prompts import read_prompts
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import image_seed
@@ -74,8 +75,7 @@ def main(
     generator = TextToImage.from_pretrained(Storage(root).current("transformer", "the comparison").path)
     encoder, known = ClipEncoder(judge), read_prompts(prompts)
     names = sorted({one.text for one in known})
-    texts = sorted({one.text for one in known if one.split == split})
-    texts = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:most]]
+    texts = some_texts(known, split, most)
     embedded, own = encoder.encode_texts(names), [names.index(text) for text in texts]
     conditions = torch.stack([_condition(generator, text) for text in texts])
     rows: list[Scored] = []

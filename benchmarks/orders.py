@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import in_turn, ratio
-from clipgen_core.data.prompts import read_prompts
+from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.tokens import read_manifest
 from clipgen_core.device import autocast, default_device
 from clipgen_core.generation.generator import TextToImage
@@ -107,8 +107,7 @@ def main(
 def _kinds(prompts: str, paraphrases: Path | None, most: int) -> Iterator[Prompts]:
     read = read_prompts(prompts)
     for kind in dict.fromkeys(one.split for one in read):
-        texts = sorted({one.text for one in read if one.split == kind})
-        chosen = [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:most]]
+        chosen = some_texts(read, kind, most)
         yield Prompts(kind, chosen, [[text] for text in chosen])
     if paraphrases:
         with paraphrases.open() as file:
@@ -116,6 +115,21 @@ def _kinds(prompts: str, paraphrases: Path | None, most: int) -> Iterator[Prompt
         yield Prompts(
             "paraphrased", [one["prompt"] for one in lines], [one["names"].split("|") for one in lines]
         )
+
+
+def some_texts(read: Sequence[Prompt], split: str, most: int) -> list[str]:
+    """Prompts of one split, chosen at random, but always the same.
+
+    Args:
+        read: Prompts of all splits.
+        split: Of which.
+        most: How many at the most.
+
+    Returns:
+        Their texts.
+    """
+    texts = sorted({one.text for one in read if one.split == split})
+    return [texts[i] for i in np.random.default_rng(0).permutation(len(texts))[:most]]
 
 
 def _side(recipe: str) -> int:

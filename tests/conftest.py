@@ -144,6 +144,11 @@ def tiny_transformer_config(steps: int = 6, **train: object) -> transformer.Conf
     )
 
 
+def of_order(order: str, config: transformer.Config) -> transformer.Config:
+    """The same for a model of another order."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"order": order})})
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory, pictures: Path, clip_reference: str) -> Storage:
     """A root in which every stage up to the token shards has run. Tests must not write to it."""
@@ -180,8 +185,7 @@ def checkpoint(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> s
 @pytest.fixture(scope="session")
 def any_order(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The checkpoint of a transformer of any order."""
-    config = tiny_transformer_config(30)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"order": "any"})})
+    config = of_order("any", tiny_transformer_config(30))
     out = Storage(str(tmp_path_factory.mktemp("any_order")))
     shards = pipeline.current("tokens", "tests").path
     return transformer.run(config, tokens=shards, out=out, tracker=NullTracker()).checkpoint

@@ -17,13 +17,14 @@ def decode(vqgan: Vqgan, codes: Tensor) -> list[Image.Image]:
 
     Args:
         vqgan: Whose codes they are.
-        codes: int64 [n, t], row by row of the grid.
+        codes: int64 [n, t], row by row of the VQGAN's grid, or grids of any size, [n, h, w].
 
     Returns:
         RGB images.
     """
     side = vqgan.config.grid
-    parts = codes.view(-1, side, side).split(DECODED_AT_ONCE)
+    grids = codes if codes.dim() == 3 else codes.view(-1, side, side)
+    parts = grids.split(DECODED_AT_ONCE)
     return [image for part in parts for image in to_images(vqgan.decode(part))]
 
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipgen_core import logs
 from clipgen_core.data.embeddings import EmbeddingTable
-from clipgen_core.data.pixels import to_images
 from clipgen_core.device import fast_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
@@ -145,7 +145,7 @@ class Engine:
                     self.transformer, request.rows, seeds, config, known=known, on_step=on_step
                 )
                 codes[:, rows, columns] = sampled.view(-1, grid, grid)
-            images = [kept.join(image) for image in to_images(self.vqgan.decode(codes))]
+            images = [kept.join(image) for image in self.decode(codes)]
             scores = self._scores([image.resize((SQUARE, SQUARE)) for image in images], request)
         (row,) = requests.ranked(images, scores, codes.cpu().numpy(), request.tries, request.n)
         return row
@@ -153,6 +153,26 @@ class Engine:
     def _scores(self, images: Sequence[Image.Image], request: Request) -> np.ndarray:
         targets = request.targets.repeat(request.tries, axis=0)
         return np.asarray((self.embed_images(images) * targets).sum(axis=1))
+
+    def of_texts(self, prompts: Sequence[str], config: SamplingConfig) -> tuple[np.ndarray, list[Tensor]]:
+        """What prompts ask for. A log line says which of them are longer than CLIP reads.
+
+        Args:
+            prompts: The prompts.
+            config: Says what stands for a prompt.
+
+        Returns:
+            Targets and conditions, as `Request` holds them.
+        """
+        for sentence in requests.not_read(prompts, self.dropped_tokens(prompts)):
+            logs.line(sentence)
+        texts = self.embed_text(prompts)
+        return texts, [self.conditioner.of_text(text, config) for text in texts]
+
+    def of_images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[Tensor]]:
+        """What asks for images like these: targets and conditions, as `Request` holds them."""
+        embedded = self.embed_images(images)
+        return embedded, [self.conditioner.of_image(row) for row in embedded]
 
     def dropped_tokens(self, prompts: Sequence[str]) -> list[int]:
         """How many tokens at the end of each prompt the CLIP does not read."""
@@ -184,7 +204,7 @@ class Engine:
         return self.conditioner.gap.image_mean.device
 
     def decode(self, codes: Tensor) -> list[Image.Image]:
-        """The images of codes, int64 [n, t]."""
+        """The images of codes, int64 [n, t], or of grids of any size, [n, h, w]."""
         return decode(self.vqgan, codes)
 
     def decode_partly(self, codes: Tensor) -> list[Image.Image]:

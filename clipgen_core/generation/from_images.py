@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from clipgen_core import logs
 from clipgen_core.generation import editing, requests
 from clipgen_core.generation.engine import Engine, OnStep, Request
 from clipgen_core.settings.sampling import SamplingConfig
@@ -57,9 +56,7 @@ class ImageToImage(Engine):
             candidates=candidates,
         )
         n = requests.checked_count(n, config)
-        embedded = self.embed_images(images)
-        conditions = [self.conditioner.of_image(row) for row in embedded]
-        asked = Request([_digest(one) for one in images], embedded, conditions, n, seed, config)
+        asked = Request([_digest(one) for one in images], *self.of_images(images), n, seed, config)
         kept = [] if strength == 1 else [editing.in_part(self.vqgan, one, strength, seed) for one in images]
         return self.sample(asked, kept=kept, on_step=on_step)
 
@@ -164,18 +161,11 @@ class ImageToImage(Engine):
     ) -> Request:
         """A request for images like one, or for what a prompt says."""
         n, seed = requests.checked_count(n, config), requests.checked_seed(seed)
-        name = _digest(image)
         if prompt is None:
-            target = self.embed_images([image])
-            conditions = self.conditioner.of_image(target[0])
-        else:
-            (prompt,) = requests.checked_prompts(prompt)
-            for sentence in requests.not_read([prompt], self.dropped_tokens([prompt])):
-                logs.line(sentence)
-            target = self.embed_text([prompt])
-            conditions = self.conditioner.of_text(target[0], config)
-            name = f"{prompt} {name}"
-        return Request([name], target, [conditions], n, seed, config)
+            return Request([_digest(image)], *self.of_images([image]), n, seed, config)
+        prompts = requests.checked_prompts(prompt)
+        name = f"{prompts[0]} {_digest(image)}"
+        return Request([name], *self.of_texts(prompts, config), n, seed, config)
 
 
 def _digest(image: Image.Image) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipgen_core import logs, tracking
+from clipgen_core import tracking
 from clipgen_core.generation import requests
 from clipgen_core.generation.engine import OnStep, Request
 from clipgen_core.generation.from_images import ImageToImage
@@ -155,8 +155,5 @@ class TextToImage(ImageToImage):
             neighbour_temperature=neighbour_temperature,
         )
         n = requests.checked_count(n, config)
-        for sentence in requests.not_read(prompts, self.dropped_tokens(prompts)):
-            logs.line(sentence)
-        texts = self.embed_text(prompts)
-        conditions = [self.conditioner.of_text(text, config) for text in texts]
-        return self.sample(Request(prompts, texts, conditions, n, seed, config), on_step=on_step)
+        asked = Request(prompts, *self.of_texts(prompts, config), n, seed, config)
+        return self.sample(asked, on_step=on_step)

@@ -20,13 +20,13 @@ class Subject(ABC):
         kind: text, picture or edit.
         label: Names it in the history.
         recorded: What is written into its pictures.
-        prompt: What the pictures should show, if it was said.
+        prompt: What the pictures should show; empty if it was not said.
     """
 
     kind: str
     label: str
     recorded: dict[str, Any]
-    prompt: str | None = None
+    prompt: str = ""
 
     def sample(self, generator: TextToImage, on_step: OnStep, **parameters: Any) -> list[Generated]:
         """Generate its pictures.
@@ -57,12 +57,11 @@ class FromText(Subject):
     def __init__(self, prompt: str) -> None:
         if not prompt:
             raise ClipgenError("Enter a prompt first.")
-        self.text = self.prompt = prompt
-        self.label = prompt[:40]
+        self.prompt, self.label = prompt, prompt[:40]
         self.recorded = {"prompt": prompt}
 
     def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
-        (row,) = generator.generate_scored(self.text, **parameters)
+        (row,) = generator.generate_scored(self.prompt, **parameters)
         return row
 
 
@@ -96,8 +95,8 @@ class Edit(Subject):
             painted |= np.asarray(layer.convert("RGBA"))[..., 3] > 0
         if not painted.any():
             raise ClipgenError("Paint over the part that is to change first.")
-        self.painted, self.prompt = painted, prompt or None
-        self.recorded = {"edited": True, "prompt": self.prompt}
+        self.painted, self.prompt = painted, prompt
+        self.recorded = {"edited": True, "prompt": prompt or None}
 
     def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
-        return generator.edit(self.picture, self.painted, self.prompt, **parameters)
+        return generator.edit(self.picture, self.painted, self.prompt or None, **parameters)

@@ -28,14 +28,18 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=SHAPES)
-def model(request: pytest.FixtureRequest) -> Transformer:
+def of_shape(shape: dict[str, Any]) -> Transformer:
     torch.manual_seed(0)
-    config = TransformerConfig(width=32, layers=2, heads=4, **SHAPES[request.param])
+    config = TransformerConfig(width=32, layers=2, heads=4, **shape)
     model = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+@pytest.fixture(params=SHAPES)
+def model(request: pytest.FixtureRequest) -> Transformer:
+    return of_shape(SHAPES[request.param])
 
 
 def embedding(model: Transformer, rows: int) -> torch.Tensor:
@@ -78,12 +82,7 @@ ORDER = [8, 2, 5, 0, 7, 1, 3, 6, 4]
 
 @pytest.fixture(params=ANY)
 def any_order(request: pytest.FixtureRequest) -> Transformer:
-    torch.manual_seed(0)
-    config = TransformerConfig(width=32, layers=2, heads=4, **ANY[request.param])
-    model = Transformer(config, codebook_size=7, grid=3, embedding_dim=5).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
+    return of_shape(ANY[request.param])
 
 
 def logits_of(model: Transformer, codes: torch.Tensor, sizes: list[int]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training.checkpoint import Checkpoint
-from tests.conftest import PROCESSES, tiny_transformer_config
+from tests.conftest import PROCESSES, of_order, tiny_transformer_config
 
 
 def train(config: transformer.Config, pipeline: Storage, out: Storage) -> transformer.Result:
@@ -30,10 +30,6 @@ def test_training_lowers_the_held_out_loss(pipeline: Storage, storage: Storage) 
     assert losses[-1] < 0.7 * losses[0]
     assert fitted.metrics["validation_loss"] < np.log(16)
     assert fitted.images["samples"].height == 2 * 32 + 2
-
-
-def of_order(order: str, config: transformer.Config) -> transformer.Config:
-    return config.model_copy(update={"model": config.model.model_copy(update={"order": order})})
 
 
 @pytest.mark.parametrize("order", ["annealed", "any"])
