@@ -1,4 +1,4 @@
-"""Read files with prompts or captions: text, CSV and COCO. Knows their formats, but not their use."""
+"""Read files of prompts: text, CSV and COCO. Knows their formats, but not their use."""
 
 import codecs
 import csv
@@ -106,19 +106,6 @@ def require_files(named_by: str, urls: Sequence[str]) -> None:
         )
 
 
-def require_captioned(url: str, files: Iterable[str]) -> None:
-    """Check that the images exist that a captions file names.
-
-    Args:
-        url: The captions file.
-        files: Their names, as `read_captions` gives them.
-
-    Raises:
-        ClipgenError: One does not exist, or lies outside the file's folder.
-    """
-    require_files(f"captions file {url}", [filesystem.inside(folder_of(url), file) for file in files])
-
-
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
     for _, row in read_rows(url, "prompts", ("prompt",)):
         yield row["prompt"], row.get("split") or "all", row.get("file")
@@ -140,23 +127,6 @@ def _coco_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
 def _plain_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
     for line in _read(url, "prompts").splitlines():
         yield line.strip(), "all", None
-
-
-def read_captions(url: str) -> dict[str, list[str]]:
-    """The captions of each image file, from a CSV file with the columns `file` and `caption`.
-
-    The names of the files are relative to the CSV file's folder.
-    """
-    pairs: dict[str, list[str]] = {}
-    for line, row in read_rows(url, "captions", ("file", "caption")):
-        if empty := [name for name in ("file", "caption") if not row[name].strip()]:
-            raise ClipgenError(
-                f"captions file {url} has no {empty[0]} in line {line}: add one or take the line out"
-            )
-        pairs.setdefault(relative(folder_of(url), row["file"]), []).append(row["caption"])
-    if len(pairs) < 2:
-        raise ClipgenError(f"captions file {url} names {len(pairs)} images: at least 2 are needed")
-    return pairs
 
 
 def folder_of(url: str) -> str:

@@ -3,14 +3,8 @@
 import itertools
 import os
 
-from clipgen_core.data.prompts import (
-    by_split,
-    read_captions,
-    read_prompts,
-    read_texts,
-    require_captioned,
-    require_scorable,
-)
+from clipgen_core.data.captions import read_captions, require_captioned
+from clipgen_core.data.prompts import by_split, read_prompts, read_texts, require_scorable
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.preflight.doubt import Doubt

@@ -5,7 +5,7 @@ Out: OUT/pictures/{google,twitter}/NAME.png   what the pipeline trains on
      OUT/held_out/{google,twitter}/NAME.png   of 90 names; only a judge sees these
      OUT/clip/fluent/NAME.png                 a third vendor's, of all names, for the small CLIP alone: the
                                               method's CLIP knows words that the images do not show
-     OUT/captions.csv  (file, caption)        of pictures/ and clip/, read by the asset `clip_checkpoint` only
+     OUT/captions.csv  (file, caption, keywords)  of pictures/ and clip/, read by `clip_checkpoint` only
      OUT/judge.csv     (file, caption)        of pictures/ and held_out/, for a CLIP that only judges
      OUT/texts.txt     names, one a line      what prompts are like; no image is named
      OUT/prompts.csv   (prompt, split, file)  read by the evaluation only
@@ -82,7 +82,7 @@ def read_members(tarball: Path, prefix: str) -> dict[str, bytes]:
 
 
 def select_emoji(catalogue: list[dict[str, Any]], names: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One entry an emoji: image file, label (CLDR short name) and its captions."""
+    """One entry an emoji: image file, label (CLDR short name), its captions and keywords."""
     by_code = {entry["hexcode"]: entry for entry in names}
     selected = []
     for entry in catalogue:
@@ -94,14 +94,23 @@ def select_emoji(catalogue: list[dict[str, Any]], names: list[dict[str, Any]]) -
         label = named["label"].replace(":", "")
         short_names = [name.replace("_", " ").replace("-", " ") for name in entry["short_names"]]
         phrases = [text for name in (label, *short_names) for text in (name, f"a {name}")]
-        captions = [*phrases, f"the {label}", " ".join(named.get("tags", [label]))]
-        selected.append({"image": entry["image"], "label": label, "captions": list(dict.fromkeys(captions))})
+        keywords = named.get("tags", [label])
+        captions = list(dict.fromkeys([*phrases, f"the {label}", " ".join(keywords)]))
+        selected.append(
+            {"image": entry["image"], "label": label, "captions": captions, "keywords": ",".join(keywords)}
+        )
     return selected
 
 
 def file_name(label: str, image: str) -> str:
     words = "".join(c if c.isalnum() else " " for c in label).split()
     return f"{'-'.join(words)}-{Path(image).stem}.png"
+
+
+def captioned(file: str, entry: dict[str, Any]) -> list[list[str]]:
+    """Rows of the captions file for an image; the first one holds the keywords."""
+    first, *more = entry["captions"]
+    return [[file, first, entry["keywords"]], *([file, caption, ""] for caption in more)]
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
@@ -128,17 +137,17 @@ def lay_out(
             prompts.append([entry["label"], split, file])
             judged += [[file, caption] for caption in entry["captions"]]
             if split == "train":
-                captions += [[file, caption] for caption in entry["captions"]]
+                captions += captioned(file, entry)
         drawing = fluent.get(Path(entry["image"]).with_suffix(".webp").name)
         if drawing:
             file = f"clip/fluent/{file_name(entry['label'], entry['image'])}"
             (out / file).parent.mkdir(parents=True, exist_ok=True)
             Image.open(io.BytesIO(drawing)).resize((64, 64), Image.Resampling.LANCZOS).save(out / file)
-            captions += [[file, caption] for caption in entry["captions"]]
+            captions += captioned(file, entry)
     names = dict.fromkeys(prompt for prompt, split, _ in prompts if split == "train")
     (out / "texts.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     write_csv(out / "judge.csv", ["file", "caption"], judged)
-    write_csv(out / "captions.csv", ["file", "caption"], captions)
+    write_csv(out / "captions.csv", ["file", "caption", "keywords"], captions)
     write_csv(out / "prompts.csv", ["prompt", "split", "file"], prompts)
 
 

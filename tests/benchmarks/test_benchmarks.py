@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from benchmarks import gap, guidance, loader, orders
+from benchmarks import gap, guidance, loader, orders, reading
 from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
+from clipgen_core.data.captions import read_captions
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.recipes import RECIPES, named
 from clipgen_core.storage import Storage
-from tests.conftest import tiny_transformer_config, tiny_vqgan_config
+from tests.conftest import COLOURS, SIZE, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
 
 
 def test_works_take_turns_and_the_ratio_is_the_median_of_pairs() -> None:
@@ -118,6 +121,66 @@ def test_settings_that_do_not_change_sample_as_the_generator_does(checkpoint: st
     assert torch.equal(codes.view(2, 4, 4), torch.stack([torch.from_numpy(row[0].codes) for row in made]))
     for schedule in guidance.SCHEDULES.values():
         assert own.override(**schedule(0.0, own)) and own.override(**schedule(1.0, own))
+
+
+def sentence_encoder(folder: Path) -> Path:
+    """A tiny untrained BERT, in the format of sentence-transformers."""
+    transformers = pytest.importorskip("transformers")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "disc", "blue", "square"]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(words), **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_ways_to_read_are_trained_and_scored(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = named("demo").model_copy(update={"clip": tiny_clip_config()})
+    monkeypatch.setitem(RECIPES, "demo", made)
+    with (pictures / "captions.csv").open() as file:
+        rows = [f'{pictures}/{line.strip()},"small,shape"' for line in list(file)[1:]]
+    captions = pictures / "with_keywords.csv"
+    captions.write_text("\n".join(["file,caption,keywords", *rows]))
+    paraphrases = tmp_path / "paraphrases.csv"
+    paraphrases.write_text("prompt,names\na crimson circle,a red disc\na navy box,a blue square\n")
+
+    def read(**given: object) -> list[dict[str, object]]:
+        reading.main(
+            captions=str(captions),
+            prompts=str(pictures / "prompts.csv"),
+            paraphrases=paraphrases,
+            out=str(tmp_path / "out"),
+            json_file=tmp_path / "reading.json",
+            **given,  # type: ignore[arg-type]
+        )
+        return json.loads((tmp_path / "reading.json").read_text())  # type: ignore[no-any-return]
+
+    first = read(sentences=sentence_encoder(tmp_path / "sentences"))
+    assert [row["way"] for row in first] == list(reading.WAYS)
+    again = read(ways="alone, sigmoid")
+    assert [row["way"] for row in again] == ["captions alone", "keywords combined, sigmoid loss"]
+    scores = ("recall_at_1", "recall_at_5", "by_templates", "names_at_5")
+    for row in again:
+        assert row | {"seconds": 0} == next(one for one in first if one["way"] == row["way"]) | {"seconds": 0}
+        assert all(0 <= row[name][0] <= 1 for name in scores)  # type: ignore[index]
+
+
+def test_recall_of_prompts_by_hand(pictures: Path, clip_reference: str) -> None:
+    captions, config = str(pictures / "captions.csv"), tiny_clip_config()
+    task = reading.ClipTask(config, captions, read_captions(captions))
+    encoder = ClipEncoder(clip_reference)
+    task.model.load_state_dict(encoder.model.state_dict())
+    task.model.eval()
+    gallery = {f"{pictures}/pictures/disc/{colour} {SIZE}.png": f"a {colour} disc" for colour in COLOURS}
+    images = encoder.encode_images([Image.open(url).convert("RGB") for url in gallery])
+    assert np.allclose(reading.embed_images(task, list(gallery)), images, atol=2e-2)
+    nearest = list(gallery.values())[int(np.argmax(encoder.encode_texts(["a circle"]) @ images.T))]
+    scored = reading.read("", 0.0, task, gallery, [("a circle", [nearest]), ("a circle", ["nothing"])])
+    assert scored.recall_at_1.mean == 0.5 and scored.recall_at_5.mean == 0.5
 
 
 def test_an_unknown_benchmark_is_one_sentence() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from clipgen_core.data.prompts import read_captions, read_prompts, read_texts, relative, require_files
+from clipgen_core.data.captions import read_captions
+from clipgen_core.data.prompts import read_prompts, read_texts, relative, require_files
 from clipgen_core.errors import ClipgenError
 
 
@@ -44,12 +45,6 @@ def test_coco_captions_with_and_without_their_images(tmp_path: Path) -> None:
         file.write_text(broken)
         with pytest.raises(ClipgenError, match="is no COCO captions file"):
             read_prompts(str(file))
-
-
-def test_captions_are_gathered_by_image(tmp_path: Path) -> None:
-    file = tmp_path / "captions.csv"
-    file.write_text("file,caption\na.png,a disc\nb.png,a square\na.png,round\n")
-    assert read_captions(str(file)) == {"a.png": ["a disc", "round"], "b.png": ["a square"]}
 
 
 @pytest.mark.parametrize(

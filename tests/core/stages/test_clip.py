@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipgen_core.data.prompts import read_captions
+from clipgen_core.data.captions import read_captions
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.recipes import named
