@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from clipgen_core import filesystem
 from clipgen_core.data.captions import Captioned, combined, read_captioned
-from clipgen_core.data.pixels import decode, to_tensor
+from clipgen_core.data.decode import decode
+from clipgen_core.data.pixels import to_tensor
 from clipgen_core.data.prompts import read_prompts
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.recipes import named

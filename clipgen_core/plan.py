@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipgen_core.data.pixels import Rejected, decode
+from clipgen_core.data.decode import decode
+from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import File, Source
 from clipgen_core.device import autocast, default_device
 from clipgen_core.errors import ClipgenError
@@ -28,6 +29,7 @@ from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.progress import track
 from clipgen_core.recipes import Recipe
 from clipgen_core.schema import code_type
+from clipgen_core.settings.images import Accepted
 from clipgen_core.settings.training import TrainConfig
 
 SAMPLE = 64  # files that are decoded
@@ -90,7 +92,7 @@ def plan(source: str, recipe: Recipe, clip: str | None = None) -> Plan:
     """
     opened = Source(source)
     files, size, sample = _listed(opened)
-    bad, sides, items, seconds = _decoded(opened, sample, recipe.images.max_pixels, recipe.images.min_side)
+    bad, sides, items, seconds = _decoded(opened, sample, recipe.images)
     if not sides:
         raise ClipgenError(f"none of the {items} images sampled from {source} can be used: check the folder")
     images = round(files * items / max(len(sample), 1))
@@ -116,16 +118,14 @@ def _listed(source: Source) -> tuple[int, int, list[File]]:
     return files, size, sample[:: math.ceil(len(sample) / SAMPLE)]
 
 
-def _decoded(
-    source: Source, sample: list[File], max_pixels: int, min_side: int
-) -> tuple[int, list[float], int, float]:
+def _decoded(source: Source, sample: list[File], accepted: Accepted) -> tuple[int, list[float], int, float]:
     """(unusable, mean sides of the usable, items, seconds) of the sample; archives are read whole."""
     bad, sides, items, began = 0, list[float](), 0, time.perf_counter()
     for file in sample:
         for item in itertools.islice(source.items(file), 100_000):
             items += 1
             try:
-                image = decode(item.data, max_pixels=max_pixels, min_side=min_side).image
+                image = decode(item.data, accepted).image
                 sides.append((image.width * image.height) ** 0.5)
             except Rejected:
                 bad += 1

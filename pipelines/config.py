@@ -116,7 +116,7 @@ def _launchable(kind: Any) -> Any:
     if get_origin(kind) is tuple:
         return types.GenericAlias(list, get_args(kind)[0])
     if type(None) in get_args(kind):
-        return next(one for one in get_args(kind) if one is not type(None))
+        return _launchable(next(one for one in get_args(kind) if one is not type(None)))
     return kind
 
 

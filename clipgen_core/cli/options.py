@@ -92,7 +92,8 @@ def read_image(file: Path) -> Any:
     Raises:
         ClipgenError: There is none, or it cannot be decoded.
     """
-    from clipgen_core.data.pixels import Rejected, decode
+    from clipgen_core.data.decode import decode
+    from clipgen_core.data.rejected import Rejected
 
     if not is_file(str(file)):
         raise ClipgenError(f"there is no file {file}: check the path")

@@ -7,8 +7,8 @@ import lance
 import numpy as np
 from PIL import Image
 
+from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.keys import digest_of_keys, joined, numbers
-from clipgen_core.data.pixels import decode_stored
 from clipgen_core.data.tables import one_of, open_table, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE

@@ -1,108 +1,15 @@
-"""Decode the bytes of an image file to an RGB image, or say why it cannot be used; and convert images.
-
-The format is read from the content, never from the file's name. Knows nothing of folders or tables.
-"""
+"""Conversions of RGB images: crops, tensors, grids, PNG files. Knows nothing of how they were read."""
 
 import io
 import json
-import sys
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-
-
-class Rejected(Exception):
-    """An image that cannot be used.
-
-    Args:
-        reason: Empty, not_an_image, damaged, too_large or too_small.
-        detail: An explanation for people.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A decoded image (RGB, upright, the first frame, composited on white) and the name of its format."""
-
-    image: Image.Image
-    format: str
-
-
-def decode(data: bytes, *, max_pixels: int = 2**26, min_side: int = 1) -> Decoded:
-    """Decode an image file.
-
-    Handles palettes, CMYK, 16-bit grey, transparency, EXIF orientation and animations (their first frame).
-    The size in the header is checked before any pixel is decoded.
-
-    Args:
-        data: The file's bytes.
-        max_pixels: The largest allowed width times height.
-        min_side: The smallest allowed width and height, in pixels.
-
-    Returns:
-        The image and its format.
-
-    Raises:
-        Rejected: The image cannot be used; see its reasons.
-    """
-    if not data:
-        raise Rejected("empty", "the file has no bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        image = _open(data)
-        if image.width * image.height > max_pixels:
-            size = f"{image.width}x{image.height}"
-            raise Rejected("too_large", f"{size} is more than {max_pixels} pixels")
-        if min(image.size) < min_side:
-            raise Rejected("too_small", f"{image.width}x{image.height}, at least {min_side} needed")
-        try:
-            image.load()
-            upright = ImageOps.exif_transpose(image)
-            return Decoded(to_rgb(upright), image.format or "")
-        except Exception as error:
-            raise Rejected("damaged", f"{type(error).__name__}: {error}") from error
-
-
-def decode_stored(data: bytes) -> Image.Image:
-    """Decode an image of the images table, whose size was checked when it was ingested."""
-    return decode(data, max_pixels=sys.maxsize).image
-
-
-def _open(data: bytes) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise Rejected("too_large", str(error)) from error
-    except UnidentifiedImageError as error:
-        raise Rejected("not_an_image", f"none of {', '.join(FORMATS)}") from error
-    except Exception as error:
-        raise Rejected("damaged", f"{type(error).__name__}: {error}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to RGB with 8 bits a channel; transparent images are composited on white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        depth = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1.0)
-        image = Image.fromarray(np.clip(values / depth * 255, 0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image)
-    return image.convert("RGB")
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:

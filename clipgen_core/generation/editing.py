@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 from torch import Tensor
 
-from clipgen_core.data.pixels import fit_square, to_rgb, to_tensor
+from clipgen_core.data.colour import to_rgb
+from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.layout import NONE
 from clipgen_core.models.vqgan import Vqgan

@@ -16,9 +16,11 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from clipgen_core.data.decode import decode, decode_stored
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import digest_of_keys, joined, keys_of_ids
-from clipgen_core.data.pixels import Rejected, decode, decode_stored, fit_square
+from clipgen_core.data.pixels import fit_square
+from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import Item, Source
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.errors import ClipgenError

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from clipgen_core import filesystem
+from clipgen_core.data.decode import decode
 from clipgen_core.data.images import images_by_id
-from clipgen_core.data.pixels import decode, fit_square, to_tensor
+from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.prompts import Prompt, by_split
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage

@@ -40,7 +40,8 @@ def source(run: Run) -> str:
 
 def _rejected(opened: Source, files: list[File], run: Run) -> list[str]:
     """Why some of the files, spread over all of them, cannot be used; of an archive, its first image."""
-    from clipgen_core.data.pixels import Rejected, decode
+    from clipgen_core.data.decode import decode
+    from clipgen_core.data.rejected import Rejected
 
     reasons, settings = [], run.recipe.images
     for file in files[:: -(-len(files) // DECODED)][:DECODED]:
@@ -48,7 +49,7 @@ def _rejected(opened: Source, files: list[File], run: Run) -> list[str]:
         try:
             if item is None or item.problem:
                 raise Rejected("unreadable", item.problem or "" if item else "it holds no image")
-            decode(item.data, max_pixels=settings.max_pixels, min_side=settings.min_side)
+            decode(item.data, settings)
         except Rejected as error:
             reasons.append(f"{file.uri}: {error}")
     return reasons

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clipgen_core.data.pixels import to_rgb
+from clipgen_core.data.colour import to_rgb
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.engine import OnStep
 from clipgen_core.generation.generator import TextToImage

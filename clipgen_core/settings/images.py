@@ -1,17 +1,66 @@
 """Settings of the stage images."""
 
-from pydantic import Field
+import sys
+from typing import Literal
 
+from pydantic import Field, model_validator
+
+from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 
 
-class Config(Frozen):
-    """Which images are accepted, and how the source is read."""
+class Accepted(Frozen):
+    """Which image files are accepted, and how their samples are read."""
 
-    min_side: int = Field(default=16, gt=0)
+    min_side: int = Field(default=1, gt=0)
     """Smallest short side of an accepted image, in pixels. Smaller images are rejected."""
     max_pixels: int = Field(default=2**26, gt=0)
     """Largest width times height of an accepted image. Larger images are rejected before they are decoded."""
+    max_aspect: float = Field(default=sys.float_info.max, ge=1)
+    """Longest side of an accepted image, in short sides. Longer images are rejected before decoding."""
+    max_missing: float = Field(default=0.0, ge=0, le=1)
+    """Share of a JPEG's rows that may be missing because the file is cut short. The image loses them."""
+    bands: tuple[int, ...] | None = None
+    """Bands of a TIFF file that become red, green and blue, or one band for grey; they count from 1. Needs
+    the extra `geo`. Null: what the file shows."""
+    scale: Literal["file", "depth", "percentiles"] = "file"
+    """Which values become black and white in images of more than 8 bits. `file`: those that the file names;
+    it is rejected if it names none and uses a small part of its range. `depth`: the smallest and largest
+    value of the type. `percentiles`: the 2nd and the 98th percentile of each band."""
+    scale_range: tuple[float, float] | None = None
+    """The values that become black and white, instead of `scale`."""
+    decoder: str | None = None
+    """A function that decodes files of other kinds, as `package.module:function`. It takes the bytes and
+    returns an image of Pillow, or None. Null: such files are rejected."""
+
+    @model_validator(mode="after")
+    def _check_samples(self) -> "Accepted":
+        if self.bands is not None and (len(self.bands) not in (1, 3) or min(self.bands) < 1):
+            raise ClipgenError(
+                f"images.bands {list(self.bands)} names no 1 or 3 bands from 1: name three or one"
+            )
+        if self.scale_range is not None and not self.scale_range[0] < self.scale_range[1]:
+            raise ClipgenError(
+                f"images.scale_range {list(self.scale_range)} does not rise: name the lower value first"
+            )
+        return self
+
+    @property
+    def chooses_samples(self) -> bool:
+        """Whether a setting says which samples of a file are shown, and how."""
+        return bool(self.bands or self.scale_range or self.scale == "percentiles")
+
+
+class Config(Accepted):
+    """Which images are accepted, how they are stored, and how the source is read."""
+
+    min_side: int = Field(default=16, gt=0)
+    """Smallest short side of an accepted image, in pixels. Smaller images are rejected."""
+    max_aspect: float = Field(default=50.0, ge=1)
+    """Longest side of an accepted image, in short sides. Longer images are rejected before decoding."""
+    longest_side: int | None = Field(default=None, gt=0)
+    """Longest side of a stored image, in pixels; larger images are reduced to it. Null: images are stored as
+    their files are."""
     batch_size: int = Field(default=4096, gt=0)
     """Most images in one commit. A killed run repeats at most one commit."""
     batch_bytes: int = Field(default=2**28, gt=0)

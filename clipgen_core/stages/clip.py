@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.captions import read_captions, require_captioned
+from clipgen_core.data.decode import decode
 from clipgen_core.data.order import WHOLE, Share
-from clipgen_core.data.pixels import Rejected, decode, random_crop, to_tensor
+from clipgen_core.data.pixels import random_crop, to_tensor
 from clipgen_core.data.prompts import folder_of
+from clipgen_core.data.rejected import Rejected
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.load import clip_to_start_from

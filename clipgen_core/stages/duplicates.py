@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import Image
 
+from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
-from clipgen_core.data.pixels import decode_stored, fit_square, grid
+from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.tables import one_of, open_table, vectors
 from clipgen_core.schema import DUPLICATES
 from clipgen_core.settings.duplicates import Config

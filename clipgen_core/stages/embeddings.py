@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.fill import Filling, fill
-from clipgen_core.data.pixels import decode_stored
 from clipgen_core.data.tables import open_table, vector_array
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.models.clip import LOCAL, ClipEncoder

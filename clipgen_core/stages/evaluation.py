@@ -20,7 +20,8 @@ from PIL import Image
 from pydantic import JsonValue
 
 from clipgen_core import filesystem, storage
-from clipgen_core.data.pixels import decode, fit_square, png_bytes
+from clipgen_core.data.decode import decode
+from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.data.prompts import Prompt, read_prompts, require_scorable
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage

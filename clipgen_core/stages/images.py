@@ -19,10 +19,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from clipgen_core.data.decode import decode, decode_stored, encoded
 from clipgen_core.data.files import FilesRead, known_folders, reject_reasons
 from clipgen_core.data.keys import SetDigest, digest_of_keys
-from clipgen_core.data.pixels import Rejected, decode, decode_stored, fit_square, grid
+from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
+from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
 from clipgen_core.data.tables import create_table, delete, one_of, open_table, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
@@ -253,17 +255,17 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
     if item.problem is not None:
         return Outcome(file, reject={**bad, "reason": "unreadable", "detail": item.problem})
     try:
-        picture = decode(item.data, max_pixels=config.max_pixels, min_side=config.min_side)
+        decoded = decode(item.data, config, config.longest_side)
     except Rejected as rejected:
         return Outcome(file, reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
         "folder": file.folder,
-        "format": picture.format,
-        "width": picture.image.width,
-        "height": picture.image.height,
-        "image": item.data,
+        "format": decoded.format,
+        "width": decoded.image.width,
+        "height": decoded.image.height,
+        "image": item.data if decoded.plain else encoded(decoded),
     }
     return Outcome(file, row)
 

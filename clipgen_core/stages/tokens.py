@@ -22,12 +22,13 @@ from torch import Tensor
 
 from clipgen_core import filesystem, storage
 from clipgen_core.data import tokens
+from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
-from clipgen_core.data.pixels import decode_stored, fit_square, random_crop, to_tensor
+from clipgen_core.data.pixels import fit_square, random_crop, to_tensor
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import autocast

@@ -3,7 +3,7 @@ from pathlib import Path
 import lance
 import numpy as np
 
-from clipgen_core.data.pixels import decode
+from clipgen_core.data.decode import decode
 from clipgen_core.data.tables import vectors
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.stages import embeddings, images

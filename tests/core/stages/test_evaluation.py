@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipgen_core.data.pixels import decode_stored, fit_square, to_tensor
+from clipgen_core.data.decode import decode_stored
+from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.tables import open_table
 from clipgen_core.data.tokens import read_manifest
 from clipgen_core.device import autocast

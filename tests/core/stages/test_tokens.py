@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from clipgen_core.data.decode import decode
 from clipgen_core.data.images import ImageTable
-from clipgen_core.data.pixels import decode, fit_square, to_tensor
+from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.tables import vectors
 from clipgen_core.data.tokens import TokenShards, read_manifest
 from clipgen_core.device import autocast

@@ -1,0 +1,97 @@
+"""Which kinds of image files are read, and by which package. Knows the first bytes of a file only."""
+
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from clipgen_core.errors import ClipgenError
+from clipgen_core.extras import needed_for
+
+READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # by Pillow itself
+SNIFFED = 1024  # bytes that tell the kind of a file
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"IIU\0", b"MMOR", b"\0MRM")
+
+PLUGINS = {  # kind -> the module that lets Pillow open it, Pillow's name of the format
+    "HEIC": ("pillow_heif", "HEIF"),
+    "JPEG XL": ("pillow_jxl", "JXL"),
+}
+EXTRAS = {"HEIC": "heif", "JPEG XL": "jxl", "camera RAW": "raw", "TIFF": "geo"}
+STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that begins so is of it
+    "HEIC": lambda head: head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS,
+    "JPEG XL": lambda head: head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")),
+    "camera RAW": lambda head: (
+        head.startswith(RAW_STARTS)
+        or (head.startswith(TIFF) and head[8:10] == b"CR")
+        or head[4:12] == b"ftypcrx "
+    ),
+    "SVG": lambda head: b"<svg" in head.lower(),
+    "PSD": lambda head: head.startswith(b"8BPS"),
+    "PDF": lambda head: head.startswith(b"%PDF"),
+    "OpenEXR": lambda head: head.startswith(b"v/1\x01"),
+    "Radiance HDR": lambda head: head.startswith((b"#?RADIANCE", b"#?RGBE")),
+    "DICOM": lambda head: head[128:132] == b"DICM",
+    "FITS": lambda head: head.startswith(b"SIMPLE  ="),
+    "JPEG XR": lambda head: head.startswith(b"II\xbc"),
+    "ICO": lambda head: head.startswith((b"\0\0\1\0", b"\0\0\2\0")),
+    "QOI": lambda head: head.startswith(b"qoif"),
+    "DDS": lambda head: head.startswith(b"DDS "),
+    "XCF": lambda head: head.startswith(b"gimp xcf"),
+    "AVIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"),
+}
+
+
+def unread_kind(data: bytes) -> str | None:
+    """The kind of an image file that Pillow alone does not read; None for other files."""
+    head = data[:SNIFFED]
+    return next((kind for kind, starts in STARTS.items() if starts(head)), None)
+
+
+@functools.cache
+def opened_by_plugin(kind: str | None) -> tuple[str, ...]:
+    """Pillow's name of a kind that a plugin opens, if its package is installed; empty for other kinds."""
+    if kind not in PLUGINS:
+        return ()
+    module, name = PLUGINS[kind]
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError:
+        return ()
+    if hasattr(plugin, "register_heif_opener"):
+        plugin.register_heif_opener()
+    return (name,)
+
+
+def way_out(kind: str) -> str:
+    """What to do to have images of a kind read: the end of a sentence."""
+    extra = EXTRAS.get(kind)
+    if extra is None:
+        return ": convert it, or set images.decoder"
+    more = "set images.bands or images.scale, and " if kind == "TIFF" else ""
+    return f": {more}pip install 'clipgen[{extra}]'"
+
+
+@functools.cache
+def function_of(address: str) -> Callable[[bytes], Any]:
+    """The function that a setting names.
+
+    Args:
+        address: `package.module:function`.
+
+    Returns:
+        The function.
+
+    Raises:
+        ClipgenError: There is none.
+    """
+    module, _, name = address.partition(":")
+    try:
+        with needed_for(f"the decoder {address}"):
+            found: Callable[[bytes], Any] = getattr(importlib.import_module(module), name)
+    except (AttributeError, ValueError) as error:
+        raise ClipgenError(
+            f"there is no decoder {address!r}: name a function as package.module:function"
+        ) from error
+    return found
