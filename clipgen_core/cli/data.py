@@ -38,6 +38,9 @@ def embed(
     console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
     for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
+    if ingested.others:
+        endings = ", ".join(f"{count} {ending}" for ending, count in sorted(ingested.others.items()))
+        console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
     for reason, count in sorted(ingested.rejects.items()):
         console.print(f"{count} rejected: {reason} (see {storage.rejects})")
     console.print(f"{embedded.embedded} embedded in {embedded.table}")

@@ -3,14 +3,20 @@
 Knows uris, stamps and counts; knows nothing of what is in a file.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
+from clipgen_core.data.archives import is_archive
 from clipgen_core.data.keys import Lookup
-from clipgen_core.data.sources import Source, keys_of_states
-from clipgen_core.data.tables import find_table, open_table, quoted, scan
+from clipgen_core.data.kinds import is_image_name
+from clipgen_core.data.sources import UNREADABLE, Source, keys_of_states
+from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.storage import Storage
+
+AT_ONCE = 1000  # rows that one condition names
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,45 @@ def known_folders(out: Storage, source: Source) -> list[str]:
     for batch in scan(table, ["folder"], under(source, None)) if table else ():
         names.update(batch["folder"].unique().to_pylist())
     return sorted(names)
+
+
+def forget_unread(out: Storage, source: Source) -> None:
+    """Let files be read again that could not be read, and those that an earlier version took for images.
+
+    Args:
+        out: The root with the tables of files and rejects.
+        source: Whose files are meant.
+    """
+    rejects = find_table(out.rejects)
+    if rejects is None or find_table(out.files) is None:
+        return
+    where = f"starts_with(file, {quoted(source.base_uri + '/')}) AND reason IN ('unreadable', 'not_an_image')"
+    again = set[str]()
+    for batch in scan(rejects, ["file", "reason"], where):
+        for file, reason in zip(batch["file"].to_pylist(), batch["reason"].to_pylist(), strict=True):
+            if reason == UNREADABLE or not (is_image_name(file) or is_archive(file)):
+                again.add(file)
+    uris = sorted(again)
+    for start in range(0, len(uris), AT_ONCE):
+        delete(out.files, one_of("uri", uris[start : start + AT_ONCE]))
+
+
+def other_files(out: Storage, source: Source, folder: str | None) -> dict[str, int]:
+    """How many files hold no image, for each ending of their names.
+
+    Args:
+        out: The root with the record of files.
+        source: Where they are.
+        folder: One of its top-level folders; all if None.
+
+    Returns:
+        Ending to count.
+    """
+    counts = Counter[str]()
+    table = find_table(out.files)
+    for batch in scan(table, ["uri"], f"{under(source, folder)} AND items = 0") if table else ():
+        counts.update(PurePosixPath(uri).suffix or "without an ending" for uri in batch["uri"].to_pylist())
+    return dict(counts)
 
 
 def reject_reasons(out: Storage, source: Source, folder: str | None) -> dict[str, int]:

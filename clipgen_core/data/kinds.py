@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,14 @@ READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") 
 SNIFFED = 1024  # bytes that tell the kind of a file
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes
+PPM = re.compile(rb"P[1-7fF]\s+[#\dW]")
+SVG = re.compile(rb"<(!DOCTYPE )?svg[\s>]", re.IGNORECASE)
+IMAGE_NAME = re.compile(
+    r"\.(jpe?g|jfif|jpe|png|apng|webp|gif|bmp|dib|tiff?|p[bgpn]m|pfm|avif|jp2|j2k|heic|heif|jxl)$",
+    re.IGNORECASE,
+)
 RAW_STARTS = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"IIU\0", b"MMOR", b"\0MRM")
 
 PLUGINS = {  # kind -> the module that lets Pillow open it, Pillow's name of the format
@@ -27,9 +36,8 @@ STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that be
         or (head.startswith(TIFF) and head[8:10] == b"CR")
         or head[4:12] == b"ftypcrx "
     ),
-    "SVG": lambda head: b"<svg" in head.lower(),
+    "SVG": lambda head: head.lstrip().startswith(b"<") and bool(SVG.search(head)),
     "PSD": lambda head: head.startswith(b"8BPS"),
-    "PDF": lambda head: head.startswith(b"%PDF"),
     "OpenEXR": lambda head: head.startswith(b"v/1\x01"),
     "Radiance HDR": lambda head: head.startswith((b"#?RADIANCE", b"#?RGBE")),
     "DICOM": lambda head: head[128:132] == b"DICM",
@@ -41,6 +49,34 @@ STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that be
     "XCF": lambda head: head.startswith(b"gimp xcf"),
     "AVIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"),
 }
+
+
+def looks_like_image(name: str, head: bytes) -> bool:
+    """Whether a file is meant as an image; others, such as labels, are counted apart.
+
+    Args:
+        name: Its name; a file that is named as an image is one, even if it is damaged.
+        head: Its first SNIFFED bytes.
+
+    Returns:
+        Whether it is.
+    """
+    return is_image_name(name) or starts_as_image(head)
+
+
+def is_image_name(name: str) -> bool:
+    return bool(IMAGE_NAME.search(name))
+
+
+def starts_as_image(head: bytes) -> bool:
+    """Whether the first bytes are those of an image of any kind."""
+    return (
+        head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"GIF8", *TIFF, *JPEG2000))
+        or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+        or (head.startswith(b"BM") and int.from_bytes(head[14:18], "little") in BMP_HEADERS)
+        or bool(PPM.match(head))
+        or unread_kind(head) is not None
+    )
 
 
 def unread_kind(data: bytes) -> str | None:

@@ -1,31 +1,28 @@
-"""Sources of images: folders on any fsspec filesystem that hold image files, WebDataset `.tar` shards and
-Parquet files with an image column (both as img2dataset writes them).
+"""Sources of images: folders on any fsspec filesystem that hold image files and archives of them.
 
 Knows how files are listed and read; knows nothing of decoding or of tables.
 """
 
 import itertools
 import os
-import re
 import stat
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from clipgen_core.data.archives import StoreFault, Wanted, is_archive, members
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
+from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
+from clipgen_core.data.names import text_of
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried, stamp, url_to_fs
 
-IN_TAR = re.compile(r"\.(jpe?g|png|webp|gif|bmp|tiff?|ppm)$", re.IGNORECASE)  # others are labels
-IN_PARQUET = ("image", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes", "content")
-PARQUET_ROWS = 64
+ALL = Wanted()
+UNREADABLE = "unreadable"  # the reason of rejects that are tried again at every run
 LISTED_AT_ONCE = 8192
 
 
@@ -47,13 +44,32 @@ class File(NamedTuple):
     stamp: str
 
 
+class Entry(NamedTuple):
+    """An entry of a folder: its name, whether it is a folder, its size and its stamp."""
+
+    name: str
+    is_folder: bool
+    size: int
+    stamp: str
+
+
 @dataclass(frozen=True)
 class Item:
-    """The bytes of one image, or the `problem` that prevents reading them."""
+    """The bytes of one image, or the `problem` that prevents reading them.
+
+    Attributes:
+        uri: Its address.
+        data: Its bytes.
+        problem: Why there are none.
+        reason: Of the reject that the problem becomes.
+        lost: How many images the problem stands for; 0 if that is not known.
+    """
 
     uri: str
     data: bytes = b""
     problem: str | None = None
+    reason: str = UNREADABLE
+    lost: int = 1
 
 
 class Source:
@@ -61,13 +77,14 @@ class Source:
 
     Args:
         url: A local path or an fsspec URL.
+        wanted: Which members of archives are read, and how large a file may be.
 
     Raises:
-        ClipgenError: The folder does not exist, or is a file.
+        ClipgenError: The folder does not exist, is a file, or cannot be listed.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, wanted: Wanted = ALL) -> None:
+        self.url, self.wanted = url, wanted
         self.filesystem, root = url_to_fs(url if "://" in url else str(Path(url).expanduser()))
         self.filesystem.invalidate_cache()
         self.root = root.rstrip("/")
@@ -76,49 +93,75 @@ class Source:
             raise ClipgenError(f"the source folder {url} does not exist: check the path")
         if not self.filesystem.isdir(root):
             raise ClipgenError(f"the source {url} is a file: name the folder that holds it")
-        self.base_uri = _text(self.filesystem.unstrip_protocol(self.root))
+        self.base_uri = text_of(self.filesystem.unstrip_protocol(self.root))
 
     def folders(self) -> list[str]:
         """The top-level folders, sorted; "" stands for the files that are in none."""
-        entries = [e for e in self.filesystem.ls(self.root, detail=True) if not _hidden(e["name"])]
-        names = {_text(_base(e["name"])) for e in entries if e["type"] == "directory"}
-        return sorted(names | {""} if any(e["type"] == "file" for e in entries) else names)
+        entries = list(self._scan(self.root))
+        names = {text_of(entry.name) for entry in entries if entry.is_folder}
+        return sorted(names | {""} if any(not entry.is_folder for entry in entries) else names)
 
     def files(self, folder: str | None = None) -> Iterator[File]:
-        """All files that are not hidden, folder by folder; of one top-level folder if it is named."""
-        if folder is None:
-            for one in self.folders():
-                yield from self.files(one)
-        elif folder == "":
-            yield from self._in_folder(self.root, "")
-        else:
-            waiting = [self._path(folder)]
-            while waiting:
-                here = waiting.pop()
-                yield from self._in_folder(here, folder, waiting)
+        """All files that are not hidden, folder by folder; of one top-level folder if it is named.
+
+        Linked folders are followed, each once. A folder that may not be read stands for itself: reading it
+        gives the problem.
+        """
+        for top in self.folders() if folder is None else [folder]:
+            for path, entries in self._walk(top):
+                uri = self.base_uri + text_of(path[len(self.root) :])
+                if entries is None:
+                    yield File(path, uri, top, 0, UNREADABLE)
+                for entry in entries or ():
+                    if not entry.is_folder:
+                        file = f"{path}/{entry.name}"
+                        yield File(file, f"{uri}/{text_of(entry.name)}", top, entry.size, entry.stamp)
+
+    def _walk(self, folder: str) -> Iterator[tuple[str, list[Entry] | None]]:
+        """A top-level folder and the folders in it, with their entries; None where they may not be read."""
+        if folder == "":
+            yield self.root, list(self._scan(self.root))
+            return
+        waiting, seen = [self._path(folder)], set[tuple[int, int]]()
+        while waiting:
+            here = waiting.pop()
+            if self.is_local and (place := _place(here)) is not None:
+                if place in seen:
+                    continue  # a link to a folder that was walked
+                seen.add(place)
+            try:
+                entries = list(self._scan(here))
+            except PermissionError:
+                yield here, None
+                continue
+            yield here, entries
+            waiting += [f"{here}/{entry.name}" for entry in entries if entry.is_folder]
 
     def _path(self, folder: str) -> str:
         """The path of a top-level folder, whose name may contain bytes that Arrow cannot hold."""
-        names = (e["name"] for e in self.filesystem.ls(self.root, detail=True))
-        return next((path for path in names if _text(_base(path)) == folder), f"{self.root}/{folder}")
+        found = (entry.name for entry in self._scan(self.root) if text_of(entry.name) == folder)
+        return f"{self.root}/{next(found, folder)}"
 
-    def _in_folder(self, path: str, folder: str, below: list[str] | None = None) -> Iterator[File]:
-        """The files of one folder; its subfolders are added to `below`."""
-        listed = _scan_local(path) if self.is_local else self._scan(path)
-        uri = self.base_uri + _text(path[len(self.root) :])
-        for name, is_folder, size, state in listed:
-            if name.startswith("."):
-                continue
-            if not is_folder:
-                yield File(f"{path}/{name}", f"{uri}/{_text(name)}", folder, size, state)
-            elif below is not None:
-                below.append(f"{path}/{name}")
+    def _scan(self, path: str) -> Iterator[Entry]:
+        """The entries of one folder that are not hidden, sorted by name."""
+        if self.is_local:
+            yield from (entry for entry in _scan_local(path) if not entry.name.startswith("."))
+            return
+        for listed in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
+            name, size = str(listed["name"]), listed.get("size") or 0
+            if listed["type"] == "directory" and name.rstrip("/") == path.rstrip("/") and name.endswith("/"):
+                yield from self._behind_an_empty_name(path)
+            elif name.rstrip("/") != path.rstrip("/") and not _base(name).startswith("."):
+                yield Entry(_base(name), listed["type"] == "directory", size, stamp(listed, size))
 
-    def _scan(self, path: str) -> Iterator[tuple[str, bool, int, str]]:
-        for entry in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
-            if entry["name"].rstrip("/") != path:
-                folder, size = entry["type"] == "directory", entry.get("size") or 0
-                yield _base(entry["name"]), folder, size, stamp(entry, size)
+    def _behind_an_empty_name(self, path: str) -> Iterator[Entry]:
+        """The files under `path//`, a folder without a name, which stores allow and cannot list."""
+        found = retried(self.filesystem.find, path, detail=True)
+        self.filesystem.invalidate_cache()  # what `find` keeps there lacks folders without a name
+        for name, listed in sorted(found.items()):
+            if name.startswith(f"{path}//") and listed["type"] == "file":
+                size = listed.get("size") or 0
+                yield Entry(name[len(path) + 1 :], False, size, stamp(listed, size))
 
     def listing(self, folder: str) -> str:
         """A digest of all files of a top-level folder and their stamps, which changes when a file does."""
@@ -132,66 +175,71 @@ class Source:
         """
         if not self.is_local:
             return {}
-        top = self.root if folder == "" else self._path(folder)
-        paths = [top] if folder == "" else [path for path, _, _ in os.walk(top)]
-        return {path: Path(path).stat().st_mtime_ns for path in paths}
+        return {path: Path(path).stat().st_mtime_ns for path, _ in self._walk(folder)}
 
     def is_archive(self, file: File) -> bool:
-        """Whether the file holds several images."""
-        return file.path.endswith((".tar", ".parquet"))
+        """Whether the file may hold several images."""
+        return is_archive(file.path)
 
     def items(self, file: File) -> Iterator[Item]:
-        """The images of a file: the file itself, or the members of an archive."""
-        if self.is_archive(file):
-            yield from self.members(file)
-        else:
-            yield self.read(file)
-
-    def read(self, file: File) -> Item:
-        """Read an image file.
-
-        On a remote store a failed read is retried. An error that persists stops the run, because an outage
-        says nothing about the image.
+        """The images of a file: the file itself, or the members of an archive; none if it is no image.
 
         Raises:
-            ClipgenError: The store does not answer.
+            ClipgenError: The store does not answer. Images that cannot be read are items with a problem.
         """
         try:
-            data: bytes = self.filesystem.cat_file(file.path) if self.is_local else retried(self._whole, file)
+            yield from self._members(file) if is_archive(file.path) else self._image(file)
         except (FileNotFoundError, PermissionError) as error:
-            return Item(file.uri, problem=first_line(error))
+            if isinstance(error, PermissionError) and not self._answers():
+                raise _no_answer(file, error) from error
+            yield Item(file.uri, problem=first_line(error), reason=UNREADABLE)
+        except StoreFault as error:
+            raise _no_answer(file, error.__cause__ or error) from error
+        except MemoryError as error:
+            raise ClipgenError(
+                f"there is not enough memory to read {file.uri}: lower images.readers"
+            ) from error
+        except ClipgenError:
+            raise
         except Exception as error:
-            if self.is_local:
-                return Item(file.uri, problem=first_line(error))
             raise _no_answer(file, error) from error
-        return Item(file.uri, data)
+
+    def _answers(self) -> bool:
+        """Whether the store still lists the source: then a refusal is of one file."""
+        if self.is_local:
+            return True
+        self.filesystem.invalidate_cache()
+        try:
+            self.filesystem.ls(self.root)
+        except Exception:
+            return False
+        return True
+
+    def _image(self, file: File) -> Iterator[Item]:
+        if file.size > self.wanted.max_bytes or not is_image_name(file.path):
+            head: bytes = retried(self.filesystem.cat_file, file.path, start=0, end=SNIFFED)
+            if not looks_like_image(file.path, head):
+                return
+            if file.size > self.wanted.max_bytes:
+                problem = f"{file.size} bytes are more than {self.wanted.max_bytes}"
+                yield Item(file.uri, problem=problem, reason="too_large")
+                return
+        yield Item(file.uri, retried(self._whole, file))
 
     def _whole(self, file: File) -> bytes:
         data: bytes = self.filesystem.cat_file(file.path)
-        if len(data) < file.size:
+        if not self.is_local and len(data) < file.size:
             raise OSError(f"got {len(data)} of {file.size} bytes")
         return data
 
-    def members(self, file: File) -> Iterator[Item]:
-        """The images of a .tar or .parquet file, one by one; the last item of a damaged file is a problem.
-
-        Raises:
-            ClipgenError: The store does not answer.
-        """
-        read: Callable[[Any], Iterator[tuple[str, bytes]]] = (
-            _tar_members if file.path.endswith(".tar") else _parquet_rows
-        )
-        try:
-            with self.filesystem.open(file.path, "rb") as opened:
-                for name, data in read(opened):
-                    yield Item(f"{file.uri}#{name}", data)
-        except (tarfile.TarError, pa.ArrowException, EOFError, OSError, ValueError) as error:
-            if isinstance(error, OSError) and not self.is_local:
-                raise _no_answer(file, error) from error
-            yield Item(file.uri, problem=first_line(error))
+    def _members(self, file: File) -> Iterator[Item]:
+        with retried(self.filesystem.open, file.path, "rb") as opened:
+            for member in members(file.path, opened, self.wanted):
+                uri = f"{file.uri}#{member.name}" if member.name else file.uri
+                yield Item(uri, member.data, member.problem, member.reason, member.lost)
 
 
-def _no_answer(file: File, error: Exception) -> ClipgenError:
+def _no_answer(file: File, error: BaseException) -> ClipgenError:
     return ClipgenError(
         f"{file.uri} could not be read ({first_line(error)}): run raw_images again when the store answers; "
         "images that were already ingested are kept"
@@ -233,57 +281,43 @@ def keys_of_states(states: Iterable[tuple[str, str]]) -> np.ndarray:
     return keys_of_texts(f"{uri}|{stamp}" for uri, stamp in states)
 
 
-def _scan_local(path: str) -> Iterator[tuple[str, bool, int, str]]:
-    """(name, is a folder, size, stamp) of a local folder's entries; a broken link counts as a file."""
-    with os.scandir(path) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            try:
-                state = entry.stat()
-                size, folder = state.st_size, stat.S_ISDIR(state.st_mode)
-                yield entry.name, folder, size, f"{size}-{state.st_mtime_ns}"
-            except OSError:
-                yield entry.name, False, 0, "unreadable"
+def _place(path: str) -> tuple[int, int] | None:
+    """What is the same for all links to a local folder; None if it was removed in the meantime."""
+    try:
+        state = Path(path).stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
-def _tar_members(opened: Any) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(fileobj=opened, mode="r|*") as archive:
-        for member in archive:
-            if member.isfile() and IN_TAR.search(member.name):
-                content = archive.extractfile(member)
-                yield member.name, content.read() if content else b""
+def _scan_local(path: str) -> Iterator[Entry]:
+    """A local folder's entries: folders, files, links to them, broken links; nothing that blocks a reader.
 
-
-def _parquet_rows(opened: Any) -> Iterator[tuple[str, bytes]]:
-    file = pq.ParquetFile(opened)
-    name = _image_column(file.schema_arrow)
-    row = 0
-    for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=[name]):
-        for value in batch.column(0).to_pylist():
-            data = value.get("bytes") if isinstance(value, dict) else value
-            yield str(row), data or b""
-            row += 1
-
-
-def _image_column(schema: pa.Schema) -> str:
-    """The column with the bytes: binary, or a struct with the field `bytes` (as Hugging Face writes it)."""
-    for name in IN_PARQUET:
-        if name in schema.names and (
-            pa.types.is_binary(schema.field(name).type)
-            or pa.types.is_large_binary(schema.field(name).type)
-            or pa.types.is_struct(schema.field(name).type)
-        ):
-            return name
-    raise ValueError(f"no image column: none of {', '.join(IN_PARQUET)} holds bytes")
+    Raises:
+        PermissionError: The folder may not be read.
+        ClipgenError: It cannot be listed.
+    """
+    try:
+        with os.scandir(path) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # it was removed in the meantime
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise ClipgenError(
+            f"the folder {path} could not be listed ({first_line(error)}): run again"
+        ) from error
+    for entry in entries:
+        try:
+            state = entry.stat()
+        except OSError:
+            yield Entry(entry.name, False, 0, UNREADABLE)
+            continue
+        folder = stat.S_ISDIR(state.st_mode)
+        if folder or stat.S_ISREG(state.st_mode):
+            yield Entry(entry.name, folder, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
 
 
 def _base(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
-
-
-def _hidden(path: str) -> bool:
-    return _base(path).startswith(".")
-
-
-def _text(path: str) -> str:
-    """A path that Arrow can hold, whatever bytes its names have."""
-    return path if path.isascii() else path.encode("utf-8", "backslashreplace").decode()

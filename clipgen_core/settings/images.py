@@ -61,6 +61,11 @@ class Config(Accepted):
     longest_side: int | None = Field(default=None, gt=0)
     """Longest side of a stored image, in pixels; larger images are reduced to it. Null: images are stored as
     their files are."""
+    key: str | None = None
+    """Which images of an archive are read: the ending of the members of a tar or zip file, such as `jpg` or
+    `mask.png`; the column of a Parquet file. Null: all members and columns that are images."""
+    max_bytes: int = Field(default=2**28, gt=0)
+    """Largest image file, in bytes. Larger files are rejected unread."""
     batch_size: int = Field(default=4096, gt=0)
     """Most images in one commit. A killed run repeats at most one commit."""
     batch_bytes: int = Field(default=2**28, gt=0)

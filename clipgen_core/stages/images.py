@@ -11,6 +11,7 @@ batch (or the archive it was in) again, and merging leaves one row an image.
 """
 
 import hashlib
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from clipgen_core.data.archives import Wanted
 from clipgen_core.data.decode import decode, decode_stored, encoded
-from clipgen_core.data.files import FilesRead, known_folders, reject_reasons
+from clipgen_core.data.files import FilesRead, forget_unread, known_folders, other_files, reject_reasons
 from clipgen_core.data.keys import SetDigest, digest_of_keys
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
@@ -42,6 +44,7 @@ class Result:
     """What a run read, and what the images table holds now.
 
     rejects: how many for each reason, in this source.
+    others: how many files of each ending are no images, such as labels.
     vanished: top-level folders that were there before; their rows stay until `clipgen prune`.
     listings: for each top-level folder the digest of its files and their stamps.
     """
@@ -53,6 +56,7 @@ class Result:
     total: int
     rejected: int
     rejects: dict[str, int]
+    others: dict[str, int]
     vanished: tuple[str, ...]
     listings: dict[str, str]
 
@@ -79,15 +83,17 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         ClipgenError: The source is empty, holds no usable image, or no longer has the folder.
     """
     tracker.params({"config": config.model_dump()})
-    opened = Source(source)
+    opened = Source(source, Wanted(config.key, config.max_bytes))
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
     create_table(out.images, IMAGES)
     ingest = _Ingest(config, out, opened)
     speed = ingest.read(folder)
+    others = other_files(out, opened, folder)
     if not ingest.found and folder is None:
-        raise ClipgenError(f"the source folder {source} is empty: put images into it")
+        held = f"holds no image, but {_listed(others)}" if others else "is empty"
+        raise ClipgenError(f"the source folder {source} {held}: put images into it")
     images = open_table(out.images)
     if not images.count_rows():
         raise ClipgenError(
@@ -102,18 +108,20 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         total=images.count_rows(),
         rejected=ingest.rejected,
         rejects=reject_reasons(out, opened, folder),
+        others=others,
         vanished=vanished,
         listings={name: listing.hex for name, listing in ingest.listings.items()},
     )
     counts = {"images": result.total, "images_found": result.found, "images_added": result.added}
     counts |= {f"rejects/{reason}": count for reason, count in result.rejects.items()}
+    counts["other_files"] = sum(others.values())
     tracker.metrics({**counts, "reject_share": result.reject_share, "images_per_second": speed}, step=0)
     return result
 
 
 @dataclass(frozen=True)
 class Task:
-    """An image to look at (from an archive if `item` is given), or the end of a file."""
+    """A file to read, an image of an archive, or the end of a file."""
 
     file: File
     item: Item | None = None
@@ -122,15 +130,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A row for the images table or one for the rejects; neither at the end of a file."""
+    """A row for the images table or one for the rejects; neither at the end of a file, or if it is no image.
+
+    lost: how many images a reject stands for, 0 if that is not known.
+    """
 
     file: File
     row: dict[str, Any] | None = None
     reject: dict[str, Any] | None = None
-
-    @property
-    def ends(self) -> bool:
-        return self.row is None and self.reject is None
+    lost: int = 1
+    ends: bool = False
 
 
 @dataclass
@@ -138,7 +147,7 @@ class _Ingest:
     """One run: the rows that wait to be committed, and counts.
 
     started: files whose first image is among the waiting rows; items, bad: of the file being read;
-    size: bytes of the waiting images.
+    size: bytes of the waiting images; archives: how many images each whole archive held.
     """
 
     config: Config
@@ -154,6 +163,7 @@ class _Ingest:
     found: int = 0
     rejected: int = 0
     added: int = 0
+    archives: list[int] = field(default_factory=list)
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
     def read(self, folder: str | None) -> float:
@@ -168,7 +178,9 @@ class _Ingest:
 
     def unread(self, folder: str | None) -> Iterator[Task]:
         """The images of files that are new or have changed; the others are counted from the record."""
+        forget_unread(self.out, self.source)
         record = FilesRead.of(self.out, self.source, folder, without_rejects=self.config.retry_rejects)
+        self.archives = record.items[record.items > 1].tolist()
         for one in self.source.folders() if folder is None else [folder]:
             self.listings[one] = SetDigest()
             for files in in_lists(self.source.files(one), LISTED_AT_ONCE):
@@ -177,7 +189,7 @@ class _Ingest:
 
     def _tasks(self, file: File) -> Iterator[Task]:
         if self.source.is_archive(file):
-            for item in self.source.members(file):
+            for item in self.source.items(file):
                 yield Task(file, item)
         else:
             yield Task(file)
@@ -195,29 +207,36 @@ class _Ingest:
 
     def examine(self, task: Task) -> Outcome:
         if task.ends:
-            return Outcome(task.file)
-        return examine(self.config, task.file, task.item or self.source.read(task.file))
+            return Outcome(task.file, ends=True)
+        item = task.item or next(self.source.items(task.file), None)
+        return examine(self.config, task.file, item) if item else Outcome(task.file)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome, and commit when enough rows wait."""
-        file = outcome.file
+        file, held = outcome.file, self._held(outcome)
         if not self.items:
             self.started.append(file.uri)
         if outcome.ends:
             counts = {"items": self.items, "rejected": self.bad}
             self.files.append({"uri": file.uri, "folder": file.folder, "stamp": file.stamp, **counts})
+            self.archives += [self.items] if self.items > 1 else []
             self.items = self.bad = 0
-        else:
-            self.items, self.found = self.items + 1, self.found + 1
+        self.items, self.found = self.items + held, self.found + held
         if outcome.row:
             self.rows.append(outcome.row)
             self.size += len(outcome.row["image"])
         if outcome.reject:
             self.rejects.append(outcome.reject)
-            self.bad, self.rejected = self.bad + 1, self.rejected + 1
+            self.bad, self.rejected = self.bad + held, self.rejected + held
         full = max(map(len, (self.rows, self.rejects, self.files))) >= self.config.batch_size
         if full or self.size >= self.config.batch_bytes:
             self.commit()
+
+    def _held(self, outcome: Outcome) -> int:
+        """How many images an outcome stands for; a cut archive lacks as many as other archives hold more."""
+        if outcome.lost:
+            return outcome.lost if outcome.row or outcome.reject else 0
+        return max(round(statistics.median(self.archives or [0])) - self.items, 1)
 
     def commit(self) -> None:
         """Commit images, then copies, then rejects in the place of earlier ones, then the files read."""
@@ -253,11 +272,15 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
     """
     bad = {"uri": item.uri, "file": file.uri}
     if item.problem is not None:
-        return Outcome(file, reject={**bad, "reason": "unreadable", "detail": item.problem})
+        return Outcome(file, reject={**bad, "reason": item.reason, "detail": item.problem}, lost=item.lost)
     try:
         decoded = decode(item.data, config, config.longest_side)
     except Rejected as rejected:
         return Outcome(file, reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
+    except MemoryError as error:
+        raise ClipgenError(
+            f"there is not enough memory to decode {item.uri}: lower images.readers"
+        ) from error
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
@@ -268,6 +291,13 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         "image": item.data if decoded.plain else encoded(decoded),
     }
     return Outcome(file, row)
+
+
+def _listed(others: dict[str, int]) -> str:
+    most = sorted(others, key=lambda ending: -others[ending])[:3]
+    return (
+        f"{sum(others.values())} files of other kinds ({', '.join(f'{others[one]} {one}' for one in most)})"
+    )
 
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -57,6 +57,7 @@ def raw_images(
             "images_found": result.found,
             "images_added": result.added,
             "rejects": result.rejects,
+            "other_files": result.others,
             "vanished_folders": list(result.vanished),
             LISTING: listings.get(context.partition_key, result.digest),
             "preview": report.picture(ingest.preview(result.table)),

@@ -9,6 +9,7 @@ import boto3
 import pytest
 import s3fs
 
+from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column, open_table, vectors
 from clipgen_core.filesystem import exists
 from clipgen_core.generation.generator import TextToImage
@@ -158,3 +159,27 @@ def contents(out: Storage) -> dict[str, object]:
 def test_the_environment_is_where_credentials_come_from(store: tuple[str, int]) -> None:
     assert os.environ["AWS_SECRET_ACCESS_KEY"] == SECRET
     assert Storage("s3://clipgen/root").root == "s3://clipgen/root"
+
+
+def test_keys_with_empty_and_foreign_names_are_listed_and_read(
+    store: tuple[str, int], pictures: Path
+) -> None:
+    data = next((pictures / "pictures").glob("*/*.png")).read_bytes()
+    client = boto3.client("s3", endpoint_url="http://{}:{}".format(*store))
+    keys = (
+        "in/4.png",
+        "in//5.png",
+        "in/a/1.png",
+        "in/a//2.png",
+        "in/a//deep/3.png",
+        "in/b/Ü x.png",
+        "in/b/no_ending",
+    )
+    for key in keys:
+        client.put_object(Bucket="clipgen", Key=key, Body=data)
+    client.put_object(Bucket="clipgen", Key="in/b/labels.json", Body=b"{}")
+    opened = Source("s3://clipgen/in")
+    assert opened.folders() == ["", "a", "b"]
+    items = [item for file in opened.files() for item in opened.items(file)]
+    assert sorted(item.uri for item in items) == sorted(f"s3://clipgen/{key}" for key in keys)
+    assert {item.data for item in items} == {data}

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import tarfile
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipgen_core.data import sources
+from clipgen_core.data.archives import Wanted
 from clipgen_core.data.pixels import png_bytes
-from clipgen_core.data.sources import File, Source
+from clipgen_core.data.sources import File, Item, Source
 from clipgen_core.errors import ClipgenError
 from tests.conftest import COLOURS, draw
 
@@ -23,6 +24,11 @@ def write_tar(path: Path, files: dict[str, bytes]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
+
+
+def read(source: Source, file: File) -> Item:
+    (item,) = source.items(file)
+    return item
 
 
 def test_files_come_with_their_top_level_folder_and_a_stamp(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_pictures_of_a_webdataset_shard_without_their_labels(tmp_path: Path) -> 
     )
     source = Source(str(tmp_path))
     (file,) = source.files()
-    items = list(source.members(file))
+    items = list(source.items(file))
     assert [item.uri.rpartition("/")[2] for item in items] == ["0.tar#1.png", "0.tar#2.png"]
     assert [item.data for item in items] == [PNG["red"], PNG["blue"]]
 
@@ -64,22 +70,20 @@ def test_pictures_of_a_parquet_file(tmp_path: Path, shape: str) -> None:
     name = "jpg" if shape == "binary" else "image"
     pq.write_table(pa.table({"caption": ["x"] * len(data), name: column}), tmp_path / "0.parquet")
     source = Source(str(tmp_path))
-    items = list(source.members(next(source.files())))
+    items = list(source.items(next(source.files())))
     assert [item.data for item in items] == data
     assert items[-1].uri.endswith("0.parquet#159")
 
 
-@pytest.mark.parametrize("name", ["cut.tar", "cut.parquet", "text.parquet", "none.parquet"])
+@pytest.mark.parametrize("name", ["cut.tar", "cut.parquet", "text.parquet"])
 def test_a_damaged_archive_ends_in_a_problem(tmp_path: Path, name: str) -> None:
     if name == "cut.tar":
         write_tar(tmp_path / name, {f"{i}.png": PNG["red"] * 50 for i in range(3)})
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20_000])
-    elif name == "none.parquet":
-        pq.write_table(pa.table({"caption": ["x"]}), tmp_path / name)
     else:
         (tmp_path / name).write_bytes(b"PAR1 no more")
     source = Source(str(tmp_path))
-    *_, last = source.members(next(source.files()))
+    *_, last = source.items(next(source.files()))
     assert last.problem and last.uri.endswith(name)
 
 
@@ -90,7 +94,7 @@ def test_a_remote_store_is_listed_and_read() -> None:
     source = Source("memory://bucket/photos")
     assert source.folders() == ["", "a"]
     files = {file.folder: file for file in source.files()}
-    assert source.read(files["a"]).data == PNG["red"]
+    assert read(source, files["a"]).data == PNG["red"]
     assert files["a"].uri == "memory:///bucket/photos/a/one.png"
     memory.rm("/bucket", recursive=True)
 
@@ -101,26 +105,104 @@ def test_an_outage_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> 
     source, asked = Source("memory://bucket"), []
     (file,) = source.files()
 
-    def cut(path: str) -> bytes:
+    def cut(path: str, **given: object) -> bytes:
         asked.append(path)
         return PNG["red"] if len(asked) == 3 else PNG["red"][:10]
 
     monkeypatch.setattr(source.filesystem, "cat_file", cut)
-    assert source.read(file).data == PNG["red"] and len(asked) == 3
+    assert read(source, file).data == PNG["red"] and len(asked) == 3
     monkeypatch.setattr("clipgen_core.filesystem.ATTEMPTS", 2)
     asked.extend("xx")
     with pytest.raises(
         ClipgenError, match=r"one.png could not be read \(got 10 of .* run raw_images again when"
     ):
-        source.read(file)
+        read(source, file)
     memory.rm("/bucket", recursive=True)
 
 
 def test_a_file_that_is_gone_is_a_problem_and_no_error(tmp_path: Path) -> None:
-    item = Source(str(tmp_path)).read(File(str(tmp_path / "gone.png"), "file:///gone.png", "", 1, "x"))
-    assert item.problem and "No such file" in item.problem
+    item = read(Source(str(tmp_path)), File(str(tmp_path / "gone.png"), "file:///gone.png", "", 1, "x"))
+    assert item.problem and "No such file" in item.problem and item.reason == "unreadable"
 
 
-def test_the_image_column_is_told_by_name_and_type() -> None:
-    schema = pa.schema([("image", pa.string()), ("jpg", pa.large_binary())])
-    assert sources._image_column(schema) == "jpg"
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE])
+def test_a_fault_of_the_machine_is_tried_again_and_then_stops_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    (tmp_path / "one.png").write_bytes(PNG["red"])
+    write_tar(tmp_path / "two.tar", {"a.png": PNG["red"]})
+    source = Source(str(tmp_path))
+    one, two = source.files()
+    monkeypatch.setattr("clipgen_core.filesystem.ATTEMPTS", 2)
+
+    def failing(*given: object, **more: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch, pytest.raises(ClipgenError, match="one.png could not be read"):
+        patch.setattr(source.filesystem, "cat_file", failing)
+        read(source, one)
+    with monkeypatch.context() as patch, pytest.raises(ClipgenError, match="two.tar could not be read"):
+        patch.setattr("fsspec.implementations.local.LocalFileOpener.read", failing)
+        list(source.items(two))
+
+
+def test_a_token_that_expires_stops_the_run_and_a_refused_object_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/one.png", PNG["red"])
+    source = Source("memory://bucket")
+    (file,) = source.files()
+
+    def refused(*given: object, **more: object) -> None:
+        raise PermissionError("403 Forbidden")
+
+    monkeypatch.setattr(source.filesystem, "cat_file", refused)
+    item = read(source, file)
+    assert item.problem == "403 Forbidden" and item.reason == "unreadable"
+    monkeypatch.setattr(source.filesystem, "ls", refused)
+    with pytest.raises(ClipgenError, match="one.png could not be read .403 Forbidden.: run raw_images again"):
+        read(source, file)
+    monkeypatch.undo()
+    memory.rm("/bucket", recursive=True)
+
+
+def test_what_is_no_image_is_no_item_and_a_large_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text("{}")
+    (tmp_path / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (tmp_path / "no_ending").write_bytes(PNG["red"])
+    (tmp_path / "film.png").write_bytes(PNG["red"] + bytes(2000))
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(2000))
+    source = Source(str(tmp_path), Wanted(max_bytes=1500))
+    items = {Path(item.uri).name: item for file in source.files() for item in source.items(file)}
+    assert items.keys() == {"no_ending", "film.png"}
+    assert items["film.png"].reason == "too_large" and items["no_ending"].data == PNG["red"]
+
+
+def test_links_are_followed_once_and_what_blocks_is_left_out(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "deep").mkdir(parents=True)
+    (elsewhere / "deep" / "one.png").write_bytes(PNG["red"])
+    source = tmp_path / "in"
+    (source / "a").mkdir(parents=True)
+    (source / "linked").symlink_to(elsewhere)
+    (source / "file.png").symlink_to(elsewhere / "deep" / "one.png")
+    (source / "a" / "up").symlink_to(source)
+    (source / "a" / "two.png").write_bytes(PNG["blue"])
+    os.mkfifo(source / "a" / "pipe.png")
+    opened = Source(str(source))
+    assert opened.folders() == ["", "a", "linked"]
+    listed = [file.uri.removeprefix(f"file://{source}/") for file in opened.files()]
+    assert listed[0] == "file.png" and listed[-1] == "linked/deep/one.png" and "a/two.png" in listed
+    assert len(listed) == len(set(listed)) < 9
+    assert opened.directories("linked").keys() == {f"{source}/linked", f"{source}/linked/deep"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_may_not_be_read_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "a").chmod(0)
+    source = Source(str(tmp_path / "in"))
+    (file,) = source.files()
+    assert read(source, file).reason == "unreadable"
+    (tmp_path / "in" / "a").chmod(0o755)

@@ -1,5 +1,6 @@
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import lance
@@ -12,6 +13,7 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column
 from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import REJECTS
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -69,17 +71,16 @@ def test_unusable_files_are_listed_and_the_run_goes_on(storage: Storage, tmp_pat
     }
     assert reasons == {
         "zero.png": "empty",
-        "notes.txt": "not_an_image",
         "truncated.png": "damaged",
         "dot.png": "too_small",
         "bomb.png": "too_large",
         "dangling.png": "unreadable",
     }
-    assert result.found == 7
-    assert result.reject_share == pytest.approx(6 / 7)
+    assert result.found == 6 and result.others == {".txt": 1}
+    assert result.reject_share == pytest.approx(5 / 6)
     again = ingest(source, storage)
-    assert lance.dataset(storage.rejects).count_rows() == 6
-    assert again.rejects == result.rejects
+    assert lance.dataset(storage.rejects).count_rows() == 5
+    assert (again.found, again.rejects, again.others) == (6, result.rejects, result.others)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to drop rights")
@@ -100,7 +101,7 @@ def test_a_file_without_read_rights_is_a_reject(storage: Storage, tmp_path: Path
             os.seteuid(65534)
             opened = Source(str(source))
             secret = next(file for file in opened.files() if file.path.endswith("secret.png"))
-            outcome = images.examine(CONFIG, secret, opened.read(secret))
+            outcome = images.examine(CONFIG, secret, next(opened.items(secret)))
             os._exit(0 if (outcome.reject or {}).get("reason") == "unreadable" else 1)
         except BaseException:
             os._exit(2)
@@ -117,6 +118,9 @@ def test_bad_sources_are_one_sentence(storage: Storage, tmp_path: Path) -> None:
     (empty / "notes.txt").write_text("x")
     with pytest.raises(ClipgenError, match="is a file: name the folder"):
         ingest(empty / "notes.txt", storage)
+    with pytest.raises(ClipgenError, match=r"holds no image, but 1 files of other kinds \(1 \.txt\): put"):
+        ingest(empty, storage)
+    (empty / "broken.png").write_bytes(b"x")
     with pytest.raises(ClipgenError, match="none of the 1 files under .* is a usable image"):
         ingest(empty, storage)
 
@@ -134,8 +138,8 @@ def test_only_new_and_changed_files_are_read(
     (source / "a").mkdir(parents=True)
     for colour in ("red", "green"):
         draw(colour, "disc").save(source / "a" / f"{colour}.png")
-    whole = Source.read
-    monkeypatch.setattr(Source, "read", lambda self, file: (read.append(file.uri), whole(self, file))[1])
+    whole = Source.items
+    monkeypatch.setattr(Source, "items", lambda self, file: (read.append(file.uri), whole(self, file))[1])
     assert ingest(source, storage).added == len(read) == 2
     again = ingest(source, storage)
     assert (again.added, again.found, len(read)) == (0, 2, 2)
@@ -230,3 +234,50 @@ def test_a_name_that_is_no_utf8_is_taken_in(storage: Storage, tmp_path: Path) ->
         CONFIG, source=str(tmp_path / "in"), out=storage, tracker=NullTracker(), folder="b\\udce4r"
     )
     assert (again.found, again.added) == (1, 0)
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_at_the_next_run(
+    storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    draw("red", "disc").save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "link.png").symlink_to(tmp_path / "later.png")
+    assert ingest(tmp_path / "in", storage).rejects == {"unreadable": 1}
+    row = lance.dataset(storage.files).to_table(filter="uri LIKE '%link.png'").to_pylist()[0]
+    draw("blue", "disc").save(tmp_path / "later.png")
+    state = (tmp_path / "later.png").stat()
+    stamped = {"stamp": f"'{state.st_size}-{state.st_mtime_ns}'"}
+    lance.dataset(storage.files).update(stamped, where=f"uri = '{row['uri']}'")  # as if it had not changed
+    again = ingest(tmp_path / "in", storage)
+    assert (again.total, again.rejects, again.rejected) == (2, {}, 0)
+
+
+def test_what_an_earlier_version_took_for_a_bad_image_is_no_reject_any_more(
+    storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    draw("red", "disc").save(tmp_path / "in" / "good.png")
+    (tmp_path / "in" / "notes.txt").write_text("a disc")
+    ingest(tmp_path / "in", storage)
+    uri = f"file://{tmp_path}/in/notes.txt"
+    reject = {"uri": uri, "file": uri, "reason": "not_an_image", "detail": "none of PNG"}
+    lance.write_dataset(pa.Table.from_pylist([reject], schema=REJECTS), storage.rejects, mode="append")
+    lance.dataset(storage.files).update({"items": "1", "rejected": "1"}, where=f"uri = '{uri}'")
+    again = ingest(tmp_path / "in", storage)
+    assert (again.found, again.rejects, again.others) == (1, {}, {".txt": 1})
+
+
+def test_a_shard_that_was_cut_weighs_as_the_images_that_it_lacks(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for shard in range(3):
+        pictures = {f"{i}.png": png_bytes(draw(COLOURS[i], "disc", 16 + shard)) for i in range(8)}
+        write_tar(tmp_path / "in" / f"{shard}.tar", pictures | {"0.json": b"{}"})
+    last = tmp_path / "in" / "2.tar"
+    with tarfile.open(last) as archive:
+        third = archive.getmembers()[2].offset
+    last.write_bytes(last.read_bytes()[:third])  # at the border of two members
+    result = ingest(tmp_path / "in", storage)
+    assert (result.found, result.total, result.rejected) == (24, 18, 6)
+    (reject,) = lance.dataset(storage.rejects).to_table().to_pylist()
+    assert reject["reason"] == "damaged" and "cut short" in reject["detail"]
+    assert ingest(tmp_path / "in", storage).rejected == 6

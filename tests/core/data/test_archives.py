@@ -1,0 +1,174 @@
+import io
+import json
+import tarfile
+import zipfile
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipgen_core.data.archives import ENDINGS, Member, Wanted, members
+from clipgen_core.data.names import Unique, text_of
+from clipgen_core.data.pixels import png_bytes
+from tests.conftest import COLOURS, draw
+
+PNG = [png_bytes(draw(colour, "disc")) for colour in COLOURS]
+
+
+def tar(files: list[tuple[str, bytes]], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode, encoding="latin-1") as archive:  # type: ignore[call-overload]
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def read(name: str, data: bytes, **wanted: Any) -> list[Member]:
+    return list(members(name, io.BytesIO(data), Wanted(**wanted)))
+
+
+def images(found: list[Member]) -> dict[str, bytes]:
+    assert [one.problem for one in found] == [None] * len(found)
+    return {one.name: one.data for one in found}
+
+
+def test_the_content_of_a_member_decides() -> None:
+    data = tar(
+        [("1", PNG[0]), ("2.img", PNG[1]), ("3.JFIF", PNG[2]), ("1.json", b"{}"), ("1.txt", b"a disc")]
+    )
+    assert images(read("a.tar", data)) == {"1": PNG[0], "2.img": PNG[1], "3.JFIF": PNG[2]}
+
+
+@pytest.mark.parametrize(
+    ("ending", "mode"), [("tar.gz", "w:gz"), ("tgz", "w:gz"), ("TAR.XZ", "w:xz"), ("tar.bz2", "w:bz2")]
+)
+def test_compressed_tars(ending: str, mode: str) -> None:
+    assert ENDINGS.search(f"a.{ending}")
+    assert images(read(f"a.{ending}", tar([("1.png", PNG[0])], mode))) == {"1.png": PNG[0]}
+
+
+def test_tars_of_tars() -> None:
+    inner = tar([("x.png", PNG[0]), ("y.png", PNG[1])])
+    found = images(read("train.tar", tar([("n01.tar", inner), ("z.png", PNG[2])])))
+    assert found == {"n01.tar/x.png": PNG[0], "n01.tar/y.png": PNG[1], "z.png": PNG[2]}
+
+
+def test_names_in_an_archive_are_unique_and_text() -> None:
+    data = tar([("b\xe4r.png", PNG[0]), ("a.png", PNG[1]), ("a.png", PNG[2]), ("a.png~2", PNG[3])])
+    found = images(read("a.tar", data))
+    assert list(found.values()) == PNG[:4] and list(found)[1:] == ["a.png", "a.png~2", "a.png~2~2"]
+    assert all(name.encode() for name in found)
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=()), max_size=4)))
+def test_names_are_made_unique_and_can_be_encoded(names: list[str]) -> None:
+    unique = Unique()
+    made = [unique.name(name) for name in names]
+    assert len(set(made)) == len(names)
+    for name, one in zip(names, made, strict=True):
+        assert one.encode().decode().startswith(text_of(name))
+
+
+def test_the_key_chooses_among_the_images_of_a_sample() -> None:
+    data = tar([("1.jpg", PNG[0]), ("1.mask.png", PNG[1]), ("2.jpg", PNG[2]), ("2.mask.png", PNG[3])])
+    assert list(images(read("a.tar", data, key="jpg"))) == ["1.jpg", "2.jpg"]
+    assert list(images(read("a.tar", data, key="mask.png"))) == ["1.mask.png", "2.mask.png"]
+
+
+def test_damage_in_the_middle_of_a_tar_loses_one_member() -> None:
+    data = bytearray(tar([(f"{i}.png", PNG[i]) for i in range(5)]))
+    start = data.index(b"2.png")
+    data[start : start + 512] = b"x" * 512
+    found = read("a.tar", bytes(data))
+    assert [one.name for one in found if one.data] == ["0.png", "1.png", "3.png", "4.png"]
+    assert found[-1].problem and found[-1].lost == 0
+
+
+@pytest.mark.parametrize("end", [-1024, -700, 2000])
+def test_a_tar_that_was_cut_is_said_wherever_it_was_cut(end: int) -> None:
+    whole = tar([(f"{i}.png", PNG[i]) for i in range(5)]).rstrip(b"\0")
+    whole += bytes(-len(whole) % 512)
+    found = read("a.tar", whole[:end] if end > 0 else whole)
+    assert found[-1].problem and "cut short" in found[-1].problem
+
+
+def test_a_zip_file_with_one_bad_member() -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for i in range(3):
+            archive.writestr(f"in/{i}.png", PNG[i])
+        archive.writestr("in/labels.csv", "a,b")
+    data = bytearray(buffer.getvalue())
+    data[data.index(PNG[1]) + 20] ^= 255
+    found = read("a.zip", bytes(data))
+    assert [one.name for one in found] == ["in/0.png", "in/1.png", "in/2.png"]
+    assert found[1].problem and found[2].data == PNG[2]
+    assert read("a.zip", b"PK no zip")[0].problem
+
+
+def test_a_large_member_is_not_read() -> None:
+    (member,) = read("a.tar", tar([("1.png", PNG[0])]), max_bytes=10)
+    assert member.reason == "too_large" and not member.data
+
+
+def test_each_row_has_its_own_column() -> None:
+    table = pa.table({"jpg": [PNG[0], None, PNG[2]], "png": [None, PNG[1], PNG[3]]})
+    found = images(read("a.parquet", parquet(table)))
+    assert found == {"0.jpg": PNG[0], "1.png": PNG[1], "2.jpg": PNG[2], "2.png": PNG[3]}
+    chosen = read("a.parquet", parquet(table), key="png")
+    assert [(one.name, one.reason if one.problem else "") for one in chosen] == [
+        ("0", "empty"),
+        ("1", ""),
+        ("2", ""),
+    ]
+
+
+def test_hugging_faces_metadata_names_the_column() -> None:
+    features = {"info": {"features": {"shot": {"_type": "Image"}, "label": {"_type": "Value"}}}}
+    table = pa.table({"label": [b"x"], "shot": [{"bytes": PNG[0], "path": None}]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    assert images(read("a.parquet", parquet(table))) == {"0": PNG[0]}
+
+
+@pytest.mark.parametrize("name", ["img", "jpg_0", "a_column_like_no_other"])
+def test_columns_are_told_by_name_or_by_content(name: str) -> None:
+    other = [{"url": "http://x", "w": 3}]
+    table = pa.table({"image": other, "hash": [b"12345678"], name: [PNG[0]]})
+    assert images(read("a.parquet", parquet(table))) == {"0": PNG[0]}
+
+
+def test_lists_of_images() -> None:
+    table = pa.table({"images": [[PNG[0], PNG[1]], [PNG[2]]]})
+    assert list(images(read("a.parquet", parquet(table)))) == ["0.0", "0.1", "1"]
+
+
+def test_rows_without_bytes_are_said() -> None:
+    table = pa.table(
+        {
+            "image": pa.array(
+                [{"bytes": None, "path": "/data/x.png"}],
+                pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            )
+        }
+    )
+    (member,) = read("a.parquet", parquet(table))
+    assert member.reason == "empty" and "names the file /data/x.png" in (member.problem or "")
+
+
+def test_a_parquet_file_without_images_is_nothing_or_all_of_its_rows() -> None:
+    assert read("a.parquet", parquet(pa.table({"caption": ["x"], "url": ["y"]}))) == []
+    (member,) = read("a.parquet", parquet(pa.table({"blob": [b"12345"] * 7})))
+    assert member.lost == 7 and "set images.key to one of blob" in (member.problem or "")
+    (member,) = read("a.parquet", parquet(pa.table({"jpg": [PNG[0]] * 3})), key="png")
+    assert member.lost == 3
