@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH
 
+SEPARATOR = re.compile(r"\Asep=.(?=\r?\n)")  # Excel's first line; its line end stays, so that lines count
 DELIMITERS = (",", ";", "\t")  # Excel writes a semicolon where the comma is the decimal separator
 
 
@@ -164,6 +166,8 @@ def read_texts(url: str) -> list[str]:
 def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
     """Read the rows of a CSV file whose fields are separated by commas, semicolons or tabs.
 
+    The names of columns may be in capital letters. Excel's first line `sep=;` is passed over.
+
     Args:
         url: The file.
         what: What the file holds, for error messages.
@@ -176,7 +180,7 @@ def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[tuple[i
     Raises:
         ClipgenError: The file does not exist or lacks a column, or a row has other columns than the header.
     """
-    text = _read(url, what)
+    text = SEPARATOR.sub("", _read(url, what))
     delimiter = _delimiter(text, columns)
     if delimiter is None:
         named = " and ".join(columns)
@@ -185,7 +189,9 @@ def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[tuple[i
         )
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        header = [name.strip() for name in next(rows)]
+        header = _names(next(filter(None, rows)))
+        if twice := {name for name in columns if header.count(name) > 1}:
+            raise ClipgenError(f"{what} file {url} has the column {twice.pop()} twice: remove one")
         for row in rows:
             fields = dict(zip(header, row, strict=False))
             if not any(row):
@@ -206,10 +212,14 @@ def read_rows(url: str, what: str, columns: tuple[str, ...]) -> Iterator[tuple[i
 def _delimiter(text: str, columns: tuple[str, ...]) -> str | None:
     """The delimiter by which the header has the columns; None if none does."""
     for delimiter in DELIMITERS:
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        if set(columns) <= {name.strip() for name in header}:
+        header = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)), [])
+        if set(columns) <= set(_names(header)):
             return delimiter
     return None
+
+
+def _names(header: list[str]) -> list[str]:
+    return [name.strip().lower() for name in header]
 
 
 def _read(url: str, what: str) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from clipgen_core.data.captions import read_captions, require_captioned
+from clipgen_core.data.captions import read_captioned, read_captions, require_captioned
 from clipgen_core.data.prompts import by_split, read_prompts, read_texts, require_scorable
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
@@ -60,9 +60,11 @@ def captions(run: Run) -> str:
     url = run.own["clip_checkpoint"].get("captions")
     if not url:
         raise ClipgenError("no captions are given: set clip_checkpoint's config captions")
-    read = read_captions(url)
+    read = read_captioned(url)
     require_captioned(url, read)
-    return f"{url} has {sum(map(len, read.values()))} captions of {len(read)} images"
+    given, made = sum(len(one.captions) for one in read.values()), sum(map(len, read_captions(url).values()))
+    of_keywords = f", and {made - given} that join keywords" if made > given else ""
+    return f"{url} has {given} captions of {len(read)} images{of_keywords}"
 
 
 def texts(run: Run) -> str:

@@ -225,6 +225,7 @@ class Registry:
             ClipgenError: It failed a check, was never judged, or not against today's champion; or it is the
                 candidate, and a check was not measured.
         """
+        self.require_own()
         name = f"{self.name}/{version}" if version else f"{self.name}@{CANDIDATE}"
         registered = find_version(self.client, f"models:/{name}")
         found, tags, history = str(registered.version), registered.tags, self.history()
@@ -252,8 +253,23 @@ class Registry:
                 f"or decide yourself, by `clipgen promote {version}`"
             )
 
+    def require_own(self) -> None:
+        """Refuse a model whose champion another root chose.
+
+        Raises:
+            ClipgenError: `models:/NAME@champion` is a version that was never champion under this root.
+        """
+        found = self.client.search_registered_models(f"name = '{self.name}'")
+        version = found[0].aliases.get(CHAMPION_ALIAS) if found else None
+        if version is not None and str(version) not in {row.version for row in self.history()}:
+            raise ClipgenError(
+                f"models:/{self.name}@{CHAMPION_ALIAS} is version {version}, which another root promoted: "
+                f"give each root an mlflow.model of its own, or delete the alias if {self.ledger} is lost"
+            )
+
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again; the two change places."""
+        self.require_own()
         history = self.history()
         if not history or not history[-1].before:
             raise ClipgenError(f"{self.name} has had no other champion to roll back to")

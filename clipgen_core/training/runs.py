@@ -161,7 +161,8 @@ def differences(spec: Spec, run: Run) -> list[str] | None:
 def _other_inputs(spec: Spec, record: Provenance, name: str) -> list[str]:
     now, other = spec.provenance, list[str]()
     if _images(now)[0] != _images(record)[0]:
-        other.append(_other_images(_images(now)[1], _images(record)[1]))
+        what = "captions" if now.captions else "images"
+        other.append(_other_images(_images(now)[1], _images(record)[1], what))
     if now.clip != record.clip:
         other.append(f"CLIP {record.clip} -> {now.clip}")
     if isinstance(now.tokens, TokenManifest):
@@ -178,9 +179,9 @@ def _images(record: Provenance) -> tuple[str | None, int | None]:
     return record.images_digest or record.captions, record.image_count
 
 
-def _other_images(now: int | None, before: int | None) -> str:
+def _other_images(now: int | None, before: int | None, what: str) -> str:
     if now is None or before is None or now == before:
-        return "other images"
+        return f"other {what}"
     return f"{now} images instead of {before}"
 
 

@@ -67,6 +67,22 @@ def aliases(registry: Registry) -> dict[str, str]:
     return {alias: str(version) for alias, version in found.items()}
 
 
+def test_a_second_root_with_the_same_name_takes_nothing_over(
+    tracking_uri: str, storage: Storage, tmp_path: Path
+) -> None:
+    registry = versions(tracking_uri, storage, 2)
+    mark(registry, "1", GOOD, None)
+    registry.promote()
+    other = Registry(registry.client, Storage(str(tmp_path / "other")))
+    mark(other, "2", GOOD, None)
+    for call in (other.promote, other.rollback):
+        with pytest.raises(
+            ClipgenError, match="@champion is version 1, which another root promoted: set mlflow"
+        ):
+            call()
+    assert aliases(registry)["champion"] == "1" and other.champion() is None
+
+
 def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Storage) -> None:
     registry = versions(tracking_uri, storage, 3)
     with pytest.raises(ClipgenError, match="no other champion"):
