@@ -12,7 +12,8 @@ import numpy as np
 from clipgen_core.data.archives import is_archive
 from clipgen_core.data.keys import Lookup
 from clipgen_core.data.kinds import is_image_name
-from clipgen_core.data.sources import UNREADABLE, Source, keys_of_states
+from clipgen_core.data.listing import UNREADABLE
+from clipgen_core.data.sources import Source, keys_of_states
 from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.storage import Storage
 

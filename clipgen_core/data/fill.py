@@ -11,13 +11,37 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
 from clipgen_core.data.prefetch import prefetch
-from clipgen_core.data.tables import create_table, find_table, open_table, scan, scan_keys, upsert
+from clipgen_core.data.tables import (
+    create_table,
+    delete,
+    find_table,
+    one_of,
+    open_table,
+    scan,
+    scan_keys,
+    upsert,
+)
+from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
 from clipgen_core.progress import track
+from clipgen_core.schema import REJECTS
 from clipgen_core.settings.compute import ComputeConfig
+
+
+class Unusable(Exception):
+    """Images that a worker cannot use although they were accepted.
+
+    Args:
+        reasons: Why, by their ids.
+    """
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        super().__init__(", ".join(f"{image_id}: {reason}" for image_id, reason in reasons.items()))
+        self.reasons = reasons
 
 
 class Worker(Protocol):
@@ -30,7 +54,11 @@ class Worker(Protocol):
     schema: pa.Schema
 
     def prepare(self, batch: pa.Table) -> Any:
-        """Prepare a batch for the model, for example decode its images; called in another thread."""
+        """Prepare a batch for the model, for example decode its images; called in another thread.
+
+        Raises:
+            Unusable: Some of the images cannot be used.
+        """
 
     def rows(self, prepared: Any) -> pa.Table:
         """Compute one row for each image of a prepared batch."""
@@ -47,6 +75,8 @@ class Filling:
         batch_size: Rows that a worker computes at once.
         block_size: Rows that are committed at once.
         columns: Columns of the source that the worker needs.
+        rejects: URL of the table of rejects, to which images go that a worker cannot use: they leave the
+            source, and the work goes on. Where it is None, the work stops.
     """
 
     source: str
@@ -55,6 +85,7 @@ class Filling:
     batch_size: int
     block_size: int
     columns: tuple[str, ...] = ("id", "folder", "image")
+    rejects: str | None = None
 
     def block(self, worker: Worker, rows: np.ndarray) -> int:
         """Compute and commit the target's rows for a block.
@@ -65,16 +96,41 @@ class Filling:
 
         Returns:
             Their number n.
+
+        Raises:
+            ClipgenError: Images cannot be used, and there is no table of rejects.
         """
         table = open_table(self.source, self.version)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
         def prepare(number: int) -> Any:
-            return worker.prepare(table.take(batches[number].tolist(), columns=list(self.columns)))
+            batch = table.take(batches[number].tolist(), columns=list(self.columns))
+            try:
+                return worker.prepare(batch)
+            except Unusable as unusable:
+                self._set_aside(unusable.reasons)
+                kept = batch.filter(pc.invert(pc.is_in(batch["id"], pa.array(list(unusable.reasons)))))
+                return worker.prepare(kept) if kept.num_rows else None
 
-        computed = [worker.rows(ready) for _, ready in prefetch(prepare, 0, len(batches), ahead=2)]
-        upsert(self.target, pa.concat_tables(computed), "id", overwrite=True)
+        prepared = prefetch(prepare, 0, len(batches), ahead=2)
+        computed = [worker.rows(ready) for _, ready in prepared if ready is not None]
+        if computed:
+            upsert(self.target, pa.concat_tables(computed), "id", overwrite=True)
         return len(rows)
+
+    def _set_aside(self, reasons: dict[str, str]) -> None:
+        """Make rejects of images of the source."""
+        if self.rejects is None:
+            raise ClipgenError(f"images of {self.source} cannot be used ({Unusable(reasons)}): remove them")
+        where = one_of("id", sorted(reasons))
+        there = open_table(self.source).to_table(columns=["id", "uri"], filter=where).to_pylist()
+        rows = [
+            {"uri": row["uri"], "file": row["uri"].partition("#")[0], "reason": "damaged"}
+            | {"detail": f"{reasons[row['id']]} (image {row['id']}, which was accepted before)"}
+            for row in there
+        ]
+        upsert(self.rejects, pa.Table.from_pylist(rows, schema=REJECTS), "uri", overwrite=True)
+        delete(self.source, where)
 
     def missing(self, folder: str | None) -> Iterator[np.ndarray]:
         """The rows of the source whose ids the target lacks, of one top-level folder if it is named.

@@ -25,6 +25,22 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 
+def not_longer_than(image: Image.Image, aspect: float) -> Image.Image:
+    """Crop the middle of an image whose sides differ too much; others are returned as they are.
+
+    Args:
+        image: An image of any size.
+        aspect: The longest side that stays, in short sides.
+
+    Returns:
+        The image or its middle.
+    """
+    longest = round(aspect * min(image.size))
+    width, height = min(image.width, longest), min(image.height, longest)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image if (width, height) == image.size else image.crop((left, top, left + width, top + height))
+
+
 def random_crop(image: Image.Image, size: int, smallest: float, seed: int) -> Image.Image:
     """Crop a random square and resize it; half of the crops are mirrored.
 

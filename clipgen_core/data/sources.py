@@ -4,8 +4,6 @@ Knows how files are listed and read; knows nothing of decoding or of tables.
 """
 
 import itertools
-import os
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,12 @@ from fsspec.implementations.local import LocalFileSystem
 from clipgen_core.data.archives import StoreFault, Wanted, is_archive, members
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
+from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
 from clipgen_core.data.names import text_of
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried, stamp, url_to_fs
 
 ALL = Wanted()
-UNREADABLE = "unreadable"  # the reason of rejects that are tried again at every run
 LISTED_AT_ONCE = 8192
 
 
@@ -40,15 +38,6 @@ class File(NamedTuple):
     path: str
     uri: str
     folder: str
-    size: int
-    stamp: str
-
-
-class Entry(NamedTuple):
-    """An entry of a folder: its name, whether it is a folder, its size and its stamp."""
-
-    name: str
-    is_folder: bool
     size: int
     stamp: str
 
@@ -125,10 +114,10 @@ class Source:
         waiting, seen = [self._path(folder)], set[tuple[int, int]]()
         while waiting:
             here = waiting.pop()
-            if self.is_local and (place := _place(here)) is not None:
-                if place in seen:
+            if self.is_local and (inode := place(here)) is not None:
+                if inode in seen:
                     continue  # a link to a folder that was walked
-                seen.add(place)
+                seen.add(inode)
             try:
                 entries = list(self._scan(here))
             except PermissionError:
@@ -145,14 +134,14 @@ class Source:
     def _scan(self, path: str) -> Iterator[Entry]:
         """The entries of one folder that are not hidden, sorted by name."""
         if self.is_local:
-            yield from (entry for entry in _scan_local(path) if not entry.name.startswith("."))
+            yield from (entry for entry in scan_local(path) if not entry.name.startswith("."))
             return
         for listed in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
             name, size = str(listed["name"]), listed.get("size") or 0
             if listed["type"] == "directory" and name.rstrip("/") == path.rstrip("/") and name.endswith("/"):
                 yield from self._behind_an_empty_name(path)
-            elif name.rstrip("/") != path.rstrip("/") and not _base(name).startswith("."):
-                yield Entry(_base(name), listed["type"] == "directory", size, stamp(listed, size))
+            elif name.rstrip("/") != path.rstrip("/") and not base(name).startswith("."):
+                yield Entry(base(name), listed["type"] == "directory", size, stamp(listed, size))
 
     def _behind_an_empty_name(self, path: str) -> Iterator[Entry]:
         """The files under `path//`, a folder without a name, which stores allow and cannot list."""
@@ -279,45 +268,3 @@ def keys_of_files(files: Iterable[File]) -> np.ndarray:
 def keys_of_states(states: Iterable[tuple[str, str]]) -> np.ndarray:
     """One key for each (uri, stamp), S16 [n]."""
     return keys_of_texts(f"{uri}|{stamp}" for uri, stamp in states)
-
-
-def _place(path: str) -> tuple[int, int] | None:
-    """What is the same for all links to a local folder; None if it was removed in the meantime."""
-    try:
-        state = Path(path).stat()
-    except OSError:
-        return None
-    return state.st_dev, state.st_ino
-
-
-def _scan_local(path: str) -> Iterator[Entry]:
-    """A local folder's entries: folders, files, links to them, broken links; nothing that blocks a reader.
-
-    Raises:
-        PermissionError: The folder may not be read.
-        ClipgenError: It cannot be listed.
-    """
-    try:
-        with os.scandir(path) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return  # it was removed in the meantime
-    except PermissionError:
-        raise
-    except OSError as error:
-        raise ClipgenError(
-            f"the folder {path} could not be listed ({first_line(error)}): run again"
-        ) from error
-    for entry in entries:
-        try:
-            state = entry.stat()
-        except OSError:
-            yield Entry(entry.name, False, 0, UNREADABLE)
-            continue
-        folder = stat.S_ISDIR(state.st_mode)
-        if folder or stat.S_ISREG(state.st_mode):
-            yield Entry(entry.name, folder, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
-
-
-def _base(path: str) -> str:
-    return path.rstrip("/").rsplit("/", 1)[-1]

@@ -17,7 +17,9 @@ import pyarrow as pa
 import torch
 
 from clipgen_core.data.decode import decode_stored
-from clipgen_core.data.fill import Filling, fill
+from clipgen_core.data.fill import Filling, Unusable, fill
+from clipgen_core.data.pixels import not_longer_than
+from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.tables import open_table, vector_array
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.models.clip import LOCAL, ClipEncoder
@@ -29,6 +31,7 @@ from clipgen_core.tracking import Tracker
 __all__ = ["Config", "Result", "run"]
 
 DECODERS = 4
+LONGEST = 50  # the long side in short sides: a preprocessing resizes the short side first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def run(
     tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
     url = out.embeddings(encoder.key)
-    filling = Filling(images, source.version, url, config.batch_size, config.block_size)
+    filling = Filling(images, source.version, url, config.batch_size, config.block_size, rejects=out.rejects)
     here = config.compute.where == "local"
     make = functools.partial(Embedder, clip, encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
@@ -112,11 +115,19 @@ class Embedder:
         self.decoders = ThreadPoolExecutor(DECODERS)
 
     def prepare(self, batch: pa.Table) -> tuple[pa.Table, torch.Tensor]:
-        def preprocess(data: bytes) -> Any:
-            return self.encoder.preprocess(decode_stored(data))
+        """Decode: float32 [n, 3, h, w]."""
+        stored = dict(zip(batch["id"].to_pylist(), batch["image"].to_pylist(), strict=True))
+        made = dict(zip(stored, self.decoders.map(self._preprocessed, stored.values()), strict=True))
+        if reasons := {key: str(image) for key, image in made.items() if isinstance(image, Rejected)}:
+            raise Unusable(reasons)
+        return batch.select(["id", "folder"]), torch.stack(list(made.values()))
 
-        images = list(self.decoders.map(preprocess, batch["image"].to_pylist()))
-        return batch.select(["id", "folder"]), torch.stack(images)
+    def _preprocessed(self, data: bytes) -> Any:
+        """An image as the CLIP takes it, or why it cannot be used."""
+        try:
+            return self.encoder.preprocess(not_longer_than(decode_stored(data), LONGEST))
+        except Rejected as rejected:
+            return rejected
 
     def rows(self, prepared: tuple[pa.Table, torch.Tensor]) -> pa.Table:
         batch, images = prepared

@@ -10,7 +10,6 @@ A batch is committed whole: images first, the record of their files last. A kill
 batch (or the archive it was in) again, and merging leaves one row an image.
 """
 
-import hashlib
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,12 +20,12 @@ import pyarrow as pa
 from PIL import Image
 
 from clipgen_core.data.archives import Wanted
-from clipgen_core.data.decode import decode, decode_stored, encoded
+from clipgen_core.data.decode import decode_stored
+from clipgen_core.data.examine import Outcome, examine
 from clipgen_core.data.files import FilesRead, forget_unread, known_folders, other_files, reject_reasons
 from clipgen_core.data.keys import SetDigest, digest_of_keys
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
-from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
 from clipgen_core.data.tables import create_table, delete, one_of, open_table, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
@@ -125,20 +124,6 @@ class Task:
 
     file: File
     item: Item | None = None
-    ends: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A row for the images table or one for the rejects; neither at the end of a file, or if it is no image.
-
-    lost: how many images a reject stands for, 0 if that is not known.
-    """
-
-    file: File
-    row: dict[str, Any] | None = None
-    reject: dict[str, Any] | None = None
-    lost: int = 1
     ends: bool = False
 
 
@@ -257,40 +242,6 @@ class _Ingest:
         uri_of = dict(zip(stored["id"].to_pylist(), stored["uri"].to_pylist(), strict=True))
         copies = [row for row in self.rows if uri_of[row["id"]] != row["uri"]]
         return _table([{name: row[name] for name in COPIES.names} for row in copies], COPIES)
-
-
-def examine(config: Config, file: File, item: Item) -> Outcome:
-    """Decode an item to see whether it can be used.
-
-    Args:
-        config: Which images are accepted.
-        file: The file it is in.
-        item: Its bytes, or why they could not be read.
-
-    Returns:
-        A row for the images table, or one for the rejects.
-    """
-    bad = {"uri": item.uri, "file": file.uri}
-    if item.problem is not None:
-        return Outcome(file, reject={**bad, "reason": item.reason, "detail": item.problem}, lost=item.lost)
-    try:
-        decoded = decode(item.data, config, config.longest_side)
-    except Rejected as rejected:
-        return Outcome(file, reject={**bad, "reason": rejected.reason, "detail": rejected.detail})
-    except MemoryError as error:
-        raise ClipgenError(
-            f"there is not enough memory to decode {item.uri}: lower images.readers"
-        ) from error
-    row = {
-        "id": hashlib.sha256(item.data).hexdigest(),
-        "uri": item.uri,
-        "folder": file.folder,
-        "format": decoded.format,
-        "width": decoded.image.width,
-        "height": decoded.image.height,
-        "image": item.data if decoded.plain else encoded(decoded),
-    }
-    return Outcome(file, row)
 
 
 def _listed(others: dict[str, int]) -> str:

@@ -95,7 +95,7 @@ def test_content_decides_not_the_name() -> None:
         (encoded(solid("1", 0, (9000, 9000)), "PNG"), "too_large"),
         (encoded(solid("RGB", "red", (100, 10)), "PNG"), "too_long"),
         (b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>", "unsupported"),
-        (b"%PDF-1.7", "unsupported"),
+        (b"%PDF-1.7", "not_an_image"),
         (b"v/1\x01", "unsupported"),
     ],
 )

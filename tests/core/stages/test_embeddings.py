@@ -2,10 +2,13 @@ from pathlib import Path
 
 import lance
 import numpy as np
+import pyarrow as pa
+from PIL import Image
 
 from clipgen_core.data.decode import decode
 from clipgen_core.data.tables import vectors
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.schema import IMAGES
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -47,3 +50,32 @@ def test_the_table_names_its_clip(pipeline: Storage, clip_reference: str) -> Non
     table = lance.dataset(pipeline.current("embeddings", "tests").path)
     assert table.schema.metadata[b"clip"].decode() == clip_reference
     assert table.schema.metadata[b"clip_key"].decode() == ClipEncoder(clip_reference).key
+
+
+def test_an_image_that_fails_later_becomes_a_reject_and_the_others_are_embedded(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for colour in ("red", "blue", "green"):
+        draw(colour, "disc").save(tmp_path / "in" / f"{colour}.png")
+    Image.new("RGB", (60_000, 20), "red").save(tmp_path / "in" / "strip.png")
+    lenient = images.Config(max_aspect=1e9)
+    taken = images.run(lenient, source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    rows = lance.dataset(taken.table).to_table().to_pylist()
+    broken = next(row for row in rows if row["uri"].endswith("blue.png"))
+    table = pa.Table.from_pylist([broken | {"image": broken["image"][:60]}], schema=IMAGES)
+    lance.dataset(taken.table).merge_insert("id").when_matched_update_all().execute(table)
+    for _ in range(2):
+        made = embeddings.run(
+            embeddings.Config(batch_size=2),
+            images=taken.table,
+            clip=clip_reference,
+            out=storage,
+            tracker=NullTracker(),
+        )
+        assert made.total == 3 == lance.dataset(taken.table).count_rows()
+    (reject,) = lance.dataset(storage.rejects).to_table().to_pylist()
+    assert reject["uri"] == broken["uri"] and broken["id"] in reject["detail"]
+    assert reject["reason"] == "damaged"
+    again = images.run(lenient, source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    assert (again.total, again.rejects) == (3, {"damaged": 1})

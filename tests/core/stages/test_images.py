@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipgen_core.data.examine import examine
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column
@@ -101,7 +102,7 @@ def test_a_file_without_read_rights_is_a_reject(storage: Storage, tmp_path: Path
             os.seteuid(65534)
             opened = Source(str(source))
             secret = next(file for file in opened.files() if file.path.endswith("secret.png"))
-            outcome = images.examine(CONFIG, secret, next(opened.items(secret)))
+            outcome = examine(CONFIG, secret, next(opened.items(secret)))
             os._exit(0 if (outcome.reject or {}).get("reason") == "unreadable" else 1)
         except BaseException:
             os._exit(2)
