@@ -16,7 +16,7 @@ from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.checkpoint import MODELS, PROVENANCE, Checkpoint
 
 FILE = "generator.json"
 CHECKPOINTS = ("vqgan", "transformer")
@@ -108,6 +108,8 @@ def read_parts(source: str) -> Parts:
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
         return _absolute(parts, source)
+    if not filesystem.exists(f"{source}/{PROVENANCE}"):
+        raise ClipgenError(f"{source} is no model, as it has neither {FILE} nor {PROVENANCE}: give {MODELS}")
     checkpoint = Checkpoint(source)
     tokens = checkpoint.codes
     if not isinstance(tokens, TokenManifest):

@@ -1,14 +1,18 @@
+import errno
+import io
 import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgen_core import device, filesystem
@@ -123,11 +127,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     ]
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(tmp_path, LineTask(), config())
+    assert "the training of" not in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LineTask, "__init__", lambda self: pytest.fail("a finished training needs no task"))
         again = finished(tmp_path, config())
+    said = f"the training of the line is finished (20 steps): checkpoint {first.checkpoint}"
+    assert capsys.readouterr().err.splitlines() == [said]
     assert again.checkpoint == first.checkpoint
     assert again.metrics == first.metrics
     assert again.images["line"].getpixel((0, 0)) == first.images["line"].getpixel((0, 0)) == 20
@@ -137,6 +144,67 @@ def test_a_nan_stops_and_leaves_the_last_good_checkpoint(tmp_path: Path) -> None
     with pytest.raises(ClipgenError, match=r"the loss is nan at step 13.*step-00000010"):
         train(tmp_path, LineTask(nan_at=12), config())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000010"]
+
+
+def raising(error: Exception, write: Callable[..., Any], after: int = 0) -> Callable[..., Any]:
+    """A writer that raises at every call after the first ones."""
+    calls: list[object] = []
+
+    def writer(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) > after:
+            raise error
+        return write(*arguments)
+
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("name", "writer", "error"),
+    [
+        (
+            "save_file",
+            save_file,
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ),
+        ("torch.save", torch.save, OSError(errno.ENOSPC, "No space left on device")),
+        ("filesystem.draft_folder", filesystem.draft_folder, OSError(errno.EDQUOT, "Disk quota exceeded")),
+    ],
+)
+def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    writer: Callable[..., Any],
+    error: Exception,
+) -> None:
+    whole = train(tmp_path / "whole", LineTask(), config())
+    with monkeypatch.context() as patch:
+        patch.setattr(f"clipgen_core.training.checkpoint.{name}", raising(error, writer, after=2))
+        with pytest.raises(
+            ClipgenError, match=f"the disk of {tmp_path}/parts is full, so the checkpoint of step 15"
+        ):
+            train(tmp_path / "parts", LineTask(), config())
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["step-00000005", "step-00000010"]
+    parts = train(tmp_path / "parts", LineTask(), config())
+    assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
+
+
+def test_other_faults_of_a_writer_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "clipgen_core.training.checkpoint.save_file", raising(PermissionError("no"), save_file)
+    )
+    with pytest.raises(PermissionError, match="no"):
+        train(tmp_path, LineTask(), config())
+
+
+def test_what_torch_says_of_a_full_disk_is_understood(tmp_path: Path) -> None:
+    class Full(io.RawIOBase):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ClipgenError, match="make room"), filesystem.room_needed("make room"):
+        torch.save({"a": torch.zeros(10)}, Full())
 
 
 def test_a_half_written_checkpoint_is_ignored(tmp_path: Path) -> None:
@@ -172,7 +240,9 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_next_run_goes_on_from_there(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_the_next_run_goes_on_from_there(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(tmp_path / "whole", LineTask(), config(30, checkpoint_every=30))
 
     class Asked(LineTask):
@@ -187,7 +257,9 @@ def test_a_signal_saves_and_the_next_run_goes_on_from_there(tmp_path: Path, numb
         train(tmp_path / "parts", Asked(), config(30, checkpoint_every=30))
     assert signal.getsignal(number) is before
     resumed = LineTask()
+    capsys.readouterr()
     parts = train(tmp_path / "parts", resumed, config(30, checkpoint_every=30))
+    assert "the training of the line goes on at step 13 of 30\n" in capsys.readouterr().err
     assert resumed.seen == list(range(13, 30))
     assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
 
@@ -233,7 +305,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
                 self.extras["critic"].weight.fill_(float("nan"))
             return super().validate()
 
-    with pytest.raises(ClipgenError, match=r"the weights weight are not finite at step 5.*none yet"):
+    with pytest.raises(
+        ClipgenError, match=r"the weights weight are not finite at step 5.*no checkpoint was saved yet"
+    ):
         train(tmp_path, Broken(), config())
     assert not list(tmp_path.iterdir())
 
