@@ -330,6 +330,8 @@ def test_a_resumed_training_keeps_the_precision_it_began_with(
     fitted = train(tmp_path, LineTask(), half)
     assert fitted.precision == "bf16"
     assert Checkpoint(fitted.checkpoint).state.precision == "bf16"
+    explicit = half.model_copy(update={"precision": "fp32", "steps": 12})
+    assert train(tmp_path, LineTask(), explicit).precision == "fp32"
 
 
 def test_compiled_training_gives_the_same_curve(tmp_path: Path) -> None:
