@@ -156,8 +156,10 @@ def extend(
         candidates=candidates,
     )
     generator = TextToImage.from_pretrained(model or last_model(root))
+    row = generator.extend(
+        before, prompt, n, seed, left=left, right=right, top=top, bottom=bottom, **settings
+    )
     margins = {"left": left, "right": right, "top": top, "bottom": bottom}
-    row = generator.extend(before, prompt, n, seed, **margins, **settings)
     say_rounded(margins, generator.vqgan.config.downsampling)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
     parameters = {"extension_of": image.name, "margins": list(margins.values()), "prompt": prompt}

@@ -5,7 +5,6 @@ import json
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import TypeVar
 
 import numpy as np
@@ -151,7 +150,7 @@ def checked_strength(strength: object) -> float:
     Raises:
         ClipgenError: It is no number above 0 and at most 1.
     """
-    if not isinstance(strength, Real) or not 0 < strength <= 1:
+    if not isinstance(strength, int | float | np.integer | np.floating) or not 0 < strength <= 1:
         raise ClipgenError(f"strength is {strength!r}: choose above 0 and at most 1")
     return float(strength)
 
