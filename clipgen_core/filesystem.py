@@ -3,13 +3,14 @@
 Knows no artefact and no root.
 """
 
+import errno
 import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -25,6 +26,7 @@ from clipgen_core.schema import digest_of
 DRAFT = ".draft-"
 ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
 UNUSED = 24 * 3600  # seconds after which an unused local copy is removed
+FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_RETRIED = (  # answers of a store, not faults of the way there
     ClipgenError,
     ValueError,
@@ -151,6 +153,36 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
     files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
     for file in [*files, draft / marker]:
         retried(filesystem.put_file, str(file), f"{path}/{file.relative_to(draft).as_posix()}")
+
+
+@contextmanager
+def room_needed(sentence: str) -> Iterator[None]:
+    """Say in one sentence that a disk is full, which writers report in several ways.
+
+    Args:
+        sentence: What could not be written, what is left, and what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ClipgenError: There was no space left while the `with` was written.
+    """
+    try:
+        yield
+    except Exception as error:
+        if no_space_left(error):
+            raise ClipgenError(sentence) from error
+        raise
+
+
+def no_space_left(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that of a full disk or an exhausted quota."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def draft_folder(url: str) -> tempfile.TemporaryDirectory[str]:

@@ -13,13 +13,14 @@ from clipgen_core.schema import Frozen
 DEFAULT_ROOT = ".clipgen/default"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
 
-ASSETS = {  # stage: the Dagster asset that holds its artefact, and the command that makes it without Dagster
+JOB = "dagster job execute -m pipelines.definitions -j"
+ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command that makes it
     "clip": ("clip_checkpoint", "clipgen train clip"),
     "embeddings": ("clip_embeddings", "clipgen embed"),
     "vqgan": ("vqgan_checkpoint", "clipgen train vqgan"),
-    "tokens": ("token_shards", ""),
+    "tokens": ("token_shards", f"{JOB} clip_gen -c CONFIG.yaml"),
     "transformer": ("transformer_checkpoint", "clipgen train transformer"),
-    "evaluation": ("evaluation_report", ""),
+    "evaluation": ("evaluation_report", f"{JOB} evaluation -c CONFIG.yaml"),
 }
 
 
@@ -128,9 +129,9 @@ class Storage:
         path = self.path("current", f"{stage}.json")
         if not exists(path):
             asset, command = ASSETS[stage]
-            way = f"materialise {asset}" + (f", or run `{command}`" if command else "")
             raise ClipgenError(
-                f"there is no {asset} under {self.root} yet, which {needed_for} needs: {way} first"
+                f"there is no {asset} under {self.root} yet, which {needed_for} needs: materialise {asset}, "
+                f"or run `{command}` first"
             )
         return Pointer.model_validate_json(read_bytes(path))
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from clipgen_core.storage import Storage
 from tests.conftest import EMOJI, blocks, commands, free_port, needs_emoji, wait_for
 
 REPOSITORY = Path(__file__).parents[1]
@@ -36,6 +37,20 @@ def test_held_out_names_reach_the_clip_by_another_vendor_and_the_pipeline_not_at
     seen = {row["file"] for row in rows("prompts.csv") if row["split"] == "train"}
     assert {path.relative_to(EMOJI).as_posix() for path in EMOJI.glob("pictures/*/*")} == seen
     assert held_out.isdisjoint((EMOJI / "texts.txt").read_text(encoding="utf-8").splitlines())
+
+
+def test_the_summary_is_a_few_figures_and_the_report(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    metrics = {f"against_reference/generated/metric_{i}": float(i) for i in range(90)}
+    metrics |= {"held-out/prompts": 90, "held-out/generated/clip_score": 0.5021, "memory/copies": 0.25}
+    (report / "metrics.json").write_text(json.dumps(metrics))
+    Storage(str(tmp_path / "root")).publish_current("evaluation", str(report), "x")
+    command = [sys.executable, str(REPOSITORY / "infra" / "demo" / "show.py"), str(tmp_path / "root")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(said) < 15 and said[-1].split() == ["report:", str(report / "report.html")]
+    assert "CLIP score, held-out prompts, generated images" in said[0] and said[0].endswith("0.502")
+    assert said[1].split()[-2:] == ["copies", "25%"]
 
 
 @pytest.mark.slow

@@ -108,7 +108,16 @@ def test_every_clipgen_command_and_option_exists() -> None:
 def test_the_run_config_of_your_own_images_is_valid() -> None:
     (config, *_) = run_configs(REPOSITORY / "docs" / "images.md")
     assert config["resources"].keys() >= {"storage", "recipe"}
+    assert config["resources"]["mlflow"]["config"]["model"] != "clip-gen"  # a champion of its own
     assert dg.validate_run_config(defs().resolve_job_def("clip_gen"), config)
+
+
+def test_the_first_commands_of_your_own_images_make_the_folder_they_name(tmp_path: Path) -> None:
+    (block, *_) = blocks(REPOSITORY / "docs" / "images.md", "sh")
+    *before, job = block.splitlines()
+    assert job.startswith("dagster job execute")
+    checked = "\n".join([*before, 'test -d "$DAGSTER_HOME"'])
+    subprocess.run(["bash", "-euc", checked], cwd=tmp_path, check=True)
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: file.name)

@@ -1,5 +1,6 @@
 """Commands that generate images from images: variations, a part anew, and what lies beyond the border."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -78,7 +79,12 @@ def edit(
     image: ImageFile,
     prompt: Wanted = None,
     *,
-    mask: Annotated[Path, typer.Option(help="An image of the same size: white where it is to change.")],
+    mask: Annotated[
+        Path,
+        typer.Option(
+            help="An image of the same size: white (a grey of 32 of 255 or lighter) where it is to change."
+        ),
+    ],
     model: Model = None,
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Images to generate.")] = 4,
@@ -116,7 +122,10 @@ def edit(
 def extend(
     image: ImageFile,
     prompt: Wanted = None,
-    left: Annotated[int, typer.Option(help="Pixels to add at the left, at the model's resolution.")] = 0,
+    left: Annotated[
+        int,
+        typer.Option(help="Pixels to add at the left, at the model's resolution, rounded up to whole codes."),
+    ] = 0,
     right: Annotated[int, typer.Option(help="Pixels to add at the right.")] = 0,
     top: Annotated[int, typer.Option(help="Pixels to add at the top.")] = 0,
     bottom: Annotated[int, typer.Option(help="Pixels to add at the bottom.")] = 0,
@@ -150,7 +159,27 @@ def extend(
     row = generator.extend(
         before, prompt, n, seed, left=left, right=right, top=top, bottom=bottom, **settings
     )
+    margins = {"left": left, "right": right, "top": top, "bottom": bottom}
+    say_rounded(margins, generator.vqgan.config.downsampling)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
-    margins = [left, right, top, bottom]
-    parameters = {"extension_of": image.name, "margins": margins, "prompt": prompt, "seed": seed, **settings}
-    write_sheet([row], output, parameters)
+    parameters = {"extension_of": image.name, "margins": list(margins.values()), "prompt": prompt}
+    write_sheet([row], output, {**parameters, "seed": seed, **settings})
+
+
+def say_rounded(margins: Mapping[str, int], side: int) -> None:
+    """Print where more pixels are added than were given.
+
+    Args:
+        margins: Pixels to add, by side of the image.
+        side: Of a code, in pixels.
+    """
+    from clipgen_core.generation.editing import rounded
+
+    added = rounded(margins, side)
+    more = [
+        f"{added[name]} at the {name} instead of {given}"
+        for name, given in margins.items()
+        if added[name] != given
+    ]
+    if more:
+        console.print(f"added {', '.join(more)} pixels: a code is {side} pixels wide")

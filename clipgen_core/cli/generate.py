@@ -90,7 +90,7 @@ def ui(
             "--model",
             "-m",
             help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
-            "its candidate and the last local run, as far as they exist.",
+            "its candidate and the newest model in ./.clipgen, as far as they exist.",
         ),
     ] = None,
     root: Root = None,

@@ -22,7 +22,7 @@ Root = Annotated[
     str | None,
     typer.Option(
         envvar="CLIPGEN_ROOT",
-        help="Where artefacts live: a folder or an fsspec URL; by default that of the last local run.",
+        help="Where artefacts live: a folder or an fsspec URL; by default the newest root in ./.clipgen.",
     ),
 ]
 Model = Annotated[
@@ -31,7 +31,7 @@ Model = Annotated[
         "--model",
         "-m",
         help="models:/clip-gen@candidate, a generator folder or a transformer checkpoint; "
-        "by default the last local run.",
+        "by default the newest in ./.clipgen.",
     ),
 ]
 

@@ -58,7 +58,10 @@ def read_manifest(url: str) -> TokenManifest:
     """
     path = f"{url}/{MANIFEST}"
     if not filesystem.exists(path):
-        raise ClipgenError(f"there are no token shards at {url}: materialise token_shards first")
+        raise ClipgenError(
+            f"there are no token shards at {url}: check the path, or run the Dagster job clip_gen, which "
+            "writes token_shards"
+        )
     try:
         return TokenManifest.model_validate_json(filesystem.read_bytes(path))
     except ValidationError as error:

@@ -1,6 +1,6 @@
 """Images of which a part is generated anew: which codes stay, and how the new part joins the rest."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +18,6 @@ from clipgen_core.models.vqgan import Vqgan
 TOUCHED = 32  # of 255: how far a mask must cover a pixel of the model
 SEAM = 0.25  # blur of the seam, in sides of a code
 LARGEST = 4  # sides of an extended image, in sides of the model's
-
-Margins = tuple[int, int, int, int]  # left, right, top, bottom
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,7 @@ def in_part(vqgan: Vqgan, image: Image.Image, strength: float, seed: int) -> Kep
 
     Returns:
         The image at the model's scale and its codes.
-
-    Raises:
-        ClipgenError: The strength is out of range.
     """
-    if not 0 < strength <= 1:
-        raise ClipgenError(f"strength is {strength}: choose above 0 and at most 1")
     square = fit_square(to_rgb(image), vqgan.config.image_size)
     codes = encode(vqgan, square)
     count = max(round(strength * codes.numel()), 1)
@@ -109,25 +102,24 @@ def in_part(vqgan: Vqgan, image: Image.Image, strength: float, seed: int) -> Kep
     return Kept(square, codes)
 
 
-def beyond(vqgan: Vqgan, image: Image.Image, margins: Margins) -> Kept:
+def beyond(vqgan: Vqgan, image: Image.Image, margins: Mapping[str, int]) -> Kept:
     """A larger image of which the codes of the given one stay.
 
     Args:
         vqgan: Encodes the image.
         image: Of any size; its central square is used.
-        margins: Pixels to add at the left, right, top and bottom, at the model's scale, rounded up to
+        margins: Pixels to add at `left`, `right`, `top` and `bottom`, at the model's scale, rounded up to
             whole codes.
 
     Returns:
         The larger image, grey where it is new, and its codes.
 
     Raises:
-        ClipgenError: A margin is negative, none is positive, or the image would be too large.
+        ClipgenError: The image would be too large.
     """
     side, grid = vqgan.config.downsampling, vqgan.config.grid
-    if min(margins) < 0 or max(margins) == 0:
-        raise ClipgenError(f"the margins are {margins}: give the pixels to add at one side at least")
-    left, right, top, bottom = (-(-margin // side) for margin in margins)
+    codes_of = {name: pixels // side for name, pixels in rounded(margins, side).items()}
+    left, right, top, bottom = (codes_of[name] for name in ("left", "right", "top", "bottom"))
     if max(left + right, top + bottom) + grid > LARGEST * grid:
         most = LARGEST * vqgan.config.image_size
         raise ClipgenError(f"the extended image would have more than {most} pixels a side: add less")
@@ -136,6 +128,19 @@ def beyond(vqgan: Vqgan, image: Image.Image, margins: Margins) -> Kept:
     canvas = Image.new("RGB", (codes.shape[1] * side, codes.shape[0] * side), "grey")
     canvas.paste(square, (left * side, top * side))
     return Kept(canvas, codes)
+
+
+def rounded(margins: Mapping[str, int], side: int) -> dict[str, int]:
+    """The pixels that are added where whole codes are.
+
+    Args:
+        margins: Pixels to add, by side of the image.
+        side: Of a code, in pixels.
+
+    Returns:
+        The least multiples of `side` that are as large.
+    """
+    return {name: -(-pixels // side) * side for name, pixels in margins.items()}
 
 
 def windows(known: np.ndarray, grid: int) -> Iterator[tuple[slice, slice]]:
@@ -177,7 +182,7 @@ def encode(vqgan: Vqgan, square: Image.Image) -> Tensor:
 
 
 def _as_image(mask: Image.Image | np.ndarray) -> Image.Image:
-    if isinstance(mask, np.ndarray) and mask.ndim == 2:
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "biuf":
         return Image.fromarray((mask > 0).astype(np.uint8) * 255)
     if isinstance(mask, Image.Image):
         return mask.convert("L")

@@ -164,40 +164,71 @@ class Engine:
         Returns:
             Targets and conditions, as `Request` holds them.
         """
+        texts = self._embed_texts(prompts)
+        return texts, [self.conditioner.of_text(text, config) for text in texts]
+
+    def _embed_texts(self, prompts: Sequence[str]) -> np.ndarray:
+        """As `embed_text`; a log line says which prompts are longer than CLIP reads."""
         for sentence in requests.not_read(prompts, self.dropped_tokens(prompts)):
             logs.line(sentence)
-        texts = self.embed_text(prompts)
-        return texts, [self.conditioner.of_text(text, config) for text in texts]
+        return self.embed_text(prompts)
 
     def of_images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[Tensor]]:
         """What asks for images like these: targets and conditions, as `Request` holds them."""
         embedded = self.embed_images(images)
         return embedded, [self.conditioner.of_image(row) for row in embedded]
 
-    def dropped_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """How many tokens at the end of each prompt the CLIP does not read."""
-        return self.clip.dropped_tokens(prompts)
+    def dropped_tokens(self, prompts: str | Sequence[str]) -> list[int]:
+        """How many tokens at the end of each prompt the CLIP does not read.
 
-    def embed_text(self, prompts: Sequence[str]) -> np.ndarray:
-        """CLIP embeddings of prompts, float32 [n, d], rows of length 1."""
-        return self.clip.encode_texts(list(prompts))
+        Raises:
+            ClipgenError: As `TextToImage.generate`, of a prompt.
+        """
+        return self.clip.dropped_tokens(requests.checked_prompts(prompts))
 
-    def embed_images(self, images: Sequence[Image.Image]) -> np.ndarray:
-        """CLIP embeddings of RGB images, float32 [n, d], rows of length 1, in the same space."""
-        return self.clip.encode_images(images)
+    def embed_text(self, prompts: str | Sequence[str]) -> np.ndarray:
+        """CLIP embeddings of one or several prompts, float32 [n, d], rows of length 1.
 
-    def search(self, query: np.ndarray, k: int) -> list[tuple[str, float]]:
-        """The training images nearest to an embedding.
+        Raises:
+            ClipgenError: As `TextToImage.generate`, of a prompt.
+        """
+        return self.clip.encode_texts(requests.checked_prompts(prompts))
+
+    def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> np.ndarray:
+        """CLIP embeddings of one or several RGB images, float32 [n, d], rows of length 1, in the same space.
+
+        Raises:
+            ClipgenError: An input is no image, or has no pixels.
+        """
+        return self.clip.encode_images(requests.checked_images(images))
+
+    def search(self, query: str | Image.Image | np.ndarray, k: int) -> list[tuple[str, float]]:
+        """The training images nearest to a prompt, an image or an embedding.
 
         Args:
-            query: float32 [d].
+            query: One of them; an embedding is float32 [d], or [1, d] as `embed_text` and `embed_images`
+                return it.
             k: How many.
 
         Returns:
             (image id, cosine) of each, the nearest first.
+
+        Raises:
+            ClipgenError: The query is none of these, k is no positive integer, or the model has no
+                embeddings.
         """
-        found = self.conditioner.table.nearest(query, k)
+        if (count := requests.checked_integer("k", k)) < 1:
+            raise ClipgenError(f"k is {count}: give the number of images to find, 1 or more")
+        found = self.conditioner.table.nearest(self._embedded(query), count)
         return list(zip(found.ids, found.cosine.tolist(), strict=True))
+
+    def _embedded(self, query: object) -> np.ndarray:
+        """The embedding of what is searched for, float32 [d]."""
+        if isinstance(query, str):
+            return self._embed_texts(requests.checked_prompts(query))[0]
+        if isinstance(query, Image.Image):
+            return self.embed_images(query)[0]
+        return requests.checked_embedding(query, self.conditioner.gap.image_mean.shape[0])
 
     @property
     def device(self) -> torch.device:

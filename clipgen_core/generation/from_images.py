@@ -55,7 +55,7 @@ class ImageToImage(Engine):
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        n = requests.checked_count(n, config)
+        n, strength = requests.checked_count(n, config), requests.checked_strength(strength)
         asked = Request([_digest(one) for one in images], *self.of_images(images), n, seed, config)
         kept = [] if strength == 1 else [editing.in_part(self.vqgan, one, strength, seed) for one in images]
         return self.sample(asked, kept=kept, on_step=on_step)
@@ -76,12 +76,13 @@ class ImageToImage(Engine):
         guidance_scale: float | None = None,
         candidates: int | None = None,
     ) -> list[requests.Generated]:
-        """Generate a part of an image anew (inpainting). The model must be of any order.
+        """Generate a part of an image anew (inpainting). Where a part stays, the model must be of any order.
 
         Args:
             image: Of any size; its central square is used, at the model's resolution.
-            mask: Of the image's size: white, or True in an array, where the image is to change. Codes
-                that the mask touches are generated, the others and their pixels stay.
+            mask: Of the image's size: white, or True in an array, where the image is to change; a grey of
+                32 of 255, or lighter, counts as white. Codes that the mask touches are generated, the others
+                and their pixels stay.
             prompt: What the whole image should show; what it shows now by default.
             n: Images to generate.
             seed: Another seed gives other images.
@@ -94,7 +95,7 @@ class ImageToImage(Engine):
         Raises:
             ClipgenError: The model is not of any order, the mask does not fit, or as `TextToImage.generate`.
         """
-        (image,) = requests.checked_images(image)
+        image = requests.the_one(requests.checked_images(image), "images")
         config = self.parts.sampling.override(
             steps=steps,
             temperature=temperature,
@@ -134,7 +135,7 @@ class ImageToImage(Engine):
             n: Images to generate.
             seed: Another seed gives other images.
             left, right, top, bottom: Pixels to add at each side, at the model's resolution; rounded up to
-                whole codes.
+                whole codes. The extended image may have four times the model's pixels a side at most.
             on_step: See `TextToImage.generate_scored`.
             steps, temperature, top_k, top_p, guidance_scale, candidates: See `TextToImage.generate`.
 
@@ -144,7 +145,8 @@ class ImageToImage(Engine):
         Raises:
             ClipgenError: The model is not of any order, the margins do not fit, or as `TextToImage.generate`.
         """
-        (image,) = requests.checked_images(image)
+        image = requests.the_one(requests.checked_images(image), "images")
+        margins = requests.checked_margins(left=left, right=right, top=top, bottom=bottom)
         config = self.parts.sampling.override(
             steps=steps,
             temperature=temperature,
@@ -153,7 +155,7 @@ class ImageToImage(Engine):
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        kept = editing.beyond(self.vqgan, image, (left, right, top, bottom))
+        kept = editing.beyond(self.vqgan, image, margins)
         return self.sample_beyond(self._asked(image, prompt, n, seed, config), kept, on_step)
 
     def _asked(
@@ -163,9 +165,9 @@ class ImageToImage(Engine):
         n, seed = requests.checked_count(n, config), requests.checked_seed(seed)
         if prompt is None:
             return Request([_digest(image)], *self.of_images([image]), n, seed, config)
-        prompts = requests.checked_prompts(prompt)
-        name = f"{prompts[0]} {_digest(image)}"
-        return Request([name], *self.of_texts(prompts, config), n, seed, config)
+        prompt = requests.the_one(requests.checked_prompts(prompt), "prompts")
+        name = f"{prompt} {_digest(image)}"
+        return Request([name], *self.of_texts([prompt], config), n, seed, config)
 
 
 def _digest(image: Image.Image) -> str:

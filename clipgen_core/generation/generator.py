@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipgen_core import tracking
+from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.engine import OnStep, Request
 from clipgen_core.generation.from_images import ImageToImage
@@ -32,7 +33,7 @@ class TextToImage(ImageToImage):
     """
 
     @classmethod
-    def from_pretrained(cls, source: str) -> "TextToImage":
+    def from_pretrained(cls, source: str | Path) -> "TextToImage":
         """Load a generator.
 
         Args:
@@ -42,13 +43,27 @@ class TextToImage(ImageToImage):
         Raises:
             ClipgenError: Nothing usable is there; the message says what is missing.
         """
+        if not isinstance(source, str | Path):
+            raise ClipgenError(
+                f"the model is of type {type(source).__name__}: give its folder or name as a text"
+            )
+        source = str(source)
         if source.startswith("models:/"):
             source = str(tracking.download_registered(source))
         return cls(read_parts(source))
 
-    def save_pretrained(self, folder: Path) -> None:
-        """Write a self-contained generator folder: weights, CLIP and embeddings table."""
-        copy_parts(self.parts, folder)
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a self-contained generator folder: weights, CLIP and embeddings table.
+
+        Args:
+            folder: A new or empty folder; one that holds this generator already is left as it is.
+
+        Raises:
+            ClipgenError: It is a file, holds something else, or cannot be written.
+        """
+        if not isinstance(folder, str | Path):
+            raise ClipgenError(f"the folder is of type {type(folder).__name__}: give its path as a text")
+        copy_parts(self.parts, Path(folder))
 
     def generate(
         self,

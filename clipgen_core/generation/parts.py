@@ -16,9 +16,10 @@ from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.training.checkpoint import MODELS, PROVENANCE, Checkpoint
 
 FILE = "generator.json"
+CHECKPOINTS = ("vqgan", "transformer")
 
 
 class Parts(Frozen):
@@ -40,14 +41,42 @@ def copy_parts(parts: Parts, folder: Path) -> None:
 
     Args:
         parts: Where they are now.
-        folder: Gets the copies and a generator.json with relative paths.
+        folder: Gets the copies and a generator.json with relative paths. One that holds the same generator
+            already is left as it is.
+
+    Raises:
+        ClipgenError: It is a file, holds something else, or cannot be written.
     """
+    if (folder / FILE).exists() and _same(parts, read_parts(str(folder))):
+        return
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        what = "holds other files" if folder.is_dir() else "is a file"
+        raise ClipgenError(f"{folder} {what}: choose a new folder for the generator")
+    try:
+        _copy(parts, folder)
+    except OSError as error:
+        raise ClipgenError(
+            f"the generator cannot be written to {folder} ({first_line(error)}): mend that, remove what is "
+            "there and save it again"
+        ) from error
+
+
+def _same(one: Parts, other: Parts) -> bool:
+    """Whether two generators have the same parts, wherever those are."""
+    ignored = {"clip", "vqgan", "transformer", "embeddings", "embeddings_version"}
+    if one.model_dump(exclude=ignored) != other.model_dump(exclude=ignored):
+        return False
+    pairs = ((Checkpoint(getattr(one, name)), Checkpoint(getattr(other, name))) for name in CHECKPOINTS)
+    return all(a.provenance == b.provenance and a.state.step == b.state.step for a, b in pairs)
+
+
+def _copy(parts: Parts, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     clip = parts.clip
     if clip.startswith(LOCAL):
         shutil.copytree(filesystem.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
         clip = f"{LOCAL}clip"
-    for name in ("vqgan", "transformer"):
+    for name in CHECKPOINTS:
         checkpoint = filesystem.local_copy(getattr(parts, name))
         shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
     if parts.embeddings:
@@ -79,6 +108,8 @@ def read_parts(source: str) -> Parts:
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
         return _absolute(parts, source)
+    if not filesystem.exists(f"{source}/{PROVENANCE}"):
+        raise ClipgenError(f"{source} is no model, as it has neither {FILE} nor {PROVENANCE}: give {MODELS}")
     checkpoint = Checkpoint(source)
     tokens = checkpoint.codes
     if not isinstance(tokens, TokenManifest):

@@ -38,7 +38,7 @@ def checked_count(n: object, config: SamplingConfig) -> int:
     Raises:
         ClipgenError: It is no integer, or fewer than 1 or more than MAX_IMAGES would be sampled.
     """
-    count = _integer("n", n)
+    count = checked_integer("n", n)
     if not 1 <= count * config.candidates <= MAX_IMAGES:
         product = f"{count} x {config.candidates}" if abs(count) < 10**9 else "out of range"
         raise ClipgenError(f"n x candidates is {product}: choose between 1 and {MAX_IMAGES}")
@@ -51,13 +51,25 @@ def checked_seed(seed: object) -> int:
     Raises:
         ClipgenError: It is no integer, or one of more than 64 bits.
     """
-    number = _integer("seed", seed)
+    number = checked_integer("seed", seed)
     if abs(number) >= 2**64:
         raise ClipgenError("the seed has more than 64 bits: choose a smaller one")
     return number
 
 
-def _integer(name: str, value: object) -> int:
+def checked_integer(name: str, value: object) -> int:
+    """An integer of any type as an int.
+
+    Args:
+        name: What it is called.
+        value: What was given.
+
+    Returns:
+        The integer.
+
+    Raises:
+        ClipgenError: It is none.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -103,13 +115,84 @@ def checked_images(images: Image.Image | Iterable[Image.Image]) -> list[Image.Im
         All of them.
 
     Raises:
-        ClipgenError: One is no image.
+        ClipgenError: One is no image, or has no pixels.
     """
     given = [images] if isinstance(images, Image.Image) else _listed(images, "images are", "a PIL image")
     for image in given:
         if not isinstance(image, Image.Image):
             raise ClipgenError(f"an image is of type {type(image).__name__}: give a PIL image")
+        if not min(image.size):
+            raise ClipgenError(f"an image has {image.width}x{image.height} pixels: give one with some")
     return given
+
+
+def the_one(given: Sequence[Given], what: str) -> Given:
+    """What a method takes one of.
+
+    Args:
+        given: The checked values.
+        what: What they are, in the plural.
+
+    Returns:
+        The only one.
+
+    Raises:
+        ClipgenError: There are none, or several.
+    """
+    if len(given) != 1:
+        raise ClipgenError(f"{len(given)} {what} are given: give one, and call again for each other one")
+    return given[0]
+
+
+def checked_strength(strength: object) -> float:
+    """The share of codes to generate anew.
+
+    Raises:
+        ClipgenError: It is no number above 0 and at most 1.
+    """
+    if not isinstance(strength, int | float | np.integer | np.floating) or not 0 < strength <= 1:
+        raise ClipgenError(f"strength is {strength!r}: choose above 0 and at most 1")
+    return float(strength)
+
+
+def checked_margins(**margins: object) -> dict[str, int]:
+    """The pixels to add at the sides of an image, by side.
+
+    Raises:
+        ClipgenError: One is no integer or negative, or none is positive.
+    """
+    pixels = {side: checked_integer(side, margin) for side, margin in margins.items()}
+    for side, margin in pixels.items():
+        if margin < 0:
+            raise ClipgenError(f"{side} is {margin}: give the pixels to add at that side, 0 or more")
+    if not any(pixels.values()):
+        raise ClipgenError("no pixels are to be added: give their number at one side at least")
+    return pixels
+
+
+def checked_embedding(embedding: object, width: int) -> np.ndarray:
+    """An embedding to search by.
+
+    Args:
+        embedding: Numbers, [d] or [1, d].
+        width: The d of the model's CLIP.
+
+    Returns:
+        float32 [d].
+
+    Raises:
+        ClipgenError: It is something else.
+    """
+    try:
+        row = np.asarray(embedding, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError):
+        row = np.zeros(0, np.float32)
+    if row.shape not in ((width,), (1, width)) or not np.isfinite(row).all() or not row.any():
+        raise ClipgenError(
+            f"the query of a search is of type {type(embedding).__name__}: give one prompt, "
+            f"one PIL image, or one embedding of {width} numbers"
+        )
+    return row.reshape(width)
 
 
 def _listed(values: Iterable[Given], what: str, wanted: str) -> list[Given]:

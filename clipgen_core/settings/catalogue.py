@@ -16,6 +16,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
 
 Config = TypeVar("Config", bound=Frozen)
+LISTED = 3  # overrides that an error names at most
 MAY_CHANGE = "may change"  # marks, by Annotated, settings that do not change what a training computes
 
 
@@ -113,8 +114,7 @@ def overridden_or_problems(config: Config, overrides: Mapping[str, Any]) -> tupl
     try:
         overridden = type(config).model_validate(_replaced(config.model_dump(), known))
     except ClipgenError as error:  # settings that do not fit each other
-        given = ", ".join(f"{name}={value!r}" for name, value in known.items())
-        return config, [*unknown, f"{given} does not fit: {error}"]
+        return config, [*unknown, f"{error} (given: {_likely(known, str(error))})"]
     except ValidationError as error:
         return config, unknown + [_not_allowed(problem, known) for problem in error.errors()]
     return (config if unknown else overridden), unknown
@@ -128,6 +128,14 @@ def _replaced(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str,
             target = target[group]
         target[last] = value
     return values
+
+
+def _likely(overrides: Mapping[str, Any], fault: str) -> str:
+    """The overrides that a fault is about, as far as it names them; otherwise the first ones."""
+    named = [name for name in overrides if re.search(rf"\b{name.rpartition('.')[2]}\b", fault)]
+    chosen = named or list(overrides)
+    more = [f"{len(chosen) - LISTED} more"] if len(chosen) > LISTED else []
+    return ", ".join([f"{name}={overrides[name]!r}" for name in chosen[:LISTED]] + more)
 
 
 def _not_allowed(problem: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:

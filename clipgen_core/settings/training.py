@@ -42,7 +42,7 @@ class TrainConfig(Frozen):
     """Decay of the exponential moving average (EMA) of the weights, which is what is saved. 0: no EMA."""
     precision: Annotated[Precision, MAY_CHANGE] = "auto"
     """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where it is faster, which is measured
-    once per machine; a resumed training keeps what it began with."""
+    once per machine; a resumed training keeps what it began with. Other values apply to resumed ones too."""
     compile: Annotated[bool, MAY_CHANGE] = False
     """Whether to compile the model with `torch.compile`."""
     parallel: Annotated[Literal["ddp", "fsdp"], MAY_CHANGE] = "ddp"

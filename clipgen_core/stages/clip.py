@@ -293,10 +293,16 @@ def save_local_dir(model: nn.Module, config: Config, url: str) -> None:
         model: Of open_clip's class.
         config: Its shape.
         url: The folder to write.
+
+    Raises:
+        ClipgenError: The disk is full.
     """
     visual: Any = model.visual
     visual.image_mean, visual.image_std = MEAN, STD
-    with tempfile.TemporaryDirectory() as scratch:
+    full = (
+        f"the disk is full, so the CLIP was not saved to {url}: make room and run again, its training is done"
+    )
+    with filesystem.room_needed(full), tempfile.TemporaryDirectory() as scratch:
         draft = Path(scratch) / "clip"
         draft.mkdir()
         save_config_for_hf(model, draft / "open_clip_config.json", config.open_clip_config())

@@ -28,6 +28,7 @@ from clipgen_core.training.provenance import ImportedCodes, Provenance, Training
 
 MARKER, PROVENANCE, WEIGHTS, RESUME = "state.json", "config.json", "model.safetensors", "training.pt"
 VALIDATION = "validation"
+MODELS = "a generator folder, a transformer checkpoint (step-N) or a registered model (models:/NAME@ALIAS)"
 Record = TypeVar("Record", bound=BaseModel)
 Settings = TypeVar("Settings", bound=Frozen)
 
@@ -74,7 +75,7 @@ class Checkpoint:
             ClipgenError: This is not a transformer's checkpoint.
         """
         if self.provenance.tokens is None:
-            raise ClipgenError(f"{self.url} is no transformer checkpoint: give the folder step-N of one")
+            raise ClipgenError(f"{self.url} is no transformer checkpoint: give {MODELS}")
         return self.provenance.tokens
 
     def settings(self, part: str, kind: type[Settings]) -> Settings:
@@ -173,9 +174,16 @@ class Checkpoints:
 
         Returns:
             Its URL.
+
+        Raises:
+            ClipgenError: The disk is full.
         """
         target = self.at(saved.state.step)
-        with filesystem.draft_folder(target) as scratch:
+        full = (
+            f"the disk of {self.url} is full, so the checkpoint of step {saved.state.step} was not saved: "
+            "the checkpoints that are there are whole, so make room and run again"
+        )
+        with filesystem.room_needed(full), filesystem.draft_folder(target) as scratch:
             draft = Path(scratch) / "checkpoint"
             _write(draft, saved, self.provenance)
             filesystem.publish_folder(draft, target, MARKER)
@@ -217,7 +225,8 @@ def _whole(url: str) -> Iterator[str]:
 def _write(draft: Path, saved: Saved, provenance: Provenance) -> None:
     (draft / VALIDATION).mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in saved.weights.items()}, draft / WEIGHTS)
-    torch.save(saved.resume, draft / RESUME)
+    with (draft / RESUME).open("wb") as file:  # by its path, torch would not tell why it cannot write
+        torch.save(saved.resume, file)
     for name, image in saved.images.items():
         image.save(draft / VALIDATION / f"{name}.png")
     (draft / PROVENANCE).write_bytes(_json(provenance.record))

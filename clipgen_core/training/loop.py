@@ -9,15 +9,14 @@ so a run that was killed and resumed computes what an undisturbed run does.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
 
+from clipgen_core import logs
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.device import resolved
@@ -29,7 +28,7 @@ from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Saved
 from clipgen_core.training.interrupt import Interrupted, stop_signals
-from clipgen_core.training.optim import ExponentialAverage
+from clipgen_core.training.optim import ExponentialAverage, averaged_weights
 from clipgen_core.training.provenance import GOAL, TrainingState
 from clipgen_core.training.task import Metrics, Task, Validation, train_step
 
@@ -82,6 +81,8 @@ def fit(
         clear_drafts(checkpoints.url)
     distributed.wait_for_all()
     newest = checkpoints.latest()
+    if distributed.rank() == 0:
+        _say_how_far(checkpoints, config, label)
     if newest is None or not newest.state.finished(config):
         task = make_task()
         _spread(task, config)
@@ -95,6 +96,18 @@ def fit(
             run.save(0.0)
         _train(run, label)
     return read_finished(checkpoints, config)
+
+
+def _say_how_far(checkpoints: Checkpoints, config: TrainConfig, label: str) -> None:
+    """Log that a training goes on, or is finished; nothing of a new one."""
+    newest, used = checkpoints.latest(), checkpoints.to_use(config.patience)
+    if newest is None or used is None:
+        return
+    step = newest.state.step
+    if newest.state.finished(config):
+        logs.line(f"the training of the {label} is finished ({step} steps): checkpoint {used.url}")
+    else:
+        logs.line(f"the training of the {label} goes on at step {step} of {config.steps}")
 
 
 def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
@@ -209,10 +222,9 @@ class _Run:
     def _refuse(self, fault: str) -> None:
         """Stop the training in all processes if there is a fault in any of them."""
         if distributed.agreed(lambda: bool(fault), at=True):
-            raise ClipgenError(
-                f"{fault or 'another process met a value that is not finite'}: lower the learning rate; "
-                f"the last good checkpoint is {self.url or 'none yet'}"
-            )
+            last = f"the last good checkpoint is {self.url}" if self.url else "no checkpoint was saved yet"
+            fault = fault or "another process met a value that is not finite"
+            raise ClipgenError(f"{fault}: lower the learning rate; {last}")
 
     def validate(self) -> None:
         self.task.model.eval()
@@ -275,25 +287,3 @@ def _spread(task: Task, config: TrainConfig) -> None:
         distributed.spread(module, "ddp")
     if config.compile:
         task.model.compile()
-
-
-@contextmanager
-def averaged_weights(model: nn.Module, average: ExponentialAverage | None) -> Iterator[None]:
-    """Give a model its averaged weights for the length of a `with`.
-
-    Args:
-        model: The model.
-        average: Its averaged weights; the model keeps its own if None.
-
-    Yields:
-        Nothing.
-    """
-    if average is None:
-        yield
-        return
-    own = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    model.load_state_dict(average.state)
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)

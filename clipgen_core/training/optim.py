@@ -1,7 +1,8 @@
 """Optimizers, learning rate schedules and weight averaging. Knows parameters, but no model."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -146,3 +147,25 @@ class ExponentialAverage:
                 self.state[key].lerp_(value.to(self.state[key].dtype), weight)
             else:
                 self.state[key].copy_(value)
+
+
+@contextmanager
+def averaged_weights(model: nn.Module, average: ExponentialAverage | None) -> Iterator[None]:
+    """Give a model its averaged weights for the length of a `with`.
+
+    Args:
+        model: The model.
+        average: Its averaged weights; the model keeps its own if None.
+
+    Yields:
+        Nothing.
+    """
+    if average is None:
+        yield
+        return
+    own = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(average.state)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)

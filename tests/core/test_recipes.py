@@ -68,18 +68,27 @@ def test_a_setting_can_be_null_where_null_is_a_value() -> None:
         ),
         (
             {"vqgan.train.betas": [0.9, 1.5]},
-            "vqgan.train.betas=[0.9, 1.5] does not fit: betas (0.9, 1.5) are",
+            "betas (0.9, 1.5) are not both from 0 to below 1: change them (given: vqgan.train.betas=[",
         ),
-        ({"vqgan.model.channels": [0]}, "vqgan.model.channels=[0] does not fit: channels (0,) must be"),
+        ({"vqgan.model.channels": [0]}, "channels (0,) must be"),
         ({"vqgan.discriminator_width": 12}, "the setting 'vqgan.discriminator_width' is 12: it should be a"),
         (
             {"evaluation.candidates": 300},
-            "evaluation.candidates=300 does not fit: images_shown 4 x candidates 300 is more than 256",
+            "images_shown 4 x candidates 300 is more than 256",
         ),
-        ({"evaluation.shown": [" "]}, "evaluation.shown=[' '] does not fit: a text of shown is empty"),
+        ({"evaluation.shown": [" "]}, "a text of shown is empty"),
         (
             {"vqgan.model.image_size": 60},
-            "vqgan.model.image_size=60 does not fit: image_size 60 is not divisible by the downsampling ",
+            "image_size 60 is not divisible by the downsampling ",
+        ),
+        (
+            {"vqgan.train.steps": 5, "vqgan.train.accumulate": 3, "vqgan.model.image_size": 64},
+            "batch_size 16 is not divisible by accumulate 3: change one (given: vqgan.train.accumulate=3)",
+        ),
+        (
+            {f"vqgan.train.{name}": 7 for name in ("steps", "log_every", "patience", "checkpoint_every")}
+            | {"transformer.sampling.steps": 8},
+            "sampling.steps is 8, but a model of order raster takes one step a code",
         ),
     ],
 )

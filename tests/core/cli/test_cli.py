@@ -52,6 +52,7 @@ def test_edits_and_extensions_need_a_model_of_any_order(
         result = runner.invoke(app, [*args, "-m", any_order])
         assert result.exit_code == 0, result.output
         assert Image.open(out).size == (2 * size[0] + 2, size[1])
+        assert ("added 8 at the bottom instead of 1 pixels" in result.output) == (args is extend)
         refused = runner.invoke(app, [*args, "-m", checkpoint])
         assert refused.exit_code == 2 and "order any" in " ".join(refused.output.split())
 

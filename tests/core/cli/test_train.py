@@ -75,7 +75,10 @@ def test_a_name_may_start_with_the_stage() -> None:
 def test_bad_input_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments(storage.root))
     assert done.exit_code == 2
-    assert "no token_shards under" in " ".join(done.output.split())
+    said = " ".join(done.output.split())
+    assert "no token_shards under" in said and "-j clip_gen -c CONFIG.yaml` first" in said
+    done = CliRunner().invoke(app, [*arguments(storage.root), "--tokens", str(tmp_path)])
+    assert done.exit_code == 2 and "run the Dagster job clip_gen" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["train", "clip", "--root", storage.root, "--recipe", "demo"])
     assert done.exit_code == 2 and "--captions" in done.output
     done = CliRunner().invoke(app, arguments(storage.root, "train.step=3"))

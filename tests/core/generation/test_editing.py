@@ -93,10 +93,30 @@ def test_a_mask_that_does_not_fit_is_one_sentence(generator: TextToImage, raster
         generator.edit(image, np.zeros((32, 32, 3)))
     with pytest.raises(ClipgenError, match="an image is of type str"):
         generator.edit("image.png", mask((0, 0, 4, 4)))  # type: ignore[arg-type]
+    marked = mask((0, 0, 4, 4))
+    with pytest.raises(ClipgenError, match="2 prompts are given: give one, and call again for each other"):
+        generator.edit(image, marked, ["a", "b"])  # type: ignore[arg-type]
+    with pytest.raises(ClipgenError, match="2 images are given: give one"):
+        generator.extend([image, image], left=4)  # type: ignore[arg-type]
+    with pytest.raises(ClipgenError, match="an image has 0x0 pixels: give one with some"):
+        generator.edit(Image.new("RGB", (0, 0)), marked)
+    with pytest.raises(ClipgenError, match="the mask is no image"):
+        generator.edit(image, np.full((SIZE, SIZE), "white"))
+    assert generator.edit([image], marked, ["a disc"], steps=1)  # type: ignore[arg-type]
     with pytest.raises(ClipgenError, match="editing needs one that was trained with transformer.model.order"):
         raster.edit(image, mask((0, 0, 4, 4)))
     (whole,) = raster.edit(image, mask((0, 0, SIZE, SIZE)), "a red disc")  # nothing stays
     assert whole.image.size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("grey", "counts"), [(31, False), (32, True), (127, True)])
+def test_a_grey_of_32_counts_as_white(generator: TextToImage, grey: int, counts: bool) -> None:
+    image, marked = draw("red", "disc"), Image.new("L", (SIZE, SIZE), grey)
+    if counts:
+        assert (editing.outside(generator.vqgan, image, marked).codes == NONE).all()
+    else:
+        with pytest.raises(ClipgenError, match="marks nothing"):
+            editing.outside(generator.vqgan, image, marked)
 
 
 @pytest.mark.parametrize("margins", [{"left": SIZE}, {"right": 5, "bottom": 3 * SIZE}])
@@ -114,9 +134,13 @@ def test_an_image_is_extended_around_itself(generator: TextToImage, margins: dic
 
 def test_margins_that_do_not_fit_are_one_sentence(generator: TextToImage) -> None:
     image = draw("blue", "square")
-    for margins, said in (({}, "the margins are"), ({"left": -1, "top": 4}, "the margins are")):
+    for margins, said in (
+        ({}, "no pixels are to be added: give their number at one side"),
+        ({"left": -8, "right": 16}, "left is -8: give the pixels to add at that side, 0 or more"),
+        ({"left": 1.5}, "left is 1.5: give an integer"),
+    ):
         with pytest.raises(ClipgenError, match=said):
-            generator.extend(image, **margins)
+            generator.extend(image, **margins)  # type: ignore[arg-type]
     with pytest.raises(ClipgenError, match="more than 128 pixels a side"):
         generator.extend(image, left=2 * SIZE, right=SIZE + 1)
 
@@ -126,9 +150,9 @@ def test_strength_is_the_share_of_codes_that_change(generator: TextToImage, rast
     codes = [editing.encode(generator.vqgan, image).cpu().numpy() for image in images]
     for row, before in zip(generator.variations(images, n=2, strength=0.25, **SETTINGS), codes, strict=True):
         assert all(0 <= (one.codes != before).sum() <= GRID for one in row)
-    for strength in (0, 1.1, float("nan")):
+    for strength in (0, 1.1, float("nan"), 10**400, "half"):
         with pytest.raises(ClipgenError, match="strength is"):
-            generator.variations(images, strength=strength)
+            generator.variations(images, strength=strength)  # type: ignore[arg-type]
     with pytest.raises(ClipgenError, match="editing needs one"):
         raster.variations(images, strength=0.5)
 

@@ -123,11 +123,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path
     ]
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = train(tmp_path, LineTask(), config())
+    assert "the training of" not in capsys.readouterr().err
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LineTask, "__init__", lambda self: pytest.fail("a finished training needs no task"))
         again = finished(tmp_path, config())
+    said = f"the training of the line is finished (20 steps): checkpoint {first.checkpoint}"
+    assert capsys.readouterr().err.splitlines() == [said]
     assert again.checkpoint == first.checkpoint
     assert again.metrics == first.metrics
     assert again.images["line"].getpixel((0, 0)) == first.images["line"].getpixel((0, 0)) == 20
@@ -172,7 +175,9 @@ def test_sigkill_at_any_moment_leaves_a_run_that_can_go_on(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_next_run_goes_on_from_there(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_the_next_run_goes_on_from_there(
+    tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = train(tmp_path / "whole", LineTask(), config(30, checkpoint_every=30))
 
     class Asked(LineTask):
@@ -187,7 +192,9 @@ def test_a_signal_saves_and_the_next_run_goes_on_from_there(tmp_path: Path, numb
         train(tmp_path / "parts", Asked(), config(30, checkpoint_every=30))
     assert signal.getsignal(number) is before
     resumed = LineTask()
+    capsys.readouterr()
     parts = train(tmp_path / "parts", resumed, config(30, checkpoint_every=30))
+    assert "the training of the line goes on at step 13 of 30\n" in capsys.readouterr().err
     assert resumed.seen == list(range(13, 30))
     assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
 
@@ -233,7 +240,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
                 self.extras["critic"].weight.fill_(float("nan"))
             return super().validate()
 
-    with pytest.raises(ClipgenError, match=r"the weights weight are not finite at step 5.*none yet"):
+    with pytest.raises(
+        ClipgenError, match=r"the weights weight are not finite at step 5.*no checkpoint was saved yet"
+    ):
         train(tmp_path, Broken(), config())
     assert not list(tmp_path.iterdir())
 
@@ -256,6 +265,8 @@ def test_a_resumed_training_keeps_the_precision_it_began_with(
     fitted = train(tmp_path, LineTask(), half)
     assert fitted.precision == "bf16"
     assert Checkpoint(fitted.checkpoint).state.precision == "bf16"
+    explicit = half.model_copy(update={"precision": "fp32", "steps": 12})
+    assert train(tmp_path, LineTask(), explicit).precision == "fp32"
 
 
 def test_compiled_training_gives_the_same_curve(tmp_path: Path) -> None:
