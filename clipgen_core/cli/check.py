@@ -27,8 +27,9 @@ def check(
 
     Exit code 2 if there is a problem. A job's first step does the same.
     """
+    from clipgen_core.assets import JOBS
     from clipgen_core.preflight import findings
-    from clipgen_core.run_config import JOBS, job_of, read_files, read_run
+    from clipgen_core.run_config import job_of, read_files, read_run
     from clipgen_core.settings.catalogue import suggestion
 
     read = read_files(config)

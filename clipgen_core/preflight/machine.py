@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipgen_core import filesystem
+from clipgen_core.assets import ASSETS
 from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.preflight.doubt import Doubt
-from clipgen_core.run_config import ASSETS, Run
+from clipgen_core.run_config import Run
 from clipgen_core.storage import Storage
 
 LISTING_SECONDS = 5.0

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from clipgen_core.assets import JOBS
 from clipgen_core.cli import app
 from clipgen_core.preflight import Finding, findings
 from clipgen_core.preflight.models import available
-from clipgen_core.run_config import JOBS, read_run
+from clipgen_core.run_config import read_run
 from clipgen_core.storage import Storage
 from tests.conftest import free_port
 
