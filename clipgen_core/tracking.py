@@ -191,8 +191,8 @@ def mlflow_client(tracking_uri: str) -> Any:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise ClipgenError(
-            f"MLflow at {without_password(tracking_uri)} does not answer "
-            f"({without_password(first_line(error))}): start it, or set MLFLOW_TRACKING_URI"
+            f"MLflow at {without_password(tracking_uri)} does not answer ({why(error)}): start it, or set "
+            "MLFLOW_TRACKING_URI"
         ) from None
     return client
 
@@ -220,7 +220,7 @@ def download_registered(model_uri: str) -> Path:
         where = without_password(mlflow.get_tracking_uri())
         raise ClipgenError(
             f"{model_uri} is not available from MLflow at {where} "
-            f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
+            f"({why(error)}): check the name and MLFLOW_TRACKING_URI"
         ) from None
     return folder / "artifacts" / "generator"
 
@@ -260,8 +260,8 @@ def find_version(client: Any, model_uri: str) -> Any:
         return find(name, version)
     except MlflowException as error:
         raise ClipgenError(
-            f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name, or "
-            "materialise evaluation_report first"
+            f"the registry has no {model_uri} ({why(error)}): check the name, or materialise "
+            "evaluation_report first"
         ) from None
 
 
@@ -269,6 +269,16 @@ def describe(model_uri: str) -> dict[str, str]:
     """The tags of a registered version: what it was made from, its scores and checks."""
     found = find_version(mlflow_client(registry_uri()), model_uri)
     return {"version": str(found.version), **found.tags}
+
+
+def why(error: Exception) -> str:
+    """What MLflow says, on one line and without passwords; of a failed connection only its reason."""
+    said = without_password(first_line(error))
+    if "API request to" not in said and "Max retries exceeded" not in said:
+        return said
+    if reason := re.search(r"\[Errno -?\d+\] ([^')\"]+)", said):
+        return reason[1].lower()
+    return "no answer in time" if "timed out" in said else said
 
 
 def without_password(text: str) -> str:

@@ -40,7 +40,7 @@ def check(
         )
     problems = 0
     for one in findings(read_run(read, JOBS[job])):
-        console.print(Text(f"{one.status:8}", style=COLOURS[one.status]), f"{one.check:9}", one.text)
+        console.print(Text(f"{one.status:8}", style=COLOURS[one.status]), f"{one.check:10}", one.text)
         problems += one.status == "problem"
     if problems:
         console.print(f"{problems} problem{'s' * (problems > 1)}: {job} would fail")
