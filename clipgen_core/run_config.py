@@ -19,13 +19,14 @@ from clipgen_core.extras import needed_for
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.settings.catalogue import (
     allowed,
+    flatten,
     overridden_or_problems,
     settings_of,
     suggestion,
     wrong_kind,
 )
 from clipgen_core.storage import DEFAULT_ROOT
-from clipgen_core.tracking import LOCAL_FOLDER, default_uri, flatten
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri
 
 TRAINED = "trained"  # the CLIP that clip_checkpoint left under the root
 SECTIONS = ("execution", "loggers", "ops", "resources")

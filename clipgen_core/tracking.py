@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
+from clipgen_core.settings.catalogue import flatten
 
 EXPERIMENT = "clip-gen"
 LOCAL_FOLDER = ".clipgen/mlflow"
@@ -284,22 +285,3 @@ def why(error: Exception) -> str:
 def without_password(text: str) -> str:
     """The text without the user and password that any URL in it may carry."""
     return re.sub(r"://[^/@\s]+@", "://", text)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, their keys joined by dots.
-
-    Args:
-        values: Nested to any depth.
-        prefix: Before each key.
-
-    Returns:
-        One mapping.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -153,6 +153,25 @@ def allowed(message: str) -> str:
     return re.sub("^[A-Z][a-z]+ should", "it should", message)
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined by dots.
+
+    Args:
+        values: Nested to any depth.
+        prefix: Before each key.
+
+    Returns:
+        One mapping.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def wrong_kind(value: Any, annotation: Any) -> str:
     """Find values that Dagster refuses, though Pydantic converts them.
 
