@@ -68,6 +68,8 @@ def test_a_step_alone_needs_only_what_it_needs_itself(pictures: Path, tmp_path: 
     given["ops"] = {}
     result = execute("clip_gen", given, asset_selection=[dg.AssetKey("raw_images")])
     assert result.success  # without prompts, and without a CLIP
+    again = execute("clip_gen", given, op_selection=["raw_images"])  # as `-o` of `dagster job execute`
+    assert again.success
 
 
 def test_a_clip_training_is_checked_too(pictures: Path, tmp_path: Path) -> None:
