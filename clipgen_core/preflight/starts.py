@@ -78,10 +78,11 @@ def _start(run: Run, asset: str, label: str, source: Callable[[str], Checkpoint]
     if not address or asset in run.unclear:
         return ""
     setting = f"{stage}.start_from"
-    if address.startswith(REGISTERED) and label != "CLIP":
-        with little_patience():
-            return f"{setting} is {address}, version {describe(address)['version']}"
+    registered = address.startswith(REGISTERED) and label != "CLIP"
     try:
+        if registered:
+            with little_patience():
+                return f"{setting} is {address}, version {describe(address)['version']}"
         if address == runs.LATEST:
             out = Storage(run.root)
             address = runs.latest(runs.runs(out, stage), label, out)
@@ -89,9 +90,10 @@ def _start(run: Run, asset: str, label: str, source: Callable[[str], Checkpoint]
         if not exists(f"{found}/{WEIGHTS}"):
             raise ClipgenError(f"{found} has no {WEIGHTS}: restore it, or give another checkpoint")
     except ClipgenError as error:
+        said = str(error) if registered else f"{setting}: {error}"  # MLflow's own check may say the same
         if begun(run, asset):
-            raise Doubt(f"{setting}: {error}; this does not matter if the training goes on") from error
-        raise ClipgenError(f"{setting}: {error}") from error
+            raise Doubt(f"{said}; this does not matter if the training goes on") from error
+        raise ClipgenError(said) from error
     return f"{setting} is {found}"
 
 
