@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from fsspec import core
 from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
-from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
@@ -71,15 +71,24 @@ def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         What the call returns.
 
     Raises:
-        Exception: That of the last attempt, or at once one of NOT_RETRIED.
+        Exception: That of the last attempt; at once one of NOT_RETRIED, and where credentials are missing.
     """
     attempts = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.2),
-        retry=retry_if_not_exception_type(NOT_RETRIED),
+        retry=retry_if_exception(_may_pass),
         reraise=True,
     )
     return attempts(call, *args, **kwargs)
+
+
+def _may_pass(error: BaseException) -> bool:
+    return not isinstance(error, NOT_RETRIED) and not without_credentials(error)
+
+
+def without_credentials(error: BaseException) -> bool:
+    """Whether a store was not asked at all, for there are no credentials; botocore may not be installed."""
+    return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
 
 
 def exists(url: str) -> bool:

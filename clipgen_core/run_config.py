@@ -4,49 +4,32 @@ Knows the shape of Dagster's run configs, the names of the assets and of their j
 which finds the same mistakes when the run starts, but does not say which name was meant.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from pydantic import TypeAdapter, ValidationError
+
 from clipgen_core import filesystem
+from clipgen_core.assets import ASSETS, OWN, WITHOUT_STAGE
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
-from clipgen_core.settings.catalogue import overridden_or_problems, settings_of, suggestion
+from clipgen_core.settings.catalogue import (
+    allowed,
+    flatten,
+    overridden_or_problems,
+    settings_of,
+    suggestion,
+    wrong_kind,
+)
 from clipgen_core.storage import DEFAULT_ROOT
-from clipgen_core.tracking import LOCAL_FOLDER, default_uri, flatten
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri
 
 TRAINED = "trained"  # the CLIP that clip_checkpoint left under the root
-WHERE_TRAINED = ("processes", "workers_on", "restarts")
 SECTIONS = ("execution", "loggers", "ops", "resources")
-
-
-@dataclass(frozen=True)
-class Asset:
-    """Which stage an asset runs, and what its config takes besides the settings of the stage."""
-
-    stage: str
-    own: tuple[str, ...] = ()
-
-
-ASSETS = {
-    "clip_checkpoint": Asset("clip", ("captions", *WHERE_TRAINED)),
-    "raw_images": Asset("images", ("max_reject_share",)),
-    "clip_embeddings": Asset("embeddings"),
-    "near_duplicates": Asset("duplicates"),
-    "vqgan_checkpoint": Asset("vqgan", ("min_codebook_usage", *WHERE_TRAINED)),
-    "token_shards": Asset("tokens"),
-    "transformer_checkpoint": Asset("transformer", ("texts", *WHERE_TRAINED)),
-    "evaluation_report": Asset("evaluation", ("prompts", "judge")),
-}
-JOBS = {
-    "clip_gen": (*(name for name in ASSETS if name != "clip_checkpoint"), "champion"),
-    "clip_training": ("clip_checkpoint",),
-    "evaluation": ("evaluation_report",),
-    "new_images": ("raw_images", "clip_embeddings"),
-    "promotion": ("champion",),
-}
 
 
 @dataclass(frozen=True)
@@ -60,6 +43,7 @@ class Run:
         own: What the config of each asset has besides the settings of its stage.
         overrides: Number of settings that are not the recipe's.
         problems: One sentence for each mistake in the run config.
+        unclear: Names of the assets whose configs have mistakes; their settings may be meant otherwise.
     """
 
     assets: frozenset[str]
@@ -68,6 +52,7 @@ class Run:
     own: Mapping[str, Mapping[str, Any]]
     overrides: int
     problems: tuple[str, ...]
+    unclear: frozenset[str]
 
     @property
     def root(self) -> str:
@@ -138,13 +123,20 @@ def read_run(
     recipe = reader.recipe(str(resources["recipe"]["name"]))
     own: dict[str, dict[str, Any]] = {name: {} for name in ASSETS}
     overrides = 0
+    unclear = set[str]()
     for name, values in reader.configs("ops", assets):
+        before = len(reader.problems)
         if name in ASSETS:
             own[name], settings = reader.of_asset(name, values)
             recipe, found = overridden_or_problems(recipe, settings)
             reader.problems += [f"{name}: {one}" for one in found]
             overrides += len(settings)
-    return Run(frozenset(assets), recipe, resources, own, overrides, tuple(reader.problems))
+        elif name in WITHOUT_STAGE:
+            reader.own(f"ops.{name}.config", values, WITHOUT_STAGE[name])
+        unclear |= {name} if len(reader.problems) > before else set()
+    return Run(
+        frozenset(assets), recipe, resources, own, overrides, tuple(reader.problems), frozenset(unclear)
+    )
 
 
 class _Reader:
@@ -199,16 +191,39 @@ class _Reader:
         """
         asset, where = ASSETS[name], f"ops.{name}.config"
         known = {one.name: one for one in settings_of(getattr(named(DEFAULT), asset.stage))}
-        own = {one: value for one, value in values.items() if one in asset.own}
+        given = {one: value for one, value in values.items() if one in asset.own}
         settings: dict[str, Any] = {}
-        for one, value in flatten({one: value for one, value in values.items() if one not in own}).items():
+        for one, value in flatten({one: value for one, value in values.items() if one not in given}).items():
             if one not in known:
                 self.unknown(where, one, (*known, *asset.own))
-            elif isinstance(value, str) and isinstance(known[one].value, int | float):
-                self.problems.append(f"{where}.{one} is the text {value!r}: write a number, such as 1.0e-4")
+            elif kind := wrong_kind(value, known[one].field.annotation):
+                what = f"the text {value!r}" if isinstance(value, str) else json.dumps(value)
+                self.problems.append(f"{where}.{one} is {what}: write {kind}")
             elif value is not None or type(None) in get_args(known[one].field.annotation):
                 settings[f"{asset.stage}.{one}"] = value
-        return own, settings
+        return self.own(where, given, asset.own), settings
+
+    def own(self, where: str, values: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+        """What an asset takes besides the settings of a stage, as far as it is allowed.
+
+        Args:
+            where: How a message names its config.
+            values: The config.
+            known: The names that it takes.
+
+        Returns:
+            The values that Dagster accepts.
+        """
+        accepted = {}
+        for name, value in values.items():
+            if name not in known:
+                self.unknown(where, name, known)
+                continue
+            try:
+                accepted[name] = TypeAdapter(OWN[name]).validate_python(value, strict=True)
+            except ValidationError as error:
+                self.problems.append(f"{where}.{name} is {value!r}: {allowed(error.errors()[0]['msg'])}")
+        return accepted
 
     def configs(self, section: str, known: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The configs in a section.
@@ -261,7 +276,8 @@ class _Reader:
         """
         members = [one for one in known if one.startswith(f"{name}.")]
         hint = f": set one of the group, such as {members[0]!r}" if members else suggestion(name, known)
-        self.problems.append(f"{where} has no {name!r}{hint or ': it has ' + ', '.join(known[:12])}")
+        takes = f": it has {', '.join(known[:12])}" if known else ": it takes no settings, so take it out"
+        self.problems.append(f"{where} has no {name!r}{hint or takes}")
 
 
 def _from_environment(value: Any, environment: Mapping[str, str]) -> Any:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
+from clipgen_core.settings.catalogue import flatten
 
 EXPERIMENT = "clip-gen"
 LOCAL_FOLDER = ".clipgen/mlflow"
@@ -191,8 +192,8 @@ def mlflow_client(tracking_uri: str) -> Any:
         client.search_experiments(max_results=1)
     except Exception as error:
         raise ClipgenError(
-            f"MLflow at {without_password(tracking_uri)} does not answer "
-            f"({without_password(first_line(error))}): start it, or set MLFLOW_TRACKING_URI"
+            f"MLflow at {without_password(tracking_uri)} does not answer ({why(error)}): start it, or set "
+            "MLFLOW_TRACKING_URI"
         ) from None
     return client
 
@@ -220,7 +221,7 @@ def download_registered(model_uri: str) -> Path:
         where = without_password(mlflow.get_tracking_uri())
         raise ClipgenError(
             f"{model_uri} is not available from MLflow at {where} "
-            f"({without_password(first_line(error))}): check the name and MLFLOW_TRACKING_URI"
+            f"({why(error)}): check the name and MLFLOW_TRACKING_URI"
         ) from None
     return folder / "artifacts" / "generator"
 
@@ -260,8 +261,8 @@ def find_version(client: Any, model_uri: str) -> Any:
         return find(name, version)
     except MlflowException as error:
         raise ClipgenError(
-            f"the registry has no {model_uri} ({without_password(first_line(error))}): check the name, or "
-            "materialise evaluation_report first"
+            f"the registry has no {model_uri} ({why(error)}): check the name, or materialise "
+            "evaluation_report first"
         ) from None
 
 
@@ -271,25 +272,16 @@ def describe(model_uri: str) -> dict[str, str]:
     return {"version": str(found.version), **found.tags}
 
 
+def why(error: Exception) -> str:
+    """What MLflow says, on one line and without passwords; of a failed connection only its reason."""
+    said = without_password(first_line(error))
+    if "API request to" not in said and "Max retries exceeded" not in said:
+        return said
+    if reason := re.search(r"\[Errno -?\d+\] ([^')\"]+)", said):
+        return reason[1].lower()
+    return "no answer in time" if "timed out" in said else said
+
+
 def without_password(text: str) -> str:
     """The text without the user and password that any URL in it may carry."""
     return re.sub(r"://[^/@\s]+@", "://", text)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, their keys joined by dots.
-
-    Args:
-        values: Nested to any depth.
-        prefix: Before each key.
-
-    Returns:
-        One mapping.
-    """
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

@@ -21,7 +21,9 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     from clipgen_core.preflight import findings
     from clipgen_core.run_config import read_run
 
-    selected = context.job_def.asset_layer.selected_asset_keys
+    ops = {node.name for node in context.job_def.nodes}  # `-o` of `dagster job execute` leaves out ops
+    known = context.job_def.asset_layer.selected_asset_keys
+    selected = {key for key in known if key.to_python_identifier() in ops}
     if context.assets_def.asset_deps[context.asset_key] & selected:
         return
     assets = [key.to_user_string() for key in selected]

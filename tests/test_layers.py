@@ -27,8 +27,9 @@ MAY_IMPORT["registry"] = MAY_IMPORT["published"] = MAY_IMPORT["judging"] | {"jud
 MAY_IMPORT["stages"] = MAY_IMPORT["serving"] = MAY_IMPORT["registry"] | {"registry"}
 MAY_IMPORT["recipes"] = GROUND | {"models"}
 MAY_IMPORT["plan"] = MAY_IMPORT["train"] = MAY_IMPORT["stages"] | {"stages", "recipes"}
-MAY_IMPORT["run_config"] = GROUND | {"recipes"}
-MAY_IMPORT["preflight"] = MAY_IMPORT["plan"] | {"plan", "run_config"}
+MAY_IMPORT["assets"] = GROUND
+MAY_IMPORT["run_config"] = GROUND | {"assets", "recipes"}
+MAY_IMPORT["preflight"] = MAY_IMPORT["plan"] | {"assets", "plan", "run_config"}
 MAY_IMPORT["cli"] = MAY_IMPORT["preflight"] | {"preflight", "train", "serving", "published"}
 MAY_IMPORT["generator"] = {"generation"}  # an alias for models registered by version 0.1
 ONE_FILE_EACH = {"stages"}  # whose modules meet in files alone and never import each other

@@ -29,7 +29,7 @@ def import_vqgan(
     file: Annotated[Path, typer.Argument(help="The published checkpoint file.")],
     root: ImportRoot,
     image_size: Annotated[
-        int, typer.Option(min=1, help="Side of the images it will be used for, in pixels.")
+        int, typer.Option(min=1, help="Side of the images it will be used for, at most 2048 pixels.")
     ] = 256,
 ) -> None:
     """Make a published VQGAN the current one of a root; to fine-tune it, set vqgan.start_from."""

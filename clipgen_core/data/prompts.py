@@ -226,7 +226,13 @@ def _read(url: str, what: str) -> str:
     """A file's text, in UTF-8 or in UTF-16 with a byte order mark."""
     if not filesystem.exists(url):
         raise ClipgenError(f"{what} file {url} does not exist: check the path")
-    data = filesystem.read_bytes(url)
+    store, path = filesystem.url_to_fs(url)
+    if store.isdir(path):
+        raise ClipgenError(f"{what} file {url} is a folder: name a file in it")
+    try:
+        data = filesystem.read_bytes(url)
+    except PermissionError as error:
+        raise ClipgenError(f"{what} file {url} may not be read: change its permissions") from error
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         return data.decode("utf-16" if wide else "utf-8-sig")

@@ -4,6 +4,7 @@ Also the checkpoints that a training may start from, by their address.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -26,6 +27,18 @@ OF_VQGAN_TRAINING = {"image_size"} | {
 OF_TRANSFORMER_TRAINING = {"dropout"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is known of token shards that are not there yet: fields of their manifest."""
+
+    vqgan: str | None = None
+    vqgan_digest: str | None = None
+    clip_key: str | None = None
+    grid: int | None = None
+    codebook_size: int | None = None
+    embedding_dim: int | None = None
+
+
 def load_vqgan(checkpoint: str, device: str | None = None) -> Vqgan:
     """The VQGAN of a checkpoint.
 
@@ -40,7 +53,7 @@ def load_vqgan(checkpoint: str, device: str | None = None) -> Vqgan:
         ClipgenError: No whole checkpoint of a VQGAN is there.
     """
     saved = Checkpoint(checkpoint)
-    model = Vqgan(saved.settings("model", VqganConfig))
+    model = Vqgan(_vqgan_settings(saved))
     model.load_state_dict(saved.weights())
     return model.eval().requires_grad_(False).to(device or default_device())
 
@@ -86,12 +99,14 @@ def vqgan_to_start_from(address: str, model: VqganConfig) -> Checkpoint:
     """
     folder = _folder(address)
     checkpoint = Checkpoint(read_parts(folder).vqgan if filesystem.exists(f"{folder}/{FILE}") else folder)
-    saved = checkpoint.settings("model", VqganConfig)
+    saved = _vqgan_settings(checkpoint)
     _require_same(f"the VQGAN at {address}", saved, model, OF_VQGAN_TRAINING)
     return checkpoint
 
 
-def transformer_to_start_from(address: str, model: TransformerConfig, shards: TokenManifest) -> Checkpoint:
+def transformer_to_start_from(
+    address: str, model: TransformerConfig, shards: TokenManifest | Inputs
+) -> Checkpoint:
     """The checkpoint that a transformer's training starts from.
 
     Args:
@@ -138,25 +153,35 @@ def clip_to_start_from(address: str, config: clip.Config) -> Checkpoint:
     return checkpoint
 
 
+def _vqgan_settings(checkpoint: Checkpoint) -> VqganConfig:
+    """The architecture of a VQGAN; a ClipgenError for the checkpoint of another model."""
+    model = checkpoint.provenance.config.get("model")
+    if not isinstance(model, dict) or "quantizer" not in model:
+        raise ClipgenError(f"{checkpoint.url} is no VQGAN checkpoint: give the folder step-N of one")
+    return checkpoint.settings("model", VqganConfig)
+
+
 def _folder(address: str) -> str:
     return str(tracking.download_registered(address)) if address.startswith("models:/") else address
 
 
-def _require_same_inputs(there: str, parts: Parts, checkpoint: Checkpoint, shards: TokenManifest) -> None:
+def _require_same_inputs(
+    there: str, parts: Parts, checkpoint: Checkpoint, shards: TokenManifest | Inputs
+) -> None:
     codes = checkpoint.codes
-    imported = Checkpoint(shards.vqgan).provenance.imported
-    if codes.vqgan_digest not in (shards.vqgan_digest, imported and imported.sha256):
+    imported = Checkpoint(shards.vqgan).provenance.imported if shards.vqgan else None
+    if shards.vqgan and codes.vqgan_digest not in (shards.vqgan_digest, imported and imported.sha256):
         raise ClipgenError(
             f"{there} was trained on codes of the VQGAN {codes.vqgan_digest}, the token shards hold codes of "
             f"{shards.vqgan_digest}, which mean something else: train without start_from"
         )
-    if parts.clip_key != shards.clip_key:
+    if shards.clip_key not in (None, parts.clip_key):
         raise ClipgenError(
             f"{there} was trained on embeddings of the CLIP {parts.clip_key}, the token shards hold those of "
             f"{shards.clip_key}: train without start_from"
         )
     for name in ("grid", "codebook_size", "embedding_dim"):
-        if getattr(codes, name) != getattr(shards, name):
+        if getattr(shards, name) not in (None, getattr(codes, name)):
             raise ClipgenError(
                 f"{there} has {name} {getattr(codes, name)}, the token shards have {getattr(shards, name)}: "
                 "train without start_from"

@@ -17,6 +17,7 @@ from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.filesystem import local_copy
 from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
+from clipgen_core.settings.catalogue import suggestion
 
 
 def load(reference: str) -> tuple[nn.Module, Any, Any]:
@@ -83,8 +84,11 @@ def hub_name(reference: str) -> tuple[str, str]:
             f"{LOCAL}FOLDER"
         )
     if (model, pretrained) not in open_clip.list_pretrained():
-        available = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "no weights"
-        raise ClipgenError(f"open_clip has {available} for {model!r}, not {pretrained!r}: choose one of them")
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
+        if tags:
+            raise ClipgenError(f"open_clip has {tags} for {model!r}, not {pretrained!r}: choose one of them")
+        hint = suggestion(model, {name for name, _ in open_clip.list_pretrained()})
+        raise ClipgenError(f"open_clip has no model {model!r} with weights{hint or ': choose another one'}")
     return model, pretrained
 
 

@@ -8,11 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from clipgen_core.assets import ASSETS
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.preflight import inputs, machine, models, services
+from clipgen_core.filesystem import without_credentials
+from clipgen_core.preflight import inputs, machine, models, services, starts
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
 
+NO_CREDENTIALS = (
+    "there are no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE"
+)
 Status = Literal["ok", "warning", "problem"]
 Check = Callable[[Run], str]
 
@@ -22,14 +28,19 @@ CHECKS: tuple[tuple[str, frozenset[str], Check], ...] = (  # name, assets that n
     ("captions", frozenset({"clip_checkpoint"}), inputs.captions),
     ("texts", frozenset({"transformer_checkpoint"}), inputs.texts),
     ("prompts", frozenset({"evaluation_report"}), inputs.prompts),
+    ("reference", frozenset({"evaluation_report"}), inputs.reference),
     ("CLIP", frozenset({"clip_embeddings"}), models.clip),
     ("judge", frozenset({"evaluation_report"}), models.judge),
     ("weights", ALL, models.weights),
     ("root", ALL, machine.root),
     ("disk", ALL, machine.disk),
     ("memory", frozenset({"clip_checkpoint", "vqgan_checkpoint", "transformer_checkpoint"}), machine.memory),
-    ("MLflow", ALL, services.mlflow),
+    ("MLflow", frozenset({*ASSETS, "champion"}), services.mlflow),
     ("model", frozenset({"evaluation_report", "champion"}), services.model),
+    ("start_from", frozenset({"clip_checkpoint"}), starts.clip),
+    ("start_from", frozenset({"vqgan_checkpoint"}), starts.vqgan),
+    ("start_from", frozenset({"transformer_checkpoint"}), starts.transformer),
+    ("VQGAN", frozenset({"vqgan_checkpoint"}), starts.imported),
     ("Ray", ALL, services.ray),
 )
 
@@ -58,11 +69,14 @@ def findings(run: Run) -> Iterator[Finding]:
         yield Finding(
             "settings", "ok", f"recipe {run.resources['recipe']['name']}, {run.overrides} overridden"
         )
+    said = set[str]()
     for name, needed_by, check in CHECKS:
         if not needed_by or needed_by & run.assets:
             finding = _finding(name, check, run)
-            if finding.text:
+            if finding.text and finding.text not in said:
                 yield finding
+            if finding.status == "problem":  # another check may meet the same
+                said.add(finding.text)
 
 
 def _finding(name: str, check: Check, run: Run) -> Finding:
@@ -72,5 +86,8 @@ def _finding(name: str, check: Check, run: Run) -> Finding:
         return Finding(name, "warning", str(doubt))
     except ClipgenError as error:
         return Finding(name, "problem", str(error))
-    except Exception as error:  # a check may meet anything: a store that refuses, a file that is no file
+    except Exception as error:
+        if without_credentials(error):
+            return Finding(name, "problem", NO_CREDENTIALS)
+        # a check may meet anything: a store that refuses, a file that is no file
         return Finding(name, "problem", f"the check failed ({type(error).__name__}: {first_line(error)})")

@@ -2,13 +2,16 @@
 
 import itertools
 import os
+from collections.abc import Mapping, Sequence
 
 from clipgen_core.data.captions import read_captioned, read_captions, require_captioned
-from clipgen_core.data.prompts import by_split, read_prompts, read_texts, require_scorable
+from clipgen_core.data.prompts import Prompt, by_split, read_prompts, read_texts, require_scorable
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
+from clipgen_core.settings import images
+from clipgen_core.settings.evaluation import Config
 
 LISTED = 1000  # files of the source
 DECODED = 8
@@ -23,7 +26,7 @@ def source(run: Run) -> str:
     files = list(itertools.islice(opened.files(), LISTED))
     if not files:
         raise ClipgenError(f"the source folder {url} is empty: put images into it")
-    reasons = _rejected(opened, files, run)
+    reasons = _rejected(opened, files, run.recipe.images)
     tried = min(len(files), DECODED)
     if len(reasons) == tried:
         raise ClipgenError(
@@ -38,13 +41,13 @@ def source(run: Run) -> str:
     return said
 
 
-def _rejected(opened: Source, files: list[File], run: Run) -> list[str]:
+def _rejected(opened: Source, files: list[File], settings: images.Config) -> list[str]:
     """Why some of the files, spread over all of them, cannot be used; of an archive, its first image."""
     from clipgen_core.data.decode import decode
     from clipgen_core.data.rejected import Rejected
 
-    reasons, settings = [], run.recipe.images
-    for file in files[:: -(-len(files) // DECODED)][:DECODED]:
+    reasons = []
+    for file in _spread(files):
         item = next(opened.items(file), None)
         try:
             if item is None or item.problem:
@@ -55,14 +58,28 @@ def _rejected(opened: Source, files: list[File], run: Run) -> list[str]:
     return reasons
 
 
+def _spread(files: list[File]) -> list[File]:
+    """A few files, spread over all of them."""
+    return files[:: -(-len(files) // DECODED) or 1][:DECODED]
+
+
 def captions(run: Run) -> str:
-    """Whether the captions can be read, and their images exist."""
+    """Whether the captions can be read and differ, and their images exist."""
+    import open_clip
+
+    from clipgen_core.training.contrast import require_variety
+
     url = run.own["clip_checkpoint"].get("captions")
     if not url:
         raise ClipgenError("no captions are given: set clip_checkpoint's config captions")
     read = read_captioned(url)
     require_captioned(url, read)
-    given, made = sum(len(one.captions) for one in read.values()), sum(map(len, read_captions(url).values()))
+    config, every = run.recipe.clip, read_captions(url)
+    tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+    variety = require_variety(url, every.values(), tokenizer, config.train.batch_size)
+    if variety <= config.train.batch_size and 2 * variety < len(read):
+        raise Doubt(f"{url} has only {variety} different captions for {len(read)} images: give them more")
+    given, made = sum(len(one.captions) for one in read.values()), sum(map(len, every.values()))
     of_keywords = f", and {made - given} that join keywords" if made > given else ""
     return f"{url} has {given} captions of {len(read)} images{of_keywords}"
 
@@ -86,11 +103,46 @@ def prompts(run: Run) -> str:
     least = config.thresholds.min_prompts
     if scored < least:
         said = (
-            f"{scored} prompts of {url} would be scored, too few for the check enough_prompts: add prompts, "
-            f"or lower evaluation.thresholds.min_prompts, which is {least}"
+            f"{scored} of the {sum(map(len, splits.values()))} prompts of {url} would be scored, too few for "
+            f"the check enough_prompts: {_more_scored(splits, config)}, or lower "
+            f"evaluation.thresholds.min_prompts, which is {least}"
         )
         trains_to_promote = {"transformer_checkpoint", "champion"} <= run.assets
         raise ClipgenError(said) if trains_to_promote else Doubt(said)
     return (
         f"{url} has {len(read)} prompts in {len(splits)} split{'s' * (len(splits) > 1)}, {scored} are scored"
     )
+
+
+def _more_scored(splits: Mapping[str, Sequence[Prompt]], config: Config) -> str:
+    """What to do so that enough prompts are scored: `scored` limits those of each split."""
+    least = config.thresholds.min_prompts
+    ways = []
+    if sum(map(len, splits.values())) < least:
+        ways.append("add prompts")
+    if config.scored * len(splits) < least or not ways:
+        ways.append(f"raise evaluation.scored, which is {config.scored}")
+    return " and ".join(ways)
+
+
+def reference(run: Run) -> str:
+    """Whether the folder of held-out images holds some that can be used, where one is set."""
+    url = run.recipe.evaluation.reference
+    if not url:
+        return ""
+    from clipgen_core.data.decode import decode
+    from clipgen_core.data.rejected import Rejected
+
+    opened, usable = Source(url), 0
+    files = list(itertools.islice(opened.files(), LISTED))
+    for item in (next(opened.items(file), None) for file in _spread(files)):
+        try:
+            usable += item is not None and bool(decode(item.data))
+        except Rejected as error:
+            raise ClipgenError(
+                f"evaluation.reference is {url}, where {item and item.uri} cannot be used ({error}): take it "
+                "out"
+            ) from error
+    if not usable and len(files) <= DECODED:
+        raise ClipgenError(f"evaluation.reference is {url}, which holds no image: put some into it")
+    return f"evaluation.reference is {url}"

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from clipgen_core import filesystem
+from clipgen_core.assets import ASSETS
 from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.preflight.begun import begun
 from clipgen_core.preflight.doubt import Doubt
-from clipgen_core.run_config import ASSETS, Run
+from clipgen_core.run_config import Run
 from clipgen_core.storage import Storage
 
+ROOT = "resources.storage.config.root"
 LISTING_SECONDS = 5.0
 EMBEDDING_DIM = 512  # of the transformer, whose size hardly depends on it
 ELSEWHERE = ("kubernetes", "ray")  # executors whose steps run on other machines
@@ -26,7 +29,7 @@ def root(run: Run) -> str:
     url = Storage(run.root).root
     try:
         if filesystem.is_local(url):
-            with tempfile.NamedTemporaryFile(dir=existing(url)):
+            with tempfile.NamedTemporaryFile(dir=existing(url, ROOT)):
                 pass
         else:
             probe = f"{url.rstrip('/')}/.probe-{uuid.uuid4().hex}"
@@ -36,17 +39,33 @@ def root(run: Run) -> str:
     except ClipgenError:
         raise
     except Exception as error:
+        if filesystem.without_credentials(error):
+            raise
         raise ClipgenError(
             f"the root {url} cannot be written to ({first_line(error)}): check its address and permissions, "
-            "or set resources.storage.config.root"
+            f"or set {ROOT}"
         ) from error
     return url
 
 
-def existing(path: str) -> Path:
-    """The folder itself, or the nearest of those above it that exists."""
+def existing(path: str, setting: str) -> Path:
+    """The folder itself, or the nearest of those above it that exists.
+
+    Args:
+        path: The folder.
+        setting: What names it, for the message.
+
+    Returns:
+        A folder.
+
+    Raises:
+        ClipgenError: A file is in the way.
+    """
     local = Path(path)
-    return next(one for one in (local, *local.parents) if one.is_dir())
+    nearest = next(one for one in (local, *local.parents) if one.exists())
+    if not nearest.is_dir():
+        raise ClipgenError(f"{nearest} is a file, so {path} cannot be a folder: choose another {setting}")
+    return nearest
 
 
 def disk(run: Run) -> str:
@@ -56,7 +75,7 @@ def disk(run: Run) -> str:
         return ""
     images, all_listed = _image_bytes(run) if "raw_images" in run.assets else (0, True)
     needed = images + _checkpoint_bytes(run)
-    free = shutil.disk_usage(existing(url)).free
+    free = shutil.disk_usage(existing(url, ROOT)).free
     atleast = "" if all_listed else "at least "
     said = f"the images and checkpoints need {atleast}{needed / 1e9:.2g} GB of {free / 1e9:.2g} GB free"
     if needed > free:
@@ -82,10 +101,17 @@ def _image_bytes(run: Run) -> tuple[int, bool]:
 
 
 def _checkpoint_bytes(run: Run) -> int:
-    return sum(
-        getattr(run.recipe, ASSETS[name].stage).train.checkpoint_bytes(parameters)
-        for name, parameters in parameter_counts(run)
-    )
+    """Bytes of the checkpoints still to write: those of trainings that may go on are there already."""
+    needed = 0
+    for name, parameters in parameter_counts(run):
+        whole = getattr(run.recipe, ASSETS[name].stage).train.checkpoint_bytes(parameters)
+        stored = max((_size(one.newest.url.rpartition("/")[0]) for one in begun(run, name)), default=0)
+        needed += max(whole - stored, 0)
+    return needed
+
+
+def _size(folder: str) -> int:
+    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def parameter_counts(run: Run) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, list_folder, read_bytes
 from clipgen_core.run_config import TRAINED, Run
@@ -15,6 +14,11 @@ from clipgen_core.storage import Storage
 
 TRAINED_UNDER = f"{TRAINED}:"
 SECONDS = 10.0
+STARTS = (b"PK", b"\x80")  # of PyTorch's files: a zip archive, or a pickle in those from before 1.6
+ADVICE = {
+    "vqgan.lpips_weights": "download torchvision's vgg16-397923af.pth, or leave it unset",
+    "evaluation.inception": "download torch-fidelity's weights-inception-2015-12-05-6726825d.pth",
+}
 
 
 def clip(run: Run) -> str:
@@ -45,30 +49,36 @@ def judge(run: Run) -> str:
 
 
 def weights(run: Run) -> str:
-    """Whether the files and folders exist that settings name."""
-    missing = [f"{name} is {value}, which does not exist" for name, value in _named(run) if not exists(value)]
+    """Whether the files of weights exist that settings name, and are not files of something else."""
+    named = dict(_named(run))
+    missing = [
+        f"{name} is {value}, which does not exist" for name, value in named.items() if not exists(value)
+    ]
     if missing:
         raise ClipgenError(f"{'; '.join(missing)}: check the path")
-    if run.recipe.evaluation.reference and "evaluation_report" in run.assets:
-        Source(run.recipe.evaluation.reference)
-    return ", ".join(name for name, _ in _named(run))
+    for name, value in named.items():
+        if not _is_pytorch(Path(value)):
+            raise ClipgenError(f"{name} is {value}, which is no file of PyTorch weights: {ADVICE[name]}")
+    return ", ".join(named)
 
 
 def _named(run: Run) -> Iterator[tuple[str, str]]:
     """The settings that name files, with their values; those of the assets that the run materialises."""
-    recipe = run.recipe
     named = {
-        "vqgan_checkpoint": {
-            "vqgan.lpips_weights": recipe.vqgan.lpips_weights,
-            "vqgan.start_from": recipe.vqgan.start_from,
-        },
-        "transformer_checkpoint": {"transformer.start_from": recipe.transformer.start_from},
-        "evaluation_report": {"evaluation.inception": recipe.evaluation.inception},
+        "vqgan_checkpoint": ("vqgan.lpips_weights", run.recipe.vqgan.lpips_weights),
+        "evaluation_report": ("evaluation.inception", run.recipe.evaluation.inception),
     }
-    for asset in run.assets & named.keys():
-        for name, value in named[asset].items():
-            if value and "/" in value and not value.startswith("models:/"):  # others are names
-                yield name, value
+    for asset, (name, value) in named.items():
+        if value and asset in run.assets:
+            yield name, value
+
+
+def _is_pytorch(file: Path) -> bool:
+    """Whether the first bytes are those of what `torch.save` writes."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as opened:
+        return opened.read(2).startswith(STARTS)
 
 
 def available(reference: str) -> str:

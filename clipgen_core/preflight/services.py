@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
@@ -15,56 +16,60 @@ from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.preflight.machine import existing
 from clipgen_core.run_config import Run
 from clipgen_core.storage import SAFE_PART
-from clipgen_core.tracking import EXPERIMENT, mlflow_client, require_store, without_password
+from clipgen_core.tracking import EXPERIMENT, mlflow_client, require_store, why, without_password
 
 FILE = "sqlite:///"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+REGISTERING = frozenset({"evaluation_report", "champion"})
 SECONDS = 5.0
 CHECKED = "clipgen.checked"  # a tag of the experiment: writing it is the test
 
 
 def mlflow(run: Run) -> str:
-    """Whether MLflow answers, and can be written to."""
+    """Whether MLflow answers and can be written to, and has a registry where the run needs one."""
     uri, shown = run.mlflow_uri, without_password(run.mlflow_uri)
     require_store(uri)
     if uri.startswith(FILE):
         file = Path(uri.removeprefix(FILE))
-        with _cannot_be_written(shown), tempfile.NamedTemporaryFile(dir=existing(str(file.parent))):
+        folder = existing(str(file.parent), "resources.mlflow.config.local_folder")
+        with _cannot_be_written(shown), tempfile.NamedTemporaryFile(dir=folder):
             if file.exists() and not os.access(file, os.W_OK):
                 raise PermissionError(f"{file} is read-only")
         return shown
-    with _little_patience():
+    with little_patience():
         client = mlflow_client(uri)
         with _cannot_be_written(shown):
             experiment = client.get_experiment_by_name(EXPERIMENT)
             number = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
             client.set_experiment_tag(number, CHECKED, datetime.now(UTC).isoformat(timespec="seconds"))
+        if run.assets & REGISTERING:
+            _require_registry(client, shown)
     return shown
 
 
+def _require_registry(client: Any, shown: str) -> None:
+    try:
+        client.search_registered_models(max_results=1)
+    except Exception as error:
+        raise ClipgenError(
+            f"MLflow at {shown} has no model registry that answers ({why(error)}): start an MLflow server "
+            "that has one"
+        ) from None
+
+
 def model(run: Run) -> str:
-    """Whether the registered model can have its name, and the registry answers."""
+    """Whether the registered model can have its name."""
     name = str(run.resources["mlflow"]["model"])
     if not SAFE_PART.fullmatch(name) or name in (".", ".."):
         raise ClipgenError(
             f"{name!r} cannot be the name of a registered model: set resources.mlflow.config.model to "
             "letters, digits and any of . _ - + = @ ,"
         )
-    if not run.mlflow_uri.startswith(FILE):
-        with _little_patience():
-            client = mlflow_client(run.mlflow_uri)
-            try:
-                client.search_registered_models(max_results=1)
-            except Exception as error:
-                raise ClipgenError(
-                    f"the model registry does not answer ({without_password(first_line(error))}): start an "
-                    "MLflow server that has one"
-                ) from None
     return name
 
 
 @contextmanager
-def _little_patience() -> Iterator[None]:
+def little_patience() -> Iterator[None]:
     """MLflow's client tries for minutes; a check does not, unless the environment says so."""
     added = {name: value for name, value in PATIENCE.items() if name not in os.environ}
     os.environ.update(added)
@@ -81,8 +86,7 @@ def _cannot_be_written(shown: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise ClipgenError(
-            f"MLflow at {shown} cannot be written to ({without_password(first_line(error))}): check the "
-            "permissions"
+            f"MLflow at {shown} cannot be written to ({why(error)}): check the permissions"
         ) from None
 
 

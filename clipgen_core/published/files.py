@@ -4,6 +4,8 @@ Nothing that is pickled in a file is ever run: classes beside the weights are re
 """
 
 import pickle
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ HARMLESS = (
     "pytorch_lightning.",
     "typing.Any",
 )  # of other classes, the user decides
+STARTS = (b"PK", b"\x80")  # a zip archive, or a pickle in files from before PyTorch 1.6
 WHERE = ("state_dict", "ema", "model", "module")  # the weights inside a file; averaged ones come first
 ADVICE = "download the file again, or use the published file unchanged"
 
@@ -43,7 +46,7 @@ class Ignored:
 
 
 def read_state_dict(file: Path) -> State:
-    """Read the weights of a file, as float32.
+    """Read the weights of a file: those in floating point as float32, others as they are.
 
     Where a file holds averaged weights beside the trained ones, as LlamaGen's do (`ema`), these are read.
 
@@ -52,12 +55,14 @@ def read_state_dict(file: Path) -> State:
     """
     if not file.is_file():
         raise ClipgenError(f"there is no file {file}: check the path")
+    if not file.stat().st_size:
+        raise ClipgenError(f"{file} is empty: {ADVICE}")
     state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickled(file)
     for key in WHERE:
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ClipgenError(f"{file} holds no state dict: {ADVICE}")
-    return {str(name): value.float() for name, value in state.items()}
+    return {str(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
 
 
 def _read_safetensors(file: Path) -> Any:
@@ -68,13 +73,17 @@ def _read_safetensors(file: Path) -> Any:
 
 
 def _read_pickled(file: Path) -> Any:
+    with file.open("rb") as opened:
+        if not opened.read(2).startswith(STARTS):
+            raise ClipgenError(f"{file} is no file of PyTorch, by its first bytes: {ADVICE}")
     foreign = _classes(file)
     unknown = sorted(name for name in foreign if not name.startswith(HARMLESS))
     stand_ins: list[Any] = [(type(name.rpartition(".")[2], (Ignored,), {}), name) for name in foreign]
     try:
         if unknown:
             raise pickle.UnpicklingError(f"it holds {unknown[0]}")
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles by other programs, which the error says
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
         if foreign:
@@ -82,7 +91,14 @@ def _read_pickled(file: Path) -> Any:
                 f"{file} cannot be read safely, because it holds Python objects ({(unknown or foreign)[0]}) "
                 "beside its weights: where you trust it, load it with PyTorch and save its state dict alone"
             ) from error
-        raise ClipgenError(f"{file} cannot be read safely ({first_line(error)}): {ADVICE}") from error
+        raise ClipgenError(f"{file} cannot be read safely ({_reason(error)}): {ADVICE}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why PyTorch did not read a file, without its advice to read it unsafely."""
+    if isinstance(error, RuntimeError) and not re.search("weights_only|magic number", str(error)):
+        return first_line(error)
+    return "it is cut short" if isinstance(error, EOFError) else "it is no checkpoint of weights alone"
 
 
 def _classes(file: Path) -> list[str]:

@@ -25,6 +25,7 @@ from clipgen_core.settings.models import QuantizerConfig, VqganConfig
 
 Kind = Literal["taming", "llamagen", "ibq", "clip-gen"]
 IMAGE_SIZE = 256
+LARGEST = 2048  # attention compares all positions of the grid with each other
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def convert_vqgan(kind: Kind, weights: Weights, image_size: int = IMAGE_SIZE) ->
         ClipgenError: Weights are missing, unexpected, not finite or of another shape, or the image size does
             not fit them.
     """
+    if not 0 < image_size <= LARGEST:
+        raise ClipgenError(f"image_size {image_size} is not from 1 to {LARGEST} pixels: choose one that is")
     names = NAMES[kind]
     config = _shape(names, weights, image_size)
     model = Vqgan(config)

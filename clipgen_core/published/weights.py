@@ -104,10 +104,16 @@ class Weights:
         """Remove and return a weight.
 
         Raises:
-            ClipgenError: The weight is missing, or holds values that are not finite.
+            ClipgenError: The weight is missing, not in floating point, or holds values that are not finite.
         """
         self.shape(name)
         weight = self.remaining.pop(name)
+        if not weight.is_floating_point():
+            dtype = str(weight.dtype).removeprefix("torch.")
+            raise ClipgenError(
+                f"{self.file} has {name} as {dtype}, not in floating point: it is quantised; use the "
+                "published file unchanged"
+            )
         if not weight.isfinite().all():
             raise ClipgenError(
                 f"{self.file} has values in {name} that are not finite: its training broke down or the file "

@@ -6,8 +6,9 @@ Knows how configs nest and what their fields say of themselves; knows no stage a
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -106,18 +107,31 @@ def overridden_or_problems(config: Config, overrides: Mapping[str, Any]) -> tupl
         overrides: The new values by dotted name.
 
     Returns:
-        The new config, or the old one where there are problems; and one sentence for each problem.
+        The config with the values that are allowed; and one sentence for each problem.
     """
     names = [setting.name for setting in settings_of(config)]
     unknown = [_unknown(name, names) for name in overrides if name not in names]
     known = {name: value for name, value in overrides.items() if name in names}
     try:
-        overridden = type(config).model_validate(_replaced(config.model_dump(), known))
+        return _validated(config, known), unknown
     except ClipgenError as error:  # settings that do not fit each other
-        return config, [*unknown, f"{error} (given: {_likely(known, str(error))})"]
+        given = _likely(known, str(error))
+        return _with_allowed(config, known), [*unknown, f"{error} (given: {given})"]
     except ValidationError as error:
-        return config, unknown + [_not_allowed(problem, known) for problem in error.errors()]
-    return (config if unknown else overridden), unknown
+        refused = [_not_allowed(problem, known) for problem in error.errors()]
+        return _with_allowed(config, known), unknown + refused
+
+
+def _validated(config: Config, overrides: Mapping[str, Any]) -> Config:
+    return type(config).model_validate(_replaced(config.model_dump(), overrides))
+
+
+def _with_allowed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The config with each value that fits those before it; tried twice, for some fit only later ones."""
+    for name, value in [*overrides.items()] * 2:
+        with suppress(ClipgenError, ValidationError):
+            config = _validated(config, {name: value})
+    return config
 
 
 def _replaced(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,8 +154,51 @@ def _likely(overrides: Mapping[str, Any], fault: str) -> str:
 
 def _not_allowed(problem: Mapping[str, Any], overrides: Mapping[str, Any]) -> str:
     name = ".".join(part for part in problem["loc"] if isinstance(part, str))
-    allowed = re.sub("^[A-Z][a-z]+ should", "it should", problem["msg"])
-    return f"the setting {name!r} is {overrides.get(name, problem['input'])!r}: {allowed}"
+    return f"the setting {name!r} is {overrides.get(name, problem['input'])!r}: {allowed(problem['msg'])}"
+
+
+def allowed(message: str) -> str:
+    """Pydantic's message on what a value should be, as the end of a sentence."""
+    return re.sub("^[A-Z][a-z]+ should", "it should", message)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, their keys joined by dots.
+
+    Args:
+        values: Nested to any depth.
+        prefix: Before each key.
+
+    Returns:
+        One mapping.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def wrong_kind(value: Any, annotation: Any) -> str:
+    """Find values that Dagster refuses, though Pydantic converts them.
+
+    Args:
+        value: A value.
+        annotation: The type of its setting.
+
+    Returns:
+        What to write instead; an empty string if the value is of the kind, or the setting is no number.
+    """
+    kinds = {one for one in (get_args(annotation) or (annotation,)) if one is not type(None)}
+    if value is None or (kinds == {bool} and isinstance(value, bool)):
+        return ""
+    if kinds == {bool}:
+        return "true or false"
+    if kinds == {int} and isinstance(value, str | bool | float):
+        return "a whole number, such as 20"
+    return "a number, such as 1.0e-4" if kinds == {float} and isinstance(value, str | bool) else ""
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ class Config(Frozen):
     soften: float = Field(default=0.0, ge=0, lt=1)
     """Share of an image's target probability that goes to other captions of the batch, by the words they
     share (after SoftCLIP, arXiv:2303.17561). It improves retrieval beyond the first rank."""
-    start_from: str | None = None
+    start_from: str | None = Field(default=None, min_length=1)
     """Weights of the same shape to start from: `latest`, the newest CLIP checkpoint under the root; or the
     address of a checkpoint. Null: train from scratch."""
 

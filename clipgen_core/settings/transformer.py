@@ -33,7 +33,7 @@ class Config(Frozen):
     """Weight of CLIP-GEN's embedding reconstruction loss (arXiv:2203.00386, section 3.3). 0: not computed."""
     recompute: Annotated[bool, MAY_CHANGE] = False
     """Whether to recompute blocks in the backward pass (activation checkpointing): slower, less memory."""
-    start_from: str | None = None
+    start_from: str | None = Field(default=None, min_length=1)
     """Weights to start from (a warm start): `latest`, the newest transformer checkpoint under the root; the
     address of a checkpoint or of a generator folder; or a registered model, `models:/NAME@ALIAS`. The VQGAN
     and the CLIP must be those of the token shards. Null: train from scratch."""

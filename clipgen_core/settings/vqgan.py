@@ -36,7 +36,7 @@ class Config(Frozen):
     """Weight of the discriminator's LeCam regularisation (arXiv:2104.03310), for small data sets."""
     gradient_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
-    start_from: str | None = None
+    start_from: str | None = Field(default=None, min_length=1)
     """Weights of the same architecture to start from (fine-tuning): `latest`, the newest VQGAN checkpoint
     under the root, imported ones included; the address of a checkpoint or of a generator folder; or a
     registered model, `models:/NAME@ALIAS`. Null: train from scratch."""

@@ -42,6 +42,7 @@ from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.contrast import (
     distinct_batches,
     held_out_rows,
+    require_variety,
     same_rows,
     soft_targets,
     word_vectors,
@@ -154,7 +155,12 @@ class ClipTask:
         self.files, self.captions = list(pairs), list(pairs.values())
         require_captioned(captions, self.files)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
-        self._require_variety(captions)
+        variety = require_variety(captions, self.captions, self.tokenizer, config.train.batch_size)
+        if variety <= config.train.batch_size and 2 * variety < len(self.files) and distributed.rank() == 0:
+            logs.line(
+                f"warning: {len(self.files)} images have only {variety} different captions, and the CLIP "
+                "will tell only these apart"
+            )
         self.words = word_vectors(self.captions)
         self.device = default_device()
         self.model: nn.Module = open_clip.CLIP(
@@ -174,25 +180,6 @@ class ClipTask:
         self.readers = ThreadPoolExecutor(4)
         self.image = functools.lru_cache(DECODED)(self._image)
         self.held_out = self._load([(i, self.captions[i][0]) for i in held or self.rows], 0)
-
-    def _require_variety(self, named: str) -> None:
-        """Refuse captions that the CLIP reads as one, and warn of few: one batch could hold all of them."""
-        read, every = set[tuple[int, ...]](), dict.fromkeys(text for own in self.captions for text in own)
-        for text in every:
-            read.add(tuple(self.tokenizer([text])[0].tolist()))
-            if len(read) > self.config.train.batch_size:
-                return
-        if len(read) == 1:
-            length = self.config.context_length
-            raise ClipgenError(
-                f"all captions in {named} are the same to a CLIP that reads {length} tokens "
-                f"({next(iter(every))!r}), so it cannot learn from them: give the images captions that differ"
-            )
-        if 2 * len(read) < len(self.files) and distributed.rank() == 0:
-            logs.line(
-                f"warning: {len(self.files)} images have only {len(read)} different captions, and the CLIP "
-                "will tell only these apart"
-            )
 
     def optimizers(self) -> Optimizers:
         clip: Any = self.model

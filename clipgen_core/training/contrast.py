@@ -1,6 +1,7 @@
 """Batches and targets of contrastive training. Knows captions; knows neither images nor the model."""
 
 from collections import deque
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clipgen_core.data.keys import keys_of_texts
+from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
 from clipgen_core.schema import VALIDATION_SHARE
 
@@ -58,6 +60,34 @@ def distinct_batches(
     read = [[(i, captions[i][int(rng.integers(len(captions[i])))]) for i in batch] for batch in batches]
     full = [batch for batch in read if 2 * len(batch) > size]
     return full or [[(i, captions[i][0]) for i in first]]
+
+
+def require_variety(named: str, captions: Iterable[Sequence[str]], tokenizer: Any, enough: int) -> int:
+    """Refuse captions that a CLIP reads as one.
+
+    Args:
+        named: The file that they are from, for the message.
+        captions: Of each image.
+        tokenizer: Of the CLIP, one of open_clip's, which cuts long captions off.
+        enough: Where counting ends. With fewer different captions, one batch could hold all of them.
+
+    Returns:
+        How many captions differ, at most one more than `enough`.
+
+    Raises:
+        ClipgenError: All are the same.
+    """
+    read, every = set[tuple[int, ...]](), dict.fromkeys(text for own in captions for text in own)
+    for text in every:
+        read.add(tuple(tokenizer([text])[0].tolist()))
+        if len(read) > enough:
+            break
+    if len(read) == 1:
+        raise ClipgenError(
+            f"all captions in {named} are the same to a CLIP that reads {tokenizer.context_length} tokens "
+            f"({next(iter(every))!r}), so it cannot learn from them: give the images captions that differ"
+        )
+    return len(read)
 
 
 def word_vectors(captions: list[list[str]]) -> Any:

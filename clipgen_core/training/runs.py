@@ -6,7 +6,7 @@ checkpoints has to be made again. Knows the records of checkpoints; knows no sta
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -135,6 +135,28 @@ def runs(out: Storage, stage: str) -> list[Run]:
     return [Run(name, newest) for name, newest in found if newest]
 
 
+def latest(there: Sequence[Run], label: str, out: Storage) -> str:
+    """The checkpoint that `start_from: latest` means.
+
+    Args:
+        there: The trainings of the stage under the root.
+        label: What messages call its model.
+        out: The root.
+
+    Returns:
+        The address of the checkpoint to use of the training that was written last.
+
+    Raises:
+        ClipgenError: There is no training.
+    """
+    if not there:
+        raise ClipgenError(
+            f"start_from is {LATEST}, but no {label} was trained under {out.root} yet: train one without "
+            "start_from first, or give an address"
+        )
+    return max(there, key=lambda run: run.written).to_use
+
+
 def differences(spec: Spec, run: Run) -> list[str] | None:
     """How a training under the root differs from another.
 
@@ -236,12 +258,7 @@ def _found(spec: Spec, run: Run) -> Training:
 
 def _started(spec: Spec, address: str, there: list[Run]) -> Training:
     if address == LATEST:
-        if not there:
-            raise ClipgenError(
-                f"start_from is {LATEST}, but no {spec.label} was trained under {spec.out.root} yet: train "
-                "one without start_from first, or give an address"
-            )
-        address = max(there, key=lambda run: run.written).to_use
+        address = latest(there, spec.label, spec.out)
     start = spec.source(address)
     earlier = start.provenance
     imported = bool(earlier.imported or (earlier.started_from and earlier.started_from.imported))

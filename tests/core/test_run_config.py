@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from clipgen_core.assets import JOBS
 from clipgen_core.errors import ClipgenError
-from clipgen_core.run_config import JOBS, Run, job_of, read_files, read_run
+from clipgen_core.run_config import Run, job_of, read_files, read_run
 
 
 def read(config: dict[str, Any], job: str = "clip_gen", **environment: str) -> Run:
@@ -60,6 +61,19 @@ def in_ops(asset: str, **config: Any) -> dict[str, Any]:
             in_ops("vqgan_checkpoint", train={"learning_rate": "1e-4"}),
             "ops.vqgan_checkpoint.config.train.learning_rate is the text '1e-4': write a number",
         ),
+        (in_ops("vqgan_checkpoint", train={"steps": "many"}), "is the text 'many': write a whole number"),
+        (in_ops("vqgan_checkpoint", train={"steps": True}), "train.steps is true: write a whole number"),
+        (in_ops("vqgan_checkpoint", train={"steps": 20.5}), "train.steps is 20.5: write a whole number"),
+        (in_ops("vqgan_checkpoint", train={"compile": "yes"}), "is the text 'yes': write true or false"),
+        (in_ops("vqgan_checkpoint", start_from=""), "'vqgan.start_from' is ''"),
+        (
+            in_ops("vqgan_checkpoint", processes=0),
+            "ops.vqgan_checkpoint.config.processes is 0: it should be greater than or equal to 1",
+        ),
+        (in_ops("vqgan_checkpoint", workers_on="mars"), "workers_on is 'mars': it should be 'here' or 'ray'"),
+        (in_ops("transformer_checkpoint", restarts=-1), "restarts is -1: it should be greater than or equal"),
+        (in_ops("raw_images", max_reject_share="few"), "max_reject_share is 'few': it should be a valid num"),
+        (in_ops("champion", version=3), "ops.champion.config has no 'version': it takes no settings"),
         (
             in_ops("token_shards", views=0),
             "token_shards: the setting 'tokens.views' is 0: it should be greater than or equal to 1",
@@ -82,6 +96,22 @@ def in_ops(asset: str, **config: Any) -> dict[str, Any]:
 def test_a_mistake_is_one_sentence_that_guesses_what_was_meant(config: dict[str, Any], problem: str) -> None:
     (said,) = read(config).problems
     assert problem in said
+
+
+def test_what_is_allowed_holds_beside_a_mistake() -> None:
+    settings = {"train": {"steps": 20.5, "batch_size": 6, "accumulate": 4}, "perceptual_blocks": 1}
+    read_so = read(in_ops("vqgan_checkpoint", **settings))
+    assert len(read_so.problems) == 2 and read_so.unclear == {"vqgan_checkpoint"}
+    assert read_so.recipe.vqgan.perceptual_blocks == 1 and read_so.recipe.vqgan.train.batch_size == 6
+    model = {"width": 40, "heads": 2}
+    both = read(in_ops("transformer_checkpoint", model=model, corrupt=7)).recipe.transformer.model
+    assert (both.width, both.heads) == (40, 2)  # of which neither would fit the recipe's other value
+
+
+def test_the_settings_of_the_upkeep() -> None:
+    assert read(in_ops("table_upkeep", keep_days=3), "upkeep").problems == ()
+    assert "keep_days is -1" in read(in_ops("table_upkeep", keep_days=-1), "upkeep").problems[0]
+    assert "did you mean 'keep_days'" in read(in_ops("table_upkeep", keep_day=1), "upkeep").problems[0]
 
 
 def test_all_mistakes_are_said_at_once() -> None:

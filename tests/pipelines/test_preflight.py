@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from clipgen_core.assets import ASSETS, JOBS, OWN, WITHOUT_STAGE
 from clipgen_core.recipes import named
-from clipgen_core.run_config import ASSETS, JOBS, read_run
+from clipgen_core.run_config import read_run
 from clipgen_core.storage import Storage
 from pipelines.definitions import defs
 from tests.pipelines.test_assets import config, execute, tiny  # noqa: F401  # tiny is a fixture
@@ -24,6 +25,13 @@ def test_the_library_knows_what_the_config_of_each_asset_takes(asset: str) -> No
     job = "clip_training" if asset == "clip_checkpoint" else "clip_gen"
     settings = set(type(getattr(named("demo"), ASSETS[asset].stage)).model_fields)
     assert settings | set(ASSETS[asset].own) == fields(job, asset)
+    assert set(ASSETS[asset].own) <= OWN.keys()
+
+
+def test_the_library_knows_all_jobs_and_the_config_of_the_upkeep() -> None:
+    jobs = {job.name for job in defs().resolve_all_job_defs()}
+    assert {name for name in jobs if not name.startswith("__")} == set(JOBS)
+    assert fields("upkeep", "table_upkeep") == set(WITHOUT_STAGE["table_upkeep"])
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -60,6 +68,8 @@ def test_a_step_alone_needs_only_what_it_needs_itself(pictures: Path, tmp_path: 
     given["ops"] = {}
     result = execute("clip_gen", given, asset_selection=[dg.AssetKey("raw_images")])
     assert result.success  # without prompts, and without a CLIP
+    again = execute("clip_gen", given, op_selection=["raw_images"])  # as `-o` of `dagster job execute`
+    assert again.success
 
 
 def test_a_clip_training_is_checked_too(pictures: Path, tmp_path: Path) -> None:

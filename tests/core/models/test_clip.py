@@ -244,6 +244,8 @@ def test_a_wrong_reference_is_one_sentence(tmp_path: Path) -> None:
             ClipgenError, match="is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME nor local-dir:"
         ):
             ClipEncoder(reference)
+    with pytest.raises(ClipgenError, match=r"open_clip has no model 'ViT-B-99' with weights: did you mean"):
+        ClipEncoder("hub:ViT-B-99/nope")
     with pytest.raises(ClipgenError, match=r"open_clip has .*laion2b_s34b_b79k.* not 'typo'"):
         ClipEncoder("hub:ViT-B-32/typo")
     with pytest.raises(ClipgenError, match="has no open_clip_config.json"):

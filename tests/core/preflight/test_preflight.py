@@ -2,17 +2,22 @@
 
 import shutil
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from clipgen_core.assets import JOBS
 from clipgen_core.cli import app
-from clipgen_core.preflight import Finding, findings
+from clipgen_core.preflight import Finding, findings, machine
 from clipgen_core.preflight.models import available
-from clipgen_core.run_config import JOBS, read_run
+from clipgen_core.run_config import read_run
 from clipgen_core.storage import Storage
+from clipgen_core.training.checkpoint import Checkpoints, Saved
+from clipgen_core.training.provenance import Provenance, TrainingState
 from tests.conftest import free_port
 
 
@@ -89,11 +94,11 @@ def test_all_problems_are_found_in_one_go(config: dict[str, Any], tmp_path: Path
         (
             "weights",
             "vqgan_checkpoint",
-            {"start_from": "/no/step-1"},
+            {"lpips_weights": "/no/vgg.pth"},
             "problem",
-            "vqgan.start_from is /no/step-1",
+            "vqgan.lpips_weights is /no/vgg.pth",
         ),
-        ("weights", "evaluation_report", {"reference": "/no/held"}, "problem", "/no/held does not exist"),
+        ("reference", "evaluation_report", {"reference": "/no/held"}, "problem", "/no/held does not exist"),
         (
             "CLIP",
             "vqgan_checkpoint",
@@ -101,7 +106,27 @@ def test_all_problems_are_found_in_one_go(config: dict[str, Any], tmp_path: Path
             "problem",
             "has 2 blocks, fewer than vqgan.perc",
         ),
-        ("prompts", "evaluation_report", {"scored": 20}, "problem", "20 prompts of"),
+        (
+            "prompts",
+            "evaluation_report",
+            {"scored": 20},
+            "problem",
+            "enough_prompts: raise evaluation.scored, which is 20, or lower evaluation.thresholds.min",
+        ),
+        (
+            "prompts",
+            "evaluation_report",
+            {"thresholds": {"min_prompts": 50}},
+            "problem",
+            "enough_prompts: add prompts, or lower",
+        ),
+        (
+            "prompts",
+            "evaluation_report",
+            {"scored": 30, "thresholds": {"min_prompts": 90}},
+            "problem",
+            "enough_prompts: add prompts and raise evaluation.scored, which is 30, or lower",
+        ),
         (
             "texts",
             "transformer_checkpoint",
@@ -171,6 +196,7 @@ def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Pat
 def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
     config["ops"] = {"clip_checkpoint": {"config": {"captions": str(pictures / "captions.csv")}}}
     said = found(config, "clip_training")
+    assert "has only 24 different captions for 72 images" in said.pop("captions").text
     assert {one.status for one in said.values()} == {"ok"}, said
     captions = tmp_path / "captions.csv"
     captions.write_text("file,caption\na.png,a disc\nb.png,a square\n")
@@ -216,7 +242,11 @@ def test_servers_that_do_not_answer(config: dict[str, Any], monkeypatch: pytest.
     of(config, "mlflow", tracking_uri=f"http://user:secret@127.0.0.1:{free_port()}")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
     said = found(op(config, "token_shards", compute={"where": "ray"}))
-    assert "MLflow at http://127.0.0.1" in said["MLflow"].text and said["model"].status == "problem"
+    assert said["model"].status == "ok"
+    uri = config["resources"]["mlflow"]["config"]["tracking_uri"].replace("user:secret@", "")
+    assert said["MLflow"].text == (
+        f"MLflow at {uri} does not answer (connection refused): start it, or set MLFLOW_TRACKING_URI"
+    )
     assert "secret" not in str(said)
     assert "does not answer" in said["Ray"].text and said["Ray"].status == "problem"
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -237,7 +267,7 @@ def test_the_command_says_a_line_a_check_and_ends_with_exit_code_two(
     more.write_text("ops: {vqgan_checkpoint: {config: {train: {step: 3}}}}")
     bad = CliRunner().invoke(app, ["check", str(file), str(more)])
     assert bad.exit_code == 2
-    assert "problem  settings  ops.vqgan_checkpoint.config has no 'train.step': did you mean" in bad.output
+    assert "problem  settings   ops.vqgan_checkpoint.config has no 'train.step': did you mean" in bad.output
     assert bad.output.splitlines()[-1] == "1 problem: clip_gen would fail"
     for args, message in (
         ([str(file), "-j", "clip_gn"], "did you mean 'clip_gen'"),
@@ -245,3 +275,105 @@ def test_the_command_says_a_line_a_check_and_ends_with_exit_code_two(
     ):
         refused = CliRunner().invoke(app, ["check", *args])
         assert refused.exit_code == 2 and message in refused.output
+
+
+def test_folders_in_place_of_files_are_one_sentence(config: dict[str, Any], tmp_path: Path) -> None:
+    op(config, "transformer_checkpoint", texts=str(tmp_path))
+    said = found(op(config, "evaluation_report", prompts=str(tmp_path)))
+    assert said["prompts"].text == f"prompts file {tmp_path} is a folder: name a file in it"
+    assert said["texts"].text == f"texts file {tmp_path} is a folder: name a file in it"
+    config["ops"] = {"clip_checkpoint": {"config": {"captions": str(tmp_path)}}}
+    said = found(config, "clip_training")
+    assert said["captions"].text == f"captions file {tmp_path} is a folder: name a file in it"
+
+
+def test_captions_that_are_alike(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").symlink_to(pictures / "pictures")
+    files = [row.partition(",")[0] for row in (pictures / "captions.csv").read_text().splitlines()[1:]]
+    captions = tmp_path / "captions.csv"
+    config["ops"] = {"clip_checkpoint": {"config": {"captions": str(captions)}}}
+    for kinds, status, text in (
+        (1, "problem", "all captions in"),
+        (2, "warning", "only 2 different captions for 72 images"),
+    ):
+        rows = [f"{file},a {['square', 'disc'][i % kinds]}" for i, file in enumerate(files)]
+        captions.write_text("\n".join(["file,caption", *rows]))
+        said = found(config, "clip_training")["captions"]
+        assert said.status == status and text in said.text, said
+
+
+def test_files_in_place_of_folders(config: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    of(config, "storage", root=str(tmp_path / "file"))
+    said = found(of(config, "mlflow", local_folder=str(tmp_path / "file" / "mlflow")))
+    assert said["root"].status == said["MLflow"].status == "problem"
+    assert "file is a file, so" in said["root"].text and "storage.config.root" in said["root"].text
+    assert "mlflow cannot be a folder: choose another resources.mlflow.config.local" in said["MLflow"].text
+
+
+def test_weights_and_references_that_are_something_else(
+    config: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    picture, empty, held = next(pictures.rglob("*.png")), tmp_path / "empty", tmp_path / "held"
+    empty.mkdir(), held.mkdir()
+    op(config, "vqgan_checkpoint", lpips_weights=str(picture))
+    said = found(op(config, "evaluation_report", reference=str(empty)))
+    assert "which is no file of PyTorch weights: download torchvision's" in said["weights"].text
+    assert said["reference"].text.endswith("empty, which holds no image: put some into it")
+    op(config, "vqgan_checkpoint", lpips_weights=None)
+    op(config, "evaluation_report", inception=str(tmp_path), reference=str(held))
+    shutil.copy(picture, held / "a.png")
+    (held / "labels.txt").write_text("a disc")
+    said = found(config)
+    assert "evaluation.inception is" in said["weights"].text and said["reference"].status == "ok"
+    (held / "b.png").write_text("broken")
+    assert "b.png cannot be used" in found(config)["reference"].text
+
+
+def test_a_store_without_credentials_is_said_once_and_soon(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("s3fs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    of(config, "storage", root="s3://clipgen-no-such-bucket/root")
+    begin = time.monotonic()
+    problems = [one for one in found(config).values() if one.status == "problem"]
+    assert len(problems) == 1 and "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in problems[0].text
+    assert time.monotonic() - begin < 10
+
+
+def test_one_invalid_setting_leads_to_no_other_problem(config: dict[str, Any]) -> None:
+    op(config, "vqgan_checkpoint", perceptual_blocks=1, train={"steps": 20.5})
+    assert [name for name, one in found(config).items() if one.status != "ok"] == ["settings"]
+
+
+def test_the_disk_needs_no_room_for_what_is_stored(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run = read_run(config, ["vqgan_checkpoint"], {})
+    ((_, parameters),) = machine.parameter_counts(run)
+    needed = run.recipe.vqgan.train.checkpoint_bytes(parameters)
+    full = shutil.disk_usage(tmp_path)._replace(free=needed // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert machine_said(config) == "problem"
+    provenance = Provenance(config=run.recipe.vqgan.model_dump(mode="json"), images_digest="x")
+    saved = Saved(weights={"w": torch.zeros(needed // 4)}, state=TrainingState(step=1))
+    Checkpoints(url=Storage(run.root).checkpoints("vqgan", "x"), provenance=provenance).save(saved)
+    assert machine_said(config) == "ok"
+    op(config, "vqgan_checkpoint", train={"seed": 7})  # a new training
+    assert machine_said(config) == "problem"
+
+
+def machine_said(config: dict[str, Any]) -> str:
+    said = {one.check: one.status for one in findings(read_run(config, ["vqgan_checkpoint"], {}))}
+    return said["disk"]
+
+
+def test_every_job_can_be_checked(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"resources: {{storage: {{config: {{root: {tmp_path}/root}}}}}}")
+    said = CliRunner().invoke(app, ["check", str(file), "--job", "upkeep"])
+    assert said.exit_code == 0 and "MLflow" not in said.output, said.output

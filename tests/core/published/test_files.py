@@ -1,8 +1,10 @@
 """What is read of published files, and what is said of files that hold something else."""
 
 import argparse
+import pickle
 import sys
 import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,10 @@ from torch import Tensor
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.published.files import read_state_dict
+from clipgen_core.published.generator import import_vqgan
 from clipgen_core.published.weights import published
+from clipgen_core.storage import Storage
+from tests.conftest import draw
 from tests.core.published.networks import LlamaGen, PublicGpt, clip_gen, ibq, llamagen, taming
 
 State = dict[str, Tensor]
@@ -138,3 +143,37 @@ def test_the_vqgan_of_a_transformer_is_taken_out(kind: str, tmp_path: Path) -> N
     torch.save({"state_dict": {"transformer.tok_emb.weight": torch.zeros(4, 4)}}, tmp_path / "gpt.ckpt")
     with pytest.raises(ClipgenError, match="a transformer of taming-transformers without its VQGAN"):
         published(kind, tmp_path / "gpt.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda file: file.write_bytes(b""), "is empty: download"),
+        (lambda file: file.write_text("sign in first"), "is no file of PyTorch, by its first bytes"),
+        (lambda file: draw("red", "disc").save(file, "PNG"), "is no file of PyTorch, by its first bytes"),
+        (lambda file: file.write_bytes(pickle.dumps({"w": 1})), "it is no checkpoint of weights alone"),
+        (lambda file: file.write_bytes(pickle.dumps({"w": 1}, 2)), "it is no checkpoint of weights alone"),
+        (lambda file: file.write_bytes(pickle.dumps(Path("x"))), "it is no checkpoint of weights alone"),
+    ],
+)
+def test_what_pytorch_says_of_a_wrong_file_is_not_repeated(
+    make: Callable[[Path], object], says: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "w.pt")
+    with warnings.catch_warnings(), pytest.raises(ClipgenError, match=says) as refused:
+        warnings.simplefilter("error")
+        read_state_dict(tmp_path / "w.pt")
+    assert "weights_only" not in str(refused.value) and "Re-running" not in str(refused.value)
+
+
+def test_weights_that_are_not_in_floating_point_are_refused(tmp_path: Path) -> None:
+    torch.save({name: value.to(torch.int8) for name, value in taming().items()}, tmp_path / "w.pt")
+    with pytest.raises(ClipgenError, match=r"w.pt has .+ as int8, not in floating point: it is quantised"):
+        import_vqgan("taming", tmp_path / "w.pt", Storage(str(tmp_path / "root")), image_size=32)
+
+
+@pytest.mark.parametrize("size", [0, -16, 100_000])
+def test_the_image_size_has_bounds(size: int, tmp_path: Path) -> None:
+    torch.save(taming(), tmp_path / "w.pt")
+    with pytest.raises(ClipgenError, match=f"image_size {size} is not from 1 to 2048 pixels"):
+        import_vqgan("taming", tmp_path / "w.pt", Storage(str(tmp_path / "root")), image_size=size)
