@@ -4,7 +4,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,8 +14,9 @@ from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.preflight.machine import existing
+from clipgen_core.registry.champions import Registry
 from clipgen_core.run_config import Run
-from clipgen_core.storage import SAFE_PART
+from clipgen_core.storage import SAFE_PART, Storage
 from clipgen_core.tracking import EXPERIMENT, mlflow_client, require_store, why, without_password
 
 FILE = "sqlite:///"
@@ -58,14 +59,28 @@ def _require_registry(client: Any, shown: str) -> None:
 
 
 def model(run: Run) -> str:
-    """Whether the registered model can have its name."""
+    """Whether the registered model can have its name, and no other root uses it."""
     name = str(run.resources["mlflow"]["model"])
     if not SAFE_PART.fullmatch(name) or name in (".", ".."):
         raise ClipgenError(
             f"{name!r} cannot be the name of a registered model: set resources.mlflow.config.model to "
             "letters, digits and any of . _ - + = @ ,"
         )
+    if registry := _registry(run, name):
+        registry.require_own()
     return name
+
+
+def _registry(run: Run, name: str) -> Registry | None:
+    """The run's registry; None where it is not there yet, or does not answer, which MLflow's check says."""
+    uri = run.mlflow_uri
+    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).exists():
+        return None
+    with little_patience(), suppress(Exception):
+        registry = Registry.at(uri, Storage(run.root), name)
+        registry.client.search_registered_models(max_results=1)
+        return registry
+    return None
 
 
 @contextmanager

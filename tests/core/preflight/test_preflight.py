@@ -16,6 +16,7 @@ from clipgen_core.preflight import Finding, findings, machine
 from clipgen_core.preflight.models import available
 from clipgen_core.run_config import read_run
 from clipgen_core.storage import Storage
+from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 from clipgen_core.training.provenance import Provenance, TrainingState
 from tests.conftest import free_port
@@ -377,3 +378,15 @@ def test_every_job_can_be_checked(tmp_path: Path) -> None:
     file.write_text(f"resources: {{storage: {{config: {{root: {tmp_path}/root}}}}}}")
     said = CliRunner().invoke(app, ["check", str(file), "--job", "upkeep"])
     assert said.exit_code == 0 and "MLflow" not in said.output, said.output
+
+
+def test_a_model_whose_champion_another_root_chose_is_a_problem(config: dict[str, Any]) -> None:
+    assert found(config)["model"].status == "ok"
+    client = mlflow_client(read_run(config, JOBS["clip_gen"], {}).mlflow_uri)
+    client.create_registered_model("clip-gen")
+    client.create_model_version("clip-gen", source="file:///nothing")
+    assert found(config)["model"].status == "ok"
+    client.set_registered_model_alias("clip-gen", "champion", "1")
+    said = found(config)["model"]
+    assert said.status == "problem" and "is version 1, which another root promoted" in said.text
+    assert found(of(config, "mlflow", model="mine"))["model"].status == "ok"
