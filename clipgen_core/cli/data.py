@@ -1,11 +1,14 @@
 """Commands that ingest images and report what there is."""
 
+import csv
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Column, Table
 
 from clipgen_core.cli.options import Command, Root, app, console
+from clipgen_core.cli.sheets import require_writable
 from clipgen_core.storage import Storage, last_root
 
 TOP = "."  # stands for the images in no folder
@@ -42,7 +45,7 @@ def embed(
         endings = ", ".join(f"{count} {ending}" for ending, count in sorted(ingested.others.items()))
         console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
     for reason, count in sorted(ingested.rejects.items()):
-        console.print(f"{count} rejected: {reason} (see {storage.rejects})")
+        console.print(f"{count} rejected: {reason} (see `clipgen rejects`)")
     console.print(f"{embedded.embedded} embedded in {embedded.table}")
 
 
@@ -91,6 +94,58 @@ def folders(root: Root = None) -> None:
     for folder, count in sorted(counts.items()):
         sheet.add_row(folder or TOP, str(count))
     console.print(sheet)
+
+
+@app.command(cls=Command)
+def stats(root: Root = None) -> None:
+    """Show what was read: images, formats, sizes, copies, rejects."""
+    from clipgen_core.data.overview import SHARES, overview
+
+    storage = Storage(root or last_root("embeddings"))
+    seen = overview(storage)
+    sheet = Table(Column("what", overflow="fold"), Column("count", justify="right"), box=None)
+    sheet.add_row("images", str(seen.images))
+    for name, count in seen.formats.items():
+        sheet.add_row(f"  {name}", str(count))
+    sheet.add_row("further places of these images", str(seen.copies))
+    sheet.add_row("files read", str(seen.files))
+    sheet.add_row("  of which no image", str(seen.others))
+    sheet.add_row("rejects", str(sum(seen.rejects.values())))
+    for reason, count in seen.rejects.items():
+        sheet.add_row(f"  {reason}", str(count))
+    console.print(sheet)
+    sides = ", ".join(f"{share:.0%} {side}" for share, side in zip(SHARES, seen.sides, strict=False))
+    console.print(f"short sides in pixels, from the smallest to the largest: {sides}")
+
+
+@app.command(cls=Command)
+def rejects(
+    root: Root = None,
+    reason: Annotated[str | None, typer.Option(help="Only those of one reason, such as damaged.")] = None,
+    most: Annotated[int, typer.Option("-n", min=1, help="Rows to show.")] = 50,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write all of them to this CSV file.")
+    ] = None,
+) -> None:
+    """List the images that could not be used, and why."""
+    from clipgen_core.data.overview import rejects
+
+    storage = Storage(root or last_root("embeddings"))
+    rows = list(rejects(storage, reason))
+    if output:
+        require_writable(output, ".csv")
+        with output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ("uri", "file", "reason", "detail"))
+            writer.writeheader()
+            writer.writerows(rows)
+        console.print(f"{len(rows)} rejects are in {output}")
+        return
+    sheet = Table(*(Column(name, overflow="fold") for name in ("uri", "reason", "detail")), box=None)
+    for row in rows[:most]:
+        sheet.add_row(row["uri"], row["reason"], row["detail"])
+    console.print(sheet)
+    if len(rows) > most:
+        console.print(f"and {len(rows) - most} more: show them by -n, or write all to a file by -o")
 
 
 @app.command(cls=Command)

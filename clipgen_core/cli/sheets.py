@@ -25,8 +25,12 @@ def given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def require_writable(output: Path) -> None:
+def require_writable(output: Path, ending: str = ".png") -> None:
     """Check before the work that its result can be written.
+
+    Args:
+        output: The file.
+        ending: That its name must have.
 
     Raises:
         ClipgenError: It cannot.
@@ -37,8 +41,9 @@ def require_writable(output: Path) -> None:
         raise ClipgenError(f"{output} is a folder: choose another --output")
     if not os.access(output.resolve().parent, os.W_OK):
         raise ClipgenError(f"no file can be written to {output.parent}: choose another --output")
-    if output.suffix.lower() != ".png":
-        raise ClipgenError(f"{output} does not end in .png: images are written as PNG")
+    if output.suffix.lower() != ending:
+        written = ending.removeprefix(".").upper()
+        raise ClipgenError(f"{output} does not end in {ending}: a {written} file is written there")
 
 
 def write_sheet(rows: "list[list[Generated]]", output: Path, parameters: Mapping[str, Any]) -> None:

@@ -1,3 +1,4 @@
+import csv
 import os
 import shutil
 import subprocess
@@ -192,3 +193,39 @@ def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None
 def test_help_says_what_a_command_does(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "--root" in result.output
+
+
+def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path) -> None:
+    source, root = tmp_path / "in", str(tmp_path / "root")
+    source.mkdir()
+    Image.new("RGB", (40, 30), "red").save(source / "a.png")
+    Image.new("RGB", (20, 60), "blue").save(source / "b.jpg")
+    Image.new("RGB", (9, 9)).save(source / "c.png")
+    (source / "d.png").write_text("no image")
+    (source / "notes.txt").write_text("x")
+    embedded = runner.invoke(app, ["embed", str(source), "--root", root, "--clip", clip_reference])
+    assert embedded.exit_code == 0 and "1 files are no images: 1 .txt" in embedded.output
+    shown = [
+        " ".join(line.split()) for line in runner.invoke(app, ["stats", "--root", root]).output.splitlines()
+    ]
+    for line in (
+        "images 2",
+        "PNG 1",
+        "JPEG 1",
+        "files read 5",
+        "of which no image 1",
+        "rejects 2",
+        "too_small 1",
+    ):
+        assert line in shown
+    assert shown[-1].endswith(": 0% 20, 5% 20, 50% 25, 95% 29, 100% 30")
+    listed = runner.invoke(app, ["rejects", "--root", root, "--reason", "too_small"]).output
+    assert "c.png" in listed and "d.png" not in listed
+    listed = runner.invoke(app, ["rejects", "--root", root, "-n", "1"]).output
+    assert "and 1 more" in listed
+    file = tmp_path / "rejects.csv"
+    runner.invoke(app, ["rejects", "--root", root, "-o", str(file)])
+    with file.open() as opened:
+        assert {row["reason"] for row in csv.DictReader(opened)} == {"too_small", "not_an_image"}
+    refused = runner.invoke(app, ["rejects", "--root", root, "-o", str(tmp_path / "x.png")])
+    assert refused.exit_code == 2 and "does not end in .csv" in " ".join(refused.output.split())
