@@ -1,6 +1,7 @@
 """Commands that ingest images and report what there is."""
 
 import csv
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +10,10 @@ from rich.table import Column, Table
 
 from clipgen_core.cli.options import Command, Root, app, console
 from clipgen_core.cli.sheets import require_writable
+from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 
+ID = re.compile("[0-9a-f]{64}")
 TOP = "."  # stands for the images in no folder
 
 
@@ -39,6 +42,8 @@ def embed(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
     console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
+    if ingested.replaced:
+        console.print(f"{ingested.replaced} images are forgotten: their files were replaced by other images")
     for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
     if ingested.others:
@@ -164,3 +169,33 @@ def prune(
     console.print(f"{gone.images} images of {folder} {verb}")
     if gone.moved:
         console.print(f"{gone.moved} are in other folders too and stay")
+
+
+@app.command(cls=Command)
+def forget(
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+    images: Annotated[list[str] | None, typer.Argument(help="Ids or URIs of images.")] = None,
+    listed: Annotated[Path | None, typer.Option("--list", help="A file with one id or URI a line.")] = None,
+    missing: Annotated[
+        str | None, typer.Option(help="A source: forget the images whose files are no longer in it.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
+    ] = False,
+) -> None:
+    """Forget single images: by id wherever they lie, by URI or file if they lie nowhere else."""
+    from clipgen_core.data import forget
+    from clipgen_core.data.sources import Source
+
+    storage, named = Storage(root), list(images or [])
+    if listed and not listed.is_file():
+        raise ClipgenError(f"there is no file {listed}: check the path")
+    named += [line.strip() for line in listed.read_text().splitlines() if line.strip()] if listed else []
+    ids, uris = [one for one in named if ID.fullmatch(one)], [one for one in named if not ID.fullmatch(one)]
+    if missing:
+        uris += forget.missing(storage, Source(missing))
+    if not (named or missing):
+        raise ClipgenError("no image is named: give ids or URIs, --list or --missing")
+    gone = forget.forget_ids(storage, ids, dry_run=not yes)
+    gone += forget.forget_places(storage, uris, dry_run=not yes)
+    console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")

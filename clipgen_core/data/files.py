@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from clipgen_core.data.archives import is_archive
-from clipgen_core.data.keys import Lookup
+from clipgen_core.data.keys import Lookup, keys_of_texts
 from clipgen_core.data.kinds import is_image_name
 from clipgen_core.data.listing import UNREADABLE
 from clipgen_core.data.sources import Source, keys_of_states
@@ -22,9 +22,11 @@ AT_ONCE = 1000  # rows that one condition names
 
 @dataclass(frozen=True)
 class FilesRead:
-    """Files that were read before: a lookup by uri and stamp, and how many items and rejects each had."""
+    """Files that were read before: lookups by uri and stamp, and by uri alone, and how many items and rejects
+    each had."""
 
     rows: Lookup
+    uris: Lookup
     items: np.ndarray
     rejected: np.ndarray
 
@@ -44,12 +46,19 @@ class FilesRead:
         where = under(source, folder) + (" AND rejected = 0" if without_rejects else "")
         table = find_table(out.files)
         keys, items, rejected = [keys_of_states([])], [np.zeros(0, int)], [np.zeros(0, int)]
+        uris = [keys_of_texts([])]
         for batch in scan(table, ["uri", "stamp", "items", "rejected"], where) if table else ():
             states = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
             keys.append(keys_of_states(states))
+            uris.append(keys_of_texts(batch["uri"].to_pylist()))
             items.append(batch["items"].to_numpy())
             rejected.append(batch["rejected"].to_numpy())
-        return cls(Lookup(np.concatenate(keys)), np.concatenate(items), np.concatenate(rejected))
+        return cls(
+            Lookup(np.concatenate(keys)),
+            Lookup(np.concatenate(uris)),
+            np.concatenate(items),
+            np.concatenate(rejected),
+        )
 
 
 def known_folders(out: Storage, source: Source) -> list[str]:

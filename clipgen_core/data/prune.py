@@ -4,7 +4,7 @@ An image that also exists in another folder (see copies.lance) is kept and moved
 tables that a model was trained on are tagged and can still be read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -65,7 +65,7 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
     if dry_run:
         return Pruned(total - moved, moved)
     for copies in elsewhere:
-        _move(out, copies)
+        move(out, copies)
     for url in tables(out):
         table = find_table(url)
         if table is not None and url != out.files and "folder" in table.schema.names:
@@ -88,8 +88,15 @@ def _copies_elsewhere(out: Storage, folder: str) -> Iterator[dict[str, tuple[str
             yield {one: places[one] for one in rows["id"].to_pylist()}
 
 
-def _move(out: Storage, places: dict[str, tuple[str, str]]) -> None:
-    """Let the rows of some ids name the (uri, folder) of a copy."""
+def move(out: Storage, places: Mapping[str, tuple[str, str]]) -> None:
+    """Let rows name another place of their image.
+
+    Args:
+        out: The root.
+        places: The (uri, folder) of a copy, by id. Nothing is done if there are none.
+    """
+    if not places:
+        return
     where = one_of("id", list(places))
     rows = open_table(out.images).to_table(filter=where)
     ids = rows["id"].to_pylist()

@@ -23,7 +23,8 @@ from clipgen_core.data.archives import Wanted
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.examine import Outcome, examine
 from clipgen_core.data.files import FilesRead, forget_unread, known_folders, other_files, reject_reasons
-from clipgen_core.data.keys import SetDigest, digest_of_keys
+from clipgen_core.data.forget import forget_places
+from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
@@ -42,6 +43,7 @@ __all__ = ["Config", "Result", "run"]
 class Result:
     """What a run read, and what the images table holds now.
 
+    replaced: images that were forgotten, because their files hold other ones now.
     rejects: how many for each reason, in this source.
     others: how many files of each ending are no images, such as labels.
     vanished: top-level folders that were there before; their rows stay until `clipgen prune`.
@@ -52,6 +54,7 @@ class Result:
     digest: str
     found: int
     added: int
+    replaced: int
     total: int
     rejected: int
     rejects: dict[str, int]
@@ -104,6 +107,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         digest=digest_of_keys(scan_keys(images)),
         found=ingest.found,
         added=ingest.added,
+        replaced=ingest.replaced,
         total=images.count_rows(),
         rejected=ingest.rejected,
         rejects=reject_reasons(out, opened, folder),
@@ -112,6 +116,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         listings={name: listing.hex for name, listing in ingest.listings.items()},
     )
     counts = {"images": result.total, "images_found": result.found, "images_added": result.added}
+    counts["images_replaced"] = result.replaced
     counts |= {f"rejects/{reason}": count for reason, count in result.rejects.items()}
     counts["other_files"] = sum(others.values())
     tracker.metrics({**counts, "reject_share": result.reject_share, "images_per_second": speed}, step=0)
@@ -132,7 +137,8 @@ class _Ingest:
     """One run: the rows that wait to be committed, and counts.
 
     started: files whose first image is among the waiting rows; items, bad: of the file being read;
-    size: bytes of the waiting images; archives: how many images each whole archive held.
+    size: bytes of the waiting images; archives: how many images each whole archive held; again: files that
+    were read before and have changed; places: which image is where in them now, None if none can be used.
     """
 
     config: Config
@@ -148,7 +154,10 @@ class _Ingest:
     found: int = 0
     rejected: int = 0
     added: int = 0
+    replaced: int = 0
     archives: list[int] = field(default_factory=list)
+    again: set[str] = field(default_factory=set)
+    places: dict[str, str | None] = field(default_factory=dict)
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
     def read(self, folder: str | None) -> float:
@@ -169,7 +178,9 @@ class _Ingest:
         for one in self.source.folders() if folder is None else [folder]:
             self.listings[one] = SetDigest()
             for files in in_lists(self.source.files(one), LISTED_AT_ONCE):
-                for file in self._changed(record, files, self.listings[one]):
+                for file, was_read in self._changed(record, files, self.listings[one]):
+                    if was_read:
+                        self.again.add(file.uri)
                     yield from self._tasks(file)
 
     def _tasks(self, file: File) -> Iterator[Task]:
@@ -180,15 +191,19 @@ class _Ingest:
             yield Task(file)
         yield Task(file, ends=True)
 
-    def _changed(self, record: FilesRead, files: list[File], listing: SetDigest) -> Iterator[File]:
+    def _changed(
+        self, record: FilesRead, files: list[File], listing: SetDigest
+    ) -> Iterator[tuple[File, bool]]:
+        """The files that are new or have changed, and whether they were read before."""
         keys = keys_of_files(files)
         listing.add(keys)
         rows = record.rows.find(keys)
         unchanged = rows[rows >= 0]
         self.found += int(record.items[unchanged].sum())
         self.rejected += int(record.rejected[unchanged].sum())
-        for i in np.flatnonzero(rows < 0):
-            yield files[i]
+        changed = [files[i] for i in np.flatnonzero(rows < 0)]
+        before = record.uris.find(keys_of_texts(file.uri for file in changed)) >= 0
+        yield from zip(changed, before.tolist(), strict=True)
 
     def examine(self, task: Task) -> Outcome:
         if task.ends:
@@ -207,6 +222,8 @@ class _Ingest:
             self.archives += [self.items] if self.items > 1 else []
             self.items = self.bad = 0
         self.items, self.found = self.items + held, self.found + held
+        if file.uri in self.again and (held_now := outcome.row or outcome.reject):
+            self.places[held_now["uri"]] = held_now.get("id")
         if outcome.row:
             self.rows.append(outcome.row)
             self.size += len(outcome.row["image"])
@@ -224,7 +241,11 @@ class _Ingest:
         return max(round(statistics.median(self.archives or [0])) - self.items, 1)
 
     def commit(self) -> None:
-        """Commit images, then copies, then rejects in the place of earlier ones, then the files read."""
+        """Forget what changed files held before; then commit images, copies, rejects in the place of earlier
+        ones, and last the files read."""
+        if self.places:
+            now = {uri: image_id for uri, image_id in self.places.items() if image_id}
+            self.replaced += forget_places(self.out, list(self.places), now)
         rows = {row["id"]: row for row in reversed(self.rows)}
         added = upsert(self.out.images, _table(list(rows.values()), IMAGES), "id", overwrite=False)
         if added < len(self.rows):
@@ -234,6 +255,7 @@ class _Ingest:
         upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
         self.added += added
         self.rows, self.rejects, self.files, self.started, self.size = [], [], [], [], 0
+        self.places = {}
 
     def _copies(self) -> pa.Table:
         """The waiting rows whose image the images table has from another place."""

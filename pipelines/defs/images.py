@@ -56,6 +56,7 @@ def raw_images(
             "dagster/row_count": result.total,
             "images_found": result.found,
             "images_added": result.added,
+            "images_replaced": result.replaced,
             "rejects": result.rejects,
             "other_files": result.others,
             "vanished_folders": list(result.vanished),

@@ -1,0 +1,115 @@
+"""Remove single images from all tables: those of some places, or of some ids.
+
+An image that also lies at another place (see copies.lance) is kept and moved there, except where it is named
+by its id. Versions of tables that a model was trained on are tagged and can still be read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from clipgen_core.data.files import AT_ONCE, under
+from clipgen_core.data.prune import move
+from clipgen_core.data.sources import Source
+from clipgen_core.data.tables import delete, find_table, one_of, open_table, scan
+from clipgen_core.data.upkeep import tables
+from clipgen_core.storage import Storage
+
+NONE: Mapping[str, str] = {}
+
+
+def forget_ids(out: Storage, ids: Sequence[str], *, dry_run: bool = False) -> int:
+    """Remove images by their ids, wherever they lie.
+
+    The images table is last, so that a call that was killed can be repeated.
+
+    Args:
+        out: The root.
+        ids: Ids of images.
+        dry_run: Whether to count only.
+
+    Returns:
+        How many the images table had.
+    """
+    found = sum(open_table(out.images).count_rows(filter=one_of("id", some)) for some in _some(ids))
+    for some in _some(ids) if not dry_run else ():
+        for url in (*(url for url in tables(out) if url != out.images), out.images):
+            table = find_table(url)
+            if table is not None and "id" in table.schema.names:
+                delete(url, one_of("id", some))
+    return found
+
+
+def forget_places(
+    out: Storage, uris: Sequence[str], now: Mapping[str, str] = NONE, *, dry_run: bool = False
+) -> int:
+    """Remove the images of places that no longer hold them.
+
+    Args:
+        out: The root.
+        uris: The places.
+        now: The id of the image that a place holds now, of those that hold one.
+        dry_run: Whether to count only.
+
+    Returns:
+        How many images are removed, or would be: those that lie nowhere else.
+    """
+    gone = 0
+    for some in _some(uris):
+        where, stale = one_of("uri", some), dict[str, str]()
+        for batch in scan(open_table(out.images), ["id", "uri"], where):
+            rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+            stale |= {image_id: uri for image_id, uri in rows if now.get(uri) != image_id}
+        elsewhere = _elsewhere(out, stale, set(uris))
+        gone += len(stale) - len(elsewhere)
+        if not dry_run:
+            move(out, elsewhere)
+            forget_ids(out, sorted(stale.keys() - elsewhere.keys()))
+            _forget_copies(out, some, now)
+    return gone
+
+
+def missing(out: Storage, source: Source) -> list[str]:
+    """The places of images whose files are no longer in their source.
+
+    Args:
+        out: The root.
+        source: The source, which is listed.
+
+    Returns:
+        Their URIs.
+    """
+    there, places = {file.uri for file in source.files()}, list[str]()
+    for url in (out.images, out.copies):
+        table = find_table(url)
+        for batch in scan(table, ["uri"], under(source, None)) if table else ():
+            places += [uri for uri in batch["uri"].to_pylist() if not _is_there(uri, there)]
+    return places
+
+
+def _is_there(uri: str, files: set[str]) -> bool:
+    """Whether a file is listed, or the archive of a member; names of both may hold a #."""
+    parts = uri.split("#")
+    return any("#".join(parts[:end]) in files for end in range(len(parts), 0, -1))
+
+
+def _elsewhere(out: Storage, stale: Mapping[str, str], left: set[str]) -> dict[str, tuple[str, str]]:
+    """The (uri, folder) of another place of images, by id, as far as they have one."""
+    copies, places = find_table(out.copies), dict[str, tuple[str, str]]()
+    if copies is None:
+        return places
+    for some in _some(sorted(stale)):
+        for row in copies.to_table(columns=["id", "uri", "folder"], filter=one_of("id", some)).to_pylist():
+            if row["uri"] not in left:
+                places[row["id"]] = row["uri"], row["folder"]
+    return places
+
+
+def _forget_copies(out: Storage, uris: Sequence[str], now: Mapping[str, str]) -> None:
+    copies = find_table(out.copies)
+    if copies is not None:
+        rows = copies.to_table(columns=["id", "uri"], filter=one_of("uri", uris)).to_pylist()
+        delete(out.copies, one_of("uri", [row["uri"] for row in rows if now.get(row["uri"]) != row["id"]]))
+
+
+def _some(values: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(values), AT_ONCE):
+        yield values[start : start + AT_ONCE]
