@@ -77,7 +77,7 @@ def test_a_second_root_with_the_same_name_takes_nothing_over(
     mark(other, "2", GOOD, None)
     for call in (other.promote, other.rollback):
         with pytest.raises(
-            ClipgenError, match="@champion is version 1, which another root promoted: set mlflow"
+            ClipgenError, match="@champion is version 1, which another root promoted: give each"
         ):
             call()
     assert aliases(registry)["champion"] == "1" and other.champion() is None
