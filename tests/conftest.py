@@ -272,7 +272,7 @@ def wait_for(
     what: str,
     *,
     alive: Callable[[], bool] = lambda: True,
-    seconds: float = 120,
+    seconds: float = 300,
     pause: float = 0.2,
 ) -> Any:
     """What `found` returns once that is something, while the process that makes it is `alive`."""
