@@ -103,9 +103,7 @@ def test_a_re_execution_from_failure_takes_what_the_failed_runs_materialised(
 
 
 def test_without_any_it_says_what_to_materialise(tmp_path: Path) -> None:
-    with pytest.raises(
-        ClipgenError, match=r"which transformer_checkpoint needs: materialise token_shards"
-    ):
+    with pytest.raises(ClipgenError, match=r"which transformer_checkpoint needs: materialise token_shards"):
         training().execute_in_process(
             {"ops": {"transformer_checkpoint": trial(tmp_path)["ops"]["transformer_checkpoint"]}},
             asset_selection=[dg.AssetKey("transformer_checkpoint")],
