@@ -51,7 +51,7 @@ check: .venv/installed docs ## check format, lint and types, and build the docum
 	$(BIN)/mypy
 
 docs: .venv/installed ## build the documentation site in site/, warnings as errors
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 killed: .venv/installed $(DAGSTER_HOME)/dagster.yaml ## mark killed Dagster runs as failed, so that they block no other
 	$(BIN)/python -m pipelines.killed
