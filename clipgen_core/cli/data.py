@@ -145,10 +145,8 @@ def rejects(
             writer.writerows(rows)
         console.print(f"{len(rows)} rejects are in {output}")
         return
-    sheet = Table(*(Column(name, overflow="fold") for name in ("uri", "reason", "detail")), box=None)
     for row in rows[:most]:
-        sheet.add_row(row["uri"], row["reason"], row["detail"])
-    console.print(sheet)
+        console.print(f"{row['reason']}: {row['uri']} ({row['detail']})")
     if len(rows) > most:
         console.print(f"and {len(rows) - most} more: show them by -n, or write all to a file by -o")
 
