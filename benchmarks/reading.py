@@ -18,7 +18,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from clipgen_core import filesystem
 from clipgen_core.data.captions import Captioned, combined, read_captioned
 from clipgen_core.data.decode import decode
-from clipgen_core.data.pixels import to_tensor
+from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.prompts import read_prompts
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.recipes import named
@@ -60,11 +59,6 @@ class SigmoidTask(ClipTask):
         logits = scale.float().clamp(max=100) * image.float() @ text.float().T + model.logit_bias
         loss = F.binary_cross_entropy_with_logits(logits, same_rows(tokens).float(), reduction="sum")
         yield "clip", loss / len(logits), {"logit_scale": scale.detach()}
-
-    def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        mean, std = self.mean_std
-        image, text, scale, _ = self.model(((images + 1) / 2 - mean) / std, tokens)
-        return image, text, scale.squeeze()
 
 
 class Sentences:
@@ -305,14 +299,11 @@ def embed_images(task: ClipTask, urls: Sequence[str]) -> np.ndarray:
     mean, std = task.mean_std
     rows = []
     for start in range(0, len(urls), AT_ONCE):
-        images = [decoded(url, task.config.image_size) for url in urls[start : start + AT_ONCE]]
+        read = (decode(filesystem.read_bytes(url)).image for url in urls[start : start + AT_ONCE])
+        images = [fit_square(image, task.config.image_size) for image in read]
         pixels = to_tensor(images).to(task.device)
         rows.append(model.encode_image(((pixels + 1) / 2 - mean) / std, normalize=True).cpu())
     return torch.cat(rows).numpy()
-
-
-def decoded(url: str, size: int) -> Image.Image:
-    return ImageOps.fit(decode(filesystem.read_bytes(url)).image, (size, size), Image.Resampling.BICUBIC)
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,9 +21,10 @@ from clipgen_core.data.kinds import SNIFFED, looks_like_image, starts_as_image
 from clipgen_core.data.names import Unique, text_of
 from clipgen_core.errors import first_line
 from clipgen_core.filesystem import retried
+from clipgen_core.settings.images import Wanted
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
-ENDINGS = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz|zip|parquet)$", re.IGNORECASE)
+ZIP, PARQUET = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.parquet$", re.IGNORECASE)
 IMAGE_COLUMN = re.compile(r"(image|img|picture|photo|jpe?g|png|webp|bytes|image_bytes|content)(_?\d+)?$")
 ROWS = 64  # of a Parquet file at once
 BUFFER = 2**20
@@ -65,22 +65,9 @@ class Member(NamedTuple):
     lost: int = 1
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which members are read.
-
-    Attributes:
-        key: The ending of the members, or the column, that holds the images; every image if None.
-        max_bytes: The largest file.
-    """
-
-    key: str | None = None
-    max_bytes: int = 2**28
-
-
 def is_archive(path: str) -> bool:
     """Whether a file may hold many images, by its name."""
-    return bool(ENDINGS.search(path))
+    return _reader(path) is not None
 
 
 def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
@@ -97,15 +84,18 @@ def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
     Raises:
         StoreFault: A read failed.
     """
-    read: Callable[..., Iterator[Member]] = _parquet
-    if TAR.search(path):
-        read = _tar
-    elif path.lower().endswith(".zip"):
-        read = _zip
+    read = _reader(path)
+    assert read, path
     try:
         yield from read(_Guarded(opened), wanted)
     except DAMAGE as error:
         yield Member("", problem=first_line(error) or type(error).__name__, lost=0)
+
+
+def _reader(path: str) -> Callable[[Any, Wanted], Iterator[Member]] | None:
+    """What reads archives of this ending; None for other files."""
+    readers = ((TAR, _tar), (ZIP, _zip), (PARQUET, _parquet))
+    return next((read for ending, read in readers if ending.search(path)), None)
 
 
 class _Guarded(io.RawIOBase):
@@ -189,8 +179,7 @@ def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) 
     head = content.read(SNIFFED)
     if not looks_like_image(name, head):
         return
-    if size > wanted.max_bytes:
-        problem = f"{size} bytes are more than {wanted.max_bytes}"
+    if problem := wanted.too_large(size):
         yield Member(unique.name(name), problem=problem, reason="too_large")
     else:
         yield Member(unique.name(name), head + content.read())
@@ -236,8 +225,7 @@ def _row(row: int, values: dict[str, Any], several: bool, wanted: Wanted) -> Ite
     for number, (name, data) in enumerate(images):
         more = f".{name}" if several else ""
         more += f".{number}" if len(images) > len(values) or (not several and len(images) > 1) else ""
-        if len(data) > wanted.max_bytes:
-            problem = f"{len(data)} bytes are more than {wanted.max_bytes}"
+        if problem := wanted.too_large(len(data)):
             yield Member(f"{row}{more}", problem=problem, reason="too_large")
         else:
             yield Member(f"{row}{more}", data)

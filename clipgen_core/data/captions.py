@@ -2,7 +2,7 @@
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipgen_core import filesystem
@@ -23,7 +23,11 @@ class Captioned:
 
 def read_captions(url: str) -> dict[str, list[str]]:
     """The captions of each image file: those that the file gives, then those that `combined` makes."""
-    read = read_captioned(url)
+    return every_caption(read_captioned(url))
+
+
+def every_caption(read: Mapping[str, Captioned]) -> dict[str, list[str]]:
+    """The captions of each image file, and after them those that `combined` makes of its keywords."""
     return {file: own.captions + combined(file, own.captions, own.keywords) for file, own in read.items()}
 
 

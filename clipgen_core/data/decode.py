@@ -6,11 +6,12 @@ The format is read from the content, never from the file's name. Knows nothing o
 import io
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -21,19 +22,9 @@ from clipgen_core.data.rejected import Rejected, require_size
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.images import Accepted
 
-ORIENTATION = 0x0112  # EXIF
 END = b"\xff\xd9"  # of a JPEG
 FILLING = bytes(range(1, 241)) * 4  # bytes that change the pixels that a JPEG lacks
 DNG, SUB_IMAGES, SUBFILE = 50706, 330, 254  # TIFF tags
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 PHOTOS = ("JPEG", "AVIF", "HEIC")  # formats that lose a little each time
 ANY = Accepted()
 STORED = Accepted(max_pixels=sys.maxsize, max_missing=1.0, scale="depth")
@@ -162,15 +153,9 @@ def _developed(data: bytes, accepted: Accepted) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF says; EXIF that cannot be read is as none."""
-    try:
-        turned = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:
-        return image
-    if turned is None:
-        return image
-    made = image.transpose(turned)
-    made.info = image.info
-    return made
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _loaded(image: Image.Image, data: bytes, accepted: Accepted) -> Image.Image:

@@ -13,7 +13,7 @@ from clipgen_core.data.archives import is_archive
 from clipgen_core.data.keys import Lookup, keys_of_texts
 from clipgen_core.data.kinds import is_image_name
 from clipgen_core.data.listing import UNREADABLE
-from clipgen_core.data.sources import Source, keys_of_states
+from clipgen_core.data.sources import Source, in_lists, keys_of_states
 from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.storage import Storage
 
@@ -93,9 +93,8 @@ def forget_unread(out: Storage, source: Source) -> None:
         for file, reason in zip(batch["file"].to_pylist(), batch["reason"].to_pylist(), strict=True):
             if reason == UNREADABLE or not (is_image_name(file) or is_archive(file)):
                 again.add(file)
-    uris = sorted(again)
-    for start in range(0, len(uris), AT_ONCE):
-        delete(out.files, one_of("uri", uris[start : start + AT_ONCE]))
+    for some in in_lists(sorted(again), AT_ONCE):
+        delete(out.files, one_of("uri", some))
 
 
 def other_files(out: Storage, source: Source, folder: str | None) -> dict[str, int]:

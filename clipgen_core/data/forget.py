@@ -4,11 +4,11 @@ An image that also lies at another place (see copies.lance) is kept and moved th
 by its id. Versions of tables that a model was trained on are tagged and can still be read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from clipgen_core.data.files import AT_ONCE, under
 from clipgen_core.data.prune import move
-from clipgen_core.data.sources import Source
+from clipgen_core.data.sources import Source, in_lists
 from clipgen_core.data.tables import delete, find_table, one_of, open_table, scan
 from clipgen_core.data.upkeep import tables
 from clipgen_core.storage import Storage
@@ -29,8 +29,10 @@ def forget_ids(out: Storage, ids: Sequence[str], *, dry_run: bool = False) -> in
     Returns:
         How many the images table had.
     """
-    found = sum(open_table(out.images).count_rows(filter=one_of("id", some)) for some in _some(ids))
-    for some in _some(ids) if not dry_run else ():
+    found = sum(
+        open_table(out.images).count_rows(filter=one_of("id", some)) for some in in_lists(ids, AT_ONCE)
+    )
+    for some in in_lists(ids, AT_ONCE) if not dry_run else ():
         for url in (*(url for url in tables(out) if url != out.images), out.images):
             table = find_table(url)
             if table is not None and "id" in table.schema.names:
@@ -53,7 +55,7 @@ def forget_places(
         How many images are removed, or would be: those that lie nowhere else.
     """
     gone = 0
-    for some in _some(uris):
+    for some in in_lists(uris, AT_ONCE):
         where, stale = one_of("uri", some), dict[str, str]()
         for batch in scan(open_table(out.images), ["id", "uri"], where):
             rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
@@ -96,7 +98,7 @@ def _elsewhere(out: Storage, stale: Mapping[str, str], left: set[str]) -> dict[s
     copies, places = find_table(out.copies), dict[str, tuple[str, str]]()
     if copies is None:
         return places
-    for some in _some(sorted(stale)):
+    for some in in_lists(sorted(stale), AT_ONCE):
         for row in copies.to_table(columns=["id", "uri", "folder"], filter=one_of("id", some)).to_pylist():
             if row["uri"] not in left:
                 places[row["id"]] = row["uri"], row["folder"]
@@ -108,8 +110,3 @@ def _forget_copies(out: Storage, uris: Sequence[str], now: Mapping[str, str]) ->
     if copies is not None:
         rows = copies.to_table(columns=["id", "uri"], filter=one_of("uri", uris)).to_pylist()
         delete(out.copies, one_of("uri", [row["uri"] for row in rows if now.get(row["uri"]) != row["id"]]))
-
-
-def _some(values: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(values), AT_ONCE):
-        yield values[start : start + AT_ONCE]

@@ -7,19 +7,21 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from clipgen_core.data.archives import StoreFault, Wanted, is_archive, members
+from clipgen_core.data.archives import StoreFault, is_archive, members
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
 from clipgen_core.data.names import text_of
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried, stamp, url_to_fs
+from clipgen_core.settings.images import Wanted
 
+T = TypeVar("T")
 ALL = Wanted()
 LISTED_AT_ONCE = 8192
 
@@ -205,12 +207,12 @@ class Source:
         return True
 
     def _image(self, file: File) -> Iterator[Item]:
-        if file.size > self.wanted.max_bytes or not is_image_name(file.path):
+        problem = self.wanted.too_large(file.size)
+        if problem or not is_image_name(file.path):
             head: bytes = retried(self.filesystem.cat_file, file.path, start=0, end=SNIFFED)
             if not looks_like_image(file.path, head):
                 return
-            if file.size > self.wanted.max_bytes:
-                problem = f"{file.size} bytes are more than {self.wanted.max_bytes}"
+            if problem:
                 yield Item(file.uri, problem=problem, reason="too_large")
                 return
         yield Item(file.uri, retried(self._whole, file))
@@ -245,17 +247,17 @@ def unchanged(directories: dict[str, int]) -> bool:
         return False
 
 
-def in_lists(files: Iterable[File], size: int) -> Iterator[list[File]]:
-    """Split files into lists.
+def in_lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Split items, such as files, into lists.
 
     Args:
-        files: The files.
-        size: Files a list; the last list may be shorter.
+        items: The items.
+        size: Items a list; the last list may be shorter.
 
     Yields:
         The lists, in order.
     """
-    remaining = iter(files)
+    remaining = iter(items)
     while batch := list(itertools.islice(remaining, size)):
         yield batch
 

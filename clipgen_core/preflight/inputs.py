@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 
-from clipgen_core.data.captions import read_captioned, read_captions, require_captioned
+from clipgen_core.data.captions import every_caption, read_captioned, require_captioned
 from clipgen_core.data.prompts import Prompt, by_split, read_prompts, read_texts, require_scorable
 from clipgen_core.data.sources import File, Source
 from clipgen_core.errors import ClipgenError
@@ -74,7 +74,7 @@ def captions(run: Run) -> str:
         raise ClipgenError("no captions are given: set clip_checkpoint's config captions")
     read = read_captioned(url)
     require_captioned(url, read)
-    config, every = run.recipe.clip, read_captions(url)
+    config, every = run.recipe.clip, every_caption(read)
     tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
     variety = require_variety(url, every.values(), tokenizer, config.train.batch_size)
     if variety <= config.train.batch_size and 2 * variety < len(read):

@@ -51,7 +51,21 @@ class Accepted(Frozen):
         return bool(self.bands or self.scale_range or self.scale == "percentiles")
 
 
-class Config(Accepted):
+class Wanted(Frozen):
+    """Which files and members of archives are read."""
+
+    key: str | None = None
+    """Which images of an archive are read: the ending of the members of a tar or zip file, such as `jpg` or
+    `mask.png`; the column of a Parquet file. Null: all members and columns that are images."""
+    max_bytes: int = Field(default=2**28, gt=0)
+    """Largest image file, in bytes. Larger files are rejected unread."""
+
+    def too_large(self, size: int) -> str | None:
+        """Why a file of `size` bytes is not read; None if it is."""
+        return f"{size} bytes are more than {self.max_bytes}" if size > self.max_bytes else None
+
+
+class Config(Wanted, Accepted):
     """Which images are accepted, how they are stored, and how the source is read."""
 
     min_side: int = Field(default=16, gt=0)
@@ -61,11 +75,6 @@ class Config(Accepted):
     longest_side: int | None = Field(default=None, gt=0)
     """Longest side of a stored image, in pixels; larger images are reduced to it. Null: images are stored as
     their files are."""
-    key: str | None = None
-    """Which images of an archive are read: the ending of the members of a tar or zip file, such as `jpg` or
-    `mask.png`; the column of a Parquet file. Null: all members and columns that are images."""
-    max_bytes: int = Field(default=2**28, gt=0)
-    """Largest image file, in bytes. Larger files are rejected unread."""
     batch_size: int = Field(default=4096, gt=0)
     """Most images in one commit. A killed run repeats at most one commit."""
     batch_bytes: int = Field(default=2**28, gt=0)

@@ -255,7 +255,7 @@ class ClipTask:
     def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [n, d] of images and of texts, and the scale of their products, without dimensions."""
         mean, std = self.mean_std
-        image, text, scale = self.model(((images + 1) / 2 - mean) / std, tokens)
+        image, text, scale, *_ = self.model(((images + 1) / 2 - mean) / std, tokens)
         return image, text, scale.squeeze()
 
     def after_step(self, step: int) -> Metrics:

@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from clipgen_core.data.archives import Wanted
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.examine import Outcome, examine
 from clipgen_core.data.files import FilesRead, forget_unread, known_folders, other_files, reject_reasons
@@ -85,7 +84,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         ClipgenError: The source is empty, holds no usable image, or no longer has the folder.
     """
     tracker.params({"config": config.model_dump()})
-    opened = Source(source, Wanted(config.key, config.max_bytes))
+    opened = Source(source, config)
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")

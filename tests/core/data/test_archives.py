@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipgen_core.data.archives import ENDINGS, Member, Wanted, members
+from clipgen_core.data.archives import Member, is_archive, members
 from clipgen_core.data.names import Unique, text_of
 from clipgen_core.data.pixels import png_bytes
+from clipgen_core.settings.images import Wanted
 from tests.conftest import COLOURS, draw
 
 PNG = [png_bytes(draw(colour, "disc")) for colour in COLOURS]
@@ -54,7 +55,7 @@ def test_the_content_of_a_member_decides() -> None:
     ("ending", "mode"), [("tar.gz", "w:gz"), ("tgz", "w:gz"), ("TAR.XZ", "w:xz"), ("tar.bz2", "w:bz2")]
 )
 def test_compressed_tars(ending: str, mode: str) -> None:
-    assert ENDINGS.search(f"a.{ending}")
+    assert is_archive(f"a.{ending}")
     assert images(read(f"a.{ending}", tar([("1.png", PNG[0])], mode))) == {"1.png": PNG[0]}
 
 

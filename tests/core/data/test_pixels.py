@@ -10,16 +10,6 @@ from clipgen_core.data.pixels import fit_square, grid, png_bytes, random_crop, t
 from clipgen_core.data.pixels import to_tensor as tensor_of
 
 
-def encoded(image: Image.Image, format: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=format, **options)
-    return buffer.getvalue()
-
-
-def solid(mode: str, colour: Any, size: tuple[int, int] = (20, 10)) -> Image.Image:
-    return Image.new(mode, size, colour)
-
-
 @given(st.integers(0, 2**31), st.floats(0.1, 1.0), st.integers(5, 60), st.integers(5, 60))
 def test_random_crop_is_square_and_repeats_by_seed(seed: int, smallest: float, w: int, h: int) -> None:
     image = Image.effect_noise((w, h), 90).convert("RGB")
@@ -35,7 +25,7 @@ def test_tensor_round_trip_is_exact(random_images: Any) -> None:
 
 
 def test_fit_square_grid_and_png() -> None:
-    squares = [fit_square(solid("RGB", colour, (30, 20)), 8) for colour in ("red", "blue", "lime")]
+    squares = [fit_square(Image.new("RGB", (30, 20), colour), 8) for colour in ("red", "blue", "lime")]
     sheet = Image.open(io.BytesIO(png_bytes(grid(squares, columns=2, gap=2))))
     assert sheet.size == (18, 18)
     assert sheet.getpixel((0, 0)) == (255, 0, 0)

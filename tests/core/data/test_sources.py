@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipgen_core.data.archives import Wanted
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import File, Item, Source
 from clipgen_core.errors import ClipgenError
+from clipgen_core.settings.images import Wanted
 from tests.conftest import COLOURS, draw
 
 PNG = {colour: png_bytes(draw(colour, "disc")) for colour in COLOURS}
