@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gap, guidance, loader, orders, reading
+from benchmarks import edits, gap, guidance, loader, orders, reading
 from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
@@ -181,6 +181,26 @@ def test_recall_of_prompts_by_hand(pictures: Path, clip_reference: str) -> None:
     nearest = list(gallery.values())[int(np.argmax(encoder.encode_texts(["a circle"]) @ images.T))]
     scored = reading.read("", 0.0, task, gallery, [("a circle", [nearest]), ("a circle", ["nothing"])])
     assert scored.recall_at_1.mean == 0.5 and scored.recall_at_5.mean == 0.5
+
+
+def test_edits_are_scored(any_order: str, pictures: Path, clip_reference: str, tmp_path: Path) -> None:
+    file, prompts = tmp_path / "edits.json", str(pictures / "prompts.csv")
+    edits.main(any_order, clip_reference, prompts, split="train", most=4, json_file=file)
+    rows = json.loads(file.read_text())
+    assert [row["way"] for row in rows] == 4 * list(edits.WAYS)
+    outside = {way: [row["outside"][0] for row in rows if row["way"] == way] for way in edits.WAYS}
+    assert all(not any(outside[way]) for way in edits.WAYS[:3]) and all(outside["generated"])
+    assert all(-1 <= row[name][0] <= 1 for row in rows for name in ("inside", "whole"))
+
+
+def test_change_outside_and_seam_by_hand() -> None:
+    before, after, box = Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8)), (4, 0, 8, 4)
+    after.paste((90, 90, 90), box)
+    assert edits.change_outside(before, after, box) == 0 and edits.seam(before, box) == 0
+    assert edits.seam(after, box) == 90
+    after.paste((12, 12, 12), (0, 0, 4, 8))  # 32 of the 48 pixels outside
+    assert edits.change_outside(before, after, box) == 8
+    assert edits.seam(after, box) == (4 * 78 + 4 * 90) / 8
 
 
 def test_an_unknown_benchmark_is_one_sentence() -> None:
