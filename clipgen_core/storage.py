@@ -6,7 +6,9 @@ The root is a local folder or any fsspec URL. Knows nothing of what the artefact
 import re
 from pathlib import Path
 
-from clipgen_core.errors import ClipgenError
+from pydantic import ValidationError
+
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, read_bytes, url_to_fs, write_bytes
 from clipgen_core.schema import Frozen
 
@@ -124,16 +126,21 @@ class Storage:
             Its path and digest.
 
         Raises:
-            ClipgenError: The stage has not finished under this root yet.
+            ClipgenError: The stage has not finished under this root yet, or its pointer is damaged.
         """
-        path = self.path("current", f"{stage}.json")
+        path, (asset, command) = self.path("current", f"{stage}.json"), ASSETS[stage]
         if not exists(path):
-            asset, command = ASSETS[stage]
             raise ClipgenError(
                 f"there is no {asset} under {self.root} yet, which {needed_for} needs: materialise {asset}, "
                 f"or run `{command}` first"
             )
-        return Pointer.model_validate_json(read_bytes(path))
+        try:
+            return Pointer.model_validate_json(read_bytes(path))
+        except ValidationError as error:
+            raise ClipgenError(
+                f"{path}, which says where the newest {asset} is, is damaged ({first_line(error)}): "
+                f"materialise {asset} again, which writes it anew and keeps what is finished"
+            ) from error
 
     def publish_current(self, stage: str, path: str, digest: str) -> None:
         """Point to a finished artefact.

@@ -9,12 +9,14 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from clipgen_core import logs
 from clipgen_core.data.archives import is_archive
 from clipgen_core.data.keys import Lookup, keys_of_texts
 from clipgen_core.data.kinds import is_image_name
 from clipgen_core.data.listing import UNREADABLE
 from clipgen_core.data.sources import Source, in_lists, keys_of_states
-from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
+from clipgen_core.data.tables import create_table, delete, find_table, one_of, open_table, quoted, scan
+from clipgen_core.schema import IMAGES
 from clipgen_core.storage import Storage
 
 AT_ONCE = 1000  # rows that one condition names
@@ -95,6 +97,20 @@ def forget_unread(out: Storage, source: Source) -> None:
                 again.add(file)
     for some in in_lists(sorted(again), AT_ONCE):
         delete(out.files, one_of("uri", some))
+
+
+def begin(out: Storage) -> None:
+    """Create the images table. If it was lost, all files are read again: what they gave is gone with it.
+
+    Args:
+        out: The root.
+    """
+    files = find_table(out.files)
+    if find_table(out.images) is None and files is not None and files.count_rows():
+        logs.line(f"the images table {out.images} is gone: all files are read again")
+        for url in (out.copies, out.rejects, out.files):
+            delete(url, "true")
+    create_table(out.images, IMAGES)
 
 
 def other_files(out: Storage, source: Source, folder: str | None) -> dict[str, int]:

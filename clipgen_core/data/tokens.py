@@ -16,11 +16,13 @@ from pydantic import ValidationError
 
 from clipgen_core import filesystem
 from clipgen_core.data.order import ShuffledOrder
+from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.tables import vectors
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Part, TokenManifest
 
 MANIFEST = "manifest.json"
+READERS = 4  # files that are read at once
 
 
 def write_part(folder: Path, name: str, rows: pa.Table) -> Part:
@@ -68,6 +70,16 @@ def read_manifest(url: str) -> TokenManifest:
         raise ClipgenError(
             f"{path} is damaged ({first_line(error)}): materialise token_shards again"
         ) from error
+
+
+def is_whole(url: str) -> bool:
+    """Whether there are token shards and every file is the one that the manifest names; reads them all."""
+    try:
+        manifest = read_manifest(url)
+    except ClipgenError:
+        return False
+    parts = (*manifest.train, *manifest.validation)
+    return all(bounded_map(lambda part: _read(url, part) is not None, parts, READERS, ahead=READERS))
 
 
 @dataclass(frozen=True)
@@ -150,15 +162,22 @@ class TokenShards:
             yield self._read(part).embeddings
 
     def _read(self, part: Part) -> Rows:
-        path = f"{self.url}/{part.file}"
-        data = filesystem.read_bytes(path) if filesystem.exists(path) else b""
-        if _sha256(data) != part.sha256:
+        data = _read(self.url, part)
+        if data is None:
             raise ClipgenError(
-                f"{path} is not the file that its manifest names: materialise token_shards again"
+                f"{self.url}/{part.file} is not the file that its manifest names: materialise token_shards "
+                "again, which mends it"
             )
         table = pq.read_table(pa.BufferReader(data), columns=["codes", "embedding"])
         codes = table["codes"].combine_chunks()
         return Rows(codes.flatten().to_numpy().reshape(len(codes), -1), vectors(table, "embedding"))
+
+
+def _read(url: str, part: Part) -> bytes | None:
+    """The bytes of a file; None if it is missing, or not the one that the manifest names."""
+    path = f"{url}/{part.file}"
+    data = filesystem.read_bytes(path) if filesystem.exists(path) else b""
+    return data if _sha256(data) == part.sha256 else None
 
 
 def _sha256(data: bytes) -> str:

@@ -21,13 +21,20 @@ from PIL import Image
 
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.examine import Outcome, examine
-from clipgen_core.data.files import FilesRead, forget_unread, known_folders, other_files, reject_reasons
+from clipgen_core.data.files import (
+    FilesRead,
+    begin,
+    forget_unread,
+    known_folders,
+    other_files,
+    reject_reasons,
+)
 from clipgen_core.data.forget import forget_places
 from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
-from clipgen_core.data.tables import create_table, delete, one_of, open_table, scan_keys, upsert
+from clipgen_core.data.tables import delete, one_of, open_table, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
 from clipgen_core.schema import COPIES, FILES, IMAGES, REJECTS
@@ -88,7 +95,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
-    create_table(out.images, IMAGES)
+    begin(out)
     ingest = _Ingest(config, out, opened)
     speed = ingest.read(folder)
     others = other_files(out, opened, folder)

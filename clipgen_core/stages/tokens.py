@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipgen_core import filesystem, storage
+from clipgen_core import filesystem, logs, storage
 from clipgen_core.data import tokens
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.duplicates import redundant_keys
@@ -205,12 +205,14 @@ class _Shards:
         )
 
     def publish(self, inputs: TokenInputs, images: str, out: storage.Storage) -> tuple[TokenManifest, str]:
-        """Write the shards unless they exist; returns their manifest and URL."""
+        """Write the shards unless they are there and whole; returns their manifest and URL."""
         fingerprint = digest_of([inputs.model_dump(), self.config.rows_per_part])
         url = out.tokens(inputs.vqgan_digest, inputs.clip_key, fingerprint)
         tag(inputs.embeddings, inputs.embeddings_version, f"tokens-{fingerprint}")
-        if filesystem.exists(f"{url}/{tokens.MANIFEST}"):
+        if tokens.is_whole(url):
             return tokens.read_manifest(url), url
+        if filesystem.exists(f"{url}/{tokens.MANIFEST}"):
+            logs.line(f"the token shards at {url} are damaged: they are written again")
         self.counts = torch.zeros(inputs.codebook_size, dtype=torch.long)
         with filesystem.draft_folder(url) as scratch:
             draft = Path(scratch) / "tokens"

@@ -32,3 +32,10 @@ def test_pointer_round_trip_and_what_is_missing(storage: Storage) -> None:
         storage.current("vqgan", "tokens")
     storage.publish_current("vqgan", "/somewhere/step-1", "abc")
     assert storage.current("vqgan", "tokens").path == "/somewhere/step-1"
+
+
+def test_a_damaged_pointer_is_one_sentence_with_the_way_out(storage: Storage) -> None:
+    storage.publish_current("tokens", "/somewhere", "abc")
+    Path(storage.path("current", "tokens.json")).write_text("{")
+    with pytest.raises(ClipgenError, match=r"tokens.json, .* is damaged .*: materialise token_shards again"):
+        storage.current("tokens", "the transformer")

@@ -47,6 +47,14 @@ def test_rows_say_what_the_picture_is(storage: Storage, tmp_path: Path) -> None:
     assert row["image"] == (folder / "ein Bild.jpg").read_bytes()
 
 
+def test_a_lost_images_table_is_read_again_whole(pictures: Path, storage: Storage) -> None:
+    before = ingest(pictures / "pictures", storage)
+    shutil.rmtree(storage.images)
+    after = ingest(pictures / "pictures", storage)
+    assert (after.added, after.total, after.digest) == (72, 72, before.digest)
+    assert ingest(pictures / "pictures", storage).added == 0
+
+
 def test_the_same_picture_under_two_names_is_one_row(storage: Storage, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw("red", "disc").save(tmp_path / name)

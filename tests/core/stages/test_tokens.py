@@ -62,6 +62,25 @@ def test_shards_of_the_same_making_are_left_as_they_are(pipeline: Storage, tmp_p
     assert other[0] != first[0] and other[1] > first[1]
 
 
+@pytest.mark.parametrize(
+    "damaged", ["part-train-00000.parquet", "part-validation-00000.parquet", "manifest.json"]
+)
+def test_shards_that_are_damaged_are_written_again(damaged: str, pipeline: Storage, tmp_path: Path) -> None:
+    out = Storage(str(tmp_path / "root"))
+    inputs = {stage: pipeline.current(stage, "tests").path for stage in ("embeddings", "vqgan")}
+
+    def run() -> tokens.Result:
+        return tokens.run(tokens.Config(), images=pipeline.images, **inputs, out=out, tracker=NullTracker())
+
+    first = run()
+    file = Path(first.shards) / damaged
+    file.write_bytes(file.read_bytes()[:-1])
+    again = run()
+    assert (again.shards, again.digest, again.encoded) == (first.shards, first.digest, 0)
+    assert len(TokenShards(again.shards, seed=0).batch(0, 8)) == 8
+    assert len(TokenShards(again.shards, seed=0).validation()) > 0
+
+
 def test_batches_are_repeatable(shards: str) -> None:
     one, other = TokenShards(shards, seed=1), TokenShards(shards, seed=1)
     assert (one.batch(3, 8).codes == other.batch(3, 8).codes).all()
