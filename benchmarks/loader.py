@@ -1,6 +1,5 @@
 """The token-shard reader: how many images a second it gives, and what memory it takes at any size."""
 
-import hashlib
 import statistics
 import subprocess
 import sys
@@ -8,14 +7,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
+from benchmarks.shards import ROWS_PER_PART, write_shards
 from benchmarks.timing import Row, in_turn
 from clipgen_core.data import tokens
-from clipgen_core.schema import Part, TokenManifest, tokens_schema
 
-CODES, GRID, DIM, BATCH = 16384, 16, 512, 256
-ROWS_PER_PART = 4096  # the default of token_shards
+BATCH = 256
 WINDOW_BATCHES = 4 * ROWS_PER_PART // BATCH  # every round reads, checks and shuffles four new parts
 
 
@@ -51,56 +48,6 @@ def loader(trainer_images_per_second: float) -> list[Row]:
             f"{large:.0f} MB against {small:.0f} MB after 400 batches of {BATCH} spread over the pass",
         ),
     ]
-
-
-def write_shards(folder: Path, rows: int) -> str:
-    """Token shards of random codes and embeddings; parts beyond the first few are copies of those."""
-    folder.mkdir(parents=True)
-    schema = tokens_schema(CODES, GRID * GRID, DIM)
-    rng, made, parts = np.random.default_rng(0), dict[int, bytes](), []
-    for number, start in enumerate(range(0, rows, ROWS_PER_PART)):
-        count, name = min(ROWS_PER_PART, rows - start), f"part-train-{number:05d}.parquet"
-        if count not in made:
-            part = tokens.write_part(folder, name, _table(rng, count, schema))
-            made[count] = (folder / name).read_bytes()
-        else:
-            (folder / name).write_bytes(made[count])
-            digest = hashlib.sha256(made[count]).hexdigest()
-            part = Part(file=name, rows=count, sha256=digest)
-        parts.append(part)
-    held = tokens.write_part(folder, "part-validation-00000.parquet", _table(rng, 64, schema))
-    manifest = TokenManifest(
-        grid=GRID,
-        codebook_size=CODES,
-        embedding_dim=DIM,
-        views=1,
-        smallest_crop=1.0,
-        images_digest="",
-        clip="",
-        clip_key="",
-        vqgan="",
-        vqgan_digest="",
-        embeddings="",
-        embeddings_version=0,
-        codebook_usage=1.0,
-        codebook_perplexity=1.0,
-        train=tuple(parts),
-        validation=(held,),
-    )
-    (folder / tokens.MANIFEST).write_text(manifest.model_dump_json())
-    return str(folder)
-
-
-def _table(rng: np.random.Generator, count: int, schema: pa.Schema) -> pa.Table:
-    codes = pa.array(rng.integers(CODES, size=count * GRID * GRID, dtype=np.uint16))
-    embeddings = pa.array(rng.standard_normal(count * DIM, np.float32))
-    columns = [
-        pa.array([f"{i:064x}" for i in range(count)]),
-        pa.array(np.zeros(count, np.uint8)),
-        pa.FixedSizeListArray.from_arrays(codes, GRID * GRID),
-        pa.FixedSizeListArray.from_arrays(embeddings, DIM),
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def peak_memory(folder: str) -> float:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edits, gap, guidance, loader, orders, reading
+from benchmarks import edits, gap, guidance, orders, reading
 from benchmarks.baseline import PlainGpt
+from benchmarks.shards import write_shards
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from clipgen_core.data.captions import read_captions
@@ -59,7 +60,7 @@ def test_the_static_cache_samples_from_what_a_whole_pass_predicts() -> None:
 
 
 def test_the_loaders_shards_are_shards(tmp_path: Path) -> None:
-    shards = TokenShards(loader.write_shards(tmp_path / "shards", 40_000), seed=0)
+    shards = TokenShards(write_shards(tmp_path / "shards", 40_000), seed=0)
     assert shards.rows == 40_000 and len(shards.manifest.train) == 10
     assert len(shards.batch(100, 256)) == 256
 
