@@ -15,7 +15,7 @@ from benchmarks.timing import Row
 
 TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
 DATA = ("embedding", "rerun", "growth", "search")
-NAMES = (*TRAINING, *DATA, "scaling")
+NAMES = (*TRAINING, *DATA, "compaction", "scaling")
 
 
 def main(
@@ -48,11 +48,13 @@ def main(
 
 
 def run(name: str, layers: int, batch: int) -> list[Row]:
-    from benchmarks import loader, sampling, scaling, tables, transformer, vqgan
+    from benchmarks import compaction, loader, sampling, scaling, tables, transformer, vqgan
 
     if name in DATA:
         made: list[Row] = getattr(tables, name)()
         return made
+    if name == "compaction":
+        return compaction.compaction()
     if name == "scaling":
         return scaling.scaling()
     if name == "training":

@@ -19,6 +19,9 @@ os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # statistics i
 UNINDEXED_SHARE = 0.05  # more rows than this outside the index are put into it
 DIMENSIONS_A_CODE = 8  # of a product quantizer's code of one byte
 VECTOR, FOLDER = "vector_idx", "folder_idx"
+FILE_BYTES = 2**28  # of a data file that compaction leaves as it is
+BATCH_BYTES = 2**21  # that compaction reads at once
+SMALLEST_ROW = 64  # bytes, if a table is empty or says no sizes
 
 
 def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
@@ -68,6 +71,9 @@ def tables(out: Storage) -> list[str]:
 def compact(url: str, keep: timedelta) -> tuple[int, int]:
     """Merge small files and remove old versions, except tagged ones.
 
+    Files of about FILE_BYTES are left as they are, so that no more than that and what came since is written
+    again. Memory does not grow with the table.
+
     Args:
         url: The table, which need not exist.
         keep: Age up to which versions are kept.
@@ -78,9 +84,22 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
     table = find_table(url)
     if table is None:
         return 0, 0
-    merged = table.optimize.compact_files()
+    size = bytes_per_row(table)
+    merged = table.optimize.compact_files(
+        target_rows_per_fragment=max(int(FILE_BYTES / size), 1),
+        batch_size=max(int(BATCH_BYTES / size), 1),
+        num_threads=1,
+        compaction_mode="try_binary_copy",  # where no rows were deleted; a third of the time and memory
+    )
     removed = open_table(url).cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
     return int(merged.fragments_removed), int(removed.bytes_removed)
+
+
+def bytes_per_row(table: lance.LanceDataset) -> float:
+    """The mean size of a row on disk, SMALLEST_ROW at least."""
+    files = [file for fragment in table.get_fragments() for file in fragment.data_files()]
+    size = sum(file.file_size_bytes or 0 for file in files)
+    return max(size / max(table.count_rows(), 1), SMALLEST_ROW)
 
 
 def tag(url: str, version: int, name: str) -> None:

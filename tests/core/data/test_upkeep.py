@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from clipgen_core.data.tables import nearest, open_table, upsert, vector_array, vectors
+from clipgen_core.data import upkeep
+from clipgen_core.data.tables import delete, nearest, open_table, upsert, vector_array, vectors
 from clipgen_core.data.upkeep import compact, tables, tag, unindexed, update_indexes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import embeddings_schema
@@ -72,6 +73,35 @@ def test_old_versions_go_but_what_a_model_was_trained_on_stays(tmp_path: Path) -
     with pytest.raises((ClipgenError, ValueError, OSError)):
         open_table(url, 2).to_table()
     assert compact(str(tmp_path / "none.lance"), timedelta(0)) == (0, 0)
+
+
+def test_a_later_compaction_writes_what_is_new_and_leaves_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = str(tmp_path / "e.lance")
+    for i in range(40):
+        add(url, 10 * i, 10)
+    assert upkeep.bytes_per_row(open_table(url)) > 64 * 4
+    monkeypatch.setattr(upkeep, "FILE_BYTES", 100)
+    monkeypatch.setattr(upkeep, "bytes_per_row", lambda table: 1.0)  # files of few rows are mostly headers
+
+    def files() -> list[str]:
+        return [fragment.data_files()[0].path for fragment in open_table(url).get_fragments()]
+
+    compact(url, timedelta(0))
+    first = files()
+    assert 3 <= len(first) <= 5
+    for i in range(40, 43):
+        add(url, 10 * i, 10)
+    compact(url, timedelta(0))
+    assert files()[: len(first) - 1] == first[:-1] and len(files()) <= len(first) + 1
+    delete(url, f"id < '{25:064}'")  # a quarter of a file
+    compact(url, timedelta(0))
+    assert files()[0] != first[0]
+    left = open_table(url).to_table()
+    assert sorted(left["id"].to_pylist()) == [f"{i:064x}" for i in range(0x25, 430)]
+    expected = np.concatenate([clustered(10 * i, 10) for i in range(43)])[0x25:]
+    assert np.allclose(vectors(left)[np.argsort(left["id"].to_pylist())], expected)
 
 
 def test_processes_may_tag_at_once(tmp_path: Path) -> None:
