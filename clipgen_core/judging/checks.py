@@ -47,6 +47,7 @@ def check(metrics: Mapping[str, float], thresholds: Thresholds, unfair: str | No
     """
     return [
         _enough_prompts(metrics, thresholds),
+        _follows_prompts(metrics, thresholds),
         _not_worse_than_champion(metrics, thresholds, unfair),
         _codebook_in_use(metrics, thresholds),
         _not_memorised(metrics, thresholds),
@@ -64,6 +65,20 @@ def _enough_prompts(metrics: Mapping[str, float], thresholds: Thresholds) -> Ver
         {"prompts": prompts},
         f"{prompts:.0f} prompts were scored, at least {thresholds.min_prompts} are needed",
     )
+
+
+def _follows_prompts(metrics: Mapping[str, float], thresholds: Thresholds) -> Verdict:
+    """An absolute floor, which the first candidate needs, too."""
+    name, least = "follows_prompts", thresholds.min_above_shuffled
+    if "above_shuffled/low" not in metrics:
+        reason = "no split has two prompts that were scored: add prompts, and evaluate again"
+        return Verdict(name, False, {}, reason, measured=False)
+    gain = {part: metrics[f"above_shuffled/{part}"] for part in ("mean", "low", "high")}
+    reason = (
+        f"the CLIP score of images with their own prompts is {gain['mean']:.3f} above that with others, and "
+        f"may be only {gain['low']:.3f}; at least {least} is needed"
+    )
+    return Verdict(name, gain["low"] >= least, gain, reason)
 
 
 def _not_worse_than_champion(

@@ -113,6 +113,16 @@ def _count(trials: Sequence[Trial]) -> int:
     return sum(len(trial.prompts) for trial in trials)
 
 
+def above_shuffled(scores: Iterable[Mapping[str, Scored]]) -> dict[str, float]:
+    """By how much the CLIP score of the generated images is above their mean score with the other prompts of
+    their split, and its 95 % interval; empty if no split has two prompts."""
+    gained = [kinds[GENERATED].above_others for kinds in scores if len(kinds[GENERATED].texts) > 1]
+    if not gained:
+        return {}
+    gain = bootstrap(np.concatenate(gained))
+    return {f"above_shuffled/{name}": value for name, value in gain._asdict().items()}
+
+
 def against_champion(scores: Iterable[Mapping[str, Scored]]) -> dict[str, float]:
     """The mean difference of the CLIP score to the champion's, for the same prompts and seeds, and its 95 %
     interval; empty if there is no champion."""

@@ -29,6 +29,8 @@ class Scored:
         embeddings: CLIP embeddings of the images, float32 [n, d], of length 1.
         clip_score: Cosine of each image with its prompt, float32 [n].
         rank: Number of other prompts whose cosine with the image is higher than its own prompt's, int64 [n].
+        above_others: By how much `clip_score` is above the mean cosine of the image with the other texts,
+            float32 [n].
     """
 
     texts: Sequence[str]
@@ -36,6 +38,7 @@ class Scored:
     embeddings: np.ndarray
     clip_score: np.ndarray
     rank: np.ndarray
+    above_others: np.ndarray
 
     def metrics(self) -> dict[str, float]:
         """Means over the prompts, and half the width of their 95 % bootstrap intervals as `*/half_width`."""
@@ -95,8 +98,10 @@ class Judge:
             The images with their scores.
         """
         cosine = embeddings @ self.name_embeddings.T
-        own = cosine[np.arange(len(texts)), [self.names.index(text) for text in texts]]
-        return Scored(texts, images, embeddings, own, (cosine > own[:, None]).sum(axis=1))
+        columns = [self.names.index(text) for text in texts]
+        own, of_texts = cosine[np.arange(len(texts)), columns], cosine[:, columns].mean(axis=1)
+        gain = (own - of_texts) * len(texts) / max(len(texts) - 1, 1)  # the mean of all texts has its own
+        return Scored(texts, images, embeddings, own, (cosine > own[:, None]).sum(axis=1), gain)
 
     def features(self, images: list[Image.Image], embeddings: np.ndarray | None = None) -> Features:
         """The features of images in every space of the judge.

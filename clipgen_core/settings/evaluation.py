@@ -12,6 +12,9 @@ class Thresholds(Frozen):
 
     min_prompts: int = Field(default=30, gt=0)
     """Fewest scored prompts, over all splits. With fewer, the scores are too uncertain to promote a model."""
+    min_above_shuffled: float = Field(default=0.0, ge=-2, le=2)
+    """By how much the mean CLIP score must be above that of the same images with the other prompts of their
+    split, with 97.5 % confidence. An image that no prompt has shaped is at 0."""
     tolerance: float = Field(default=0.03, ge=0, allow_inf_nan=False)
     """By how much the mean CLIP score may be below the champion's, with 97.5 % confidence."""
     min_codebook_usage: float = Field(default=0.5, ge=0, le=1)

@@ -30,6 +30,7 @@ from clipgen_core.judging.checks import Verdict, check
 from clipgen_core.judging.copies import TrainingImages
 from clipgen_core.judging.figures import (
     Scores,
+    above_shuffled,
     against_champion,
     against_reference,
     by_prompt,
@@ -110,6 +111,7 @@ def run(
     reference = reference_set(config, judge, tried, images)
     states = training_states(generator.parts)
     metrics = scores_of_splits(tried, scores) | against_reference(reference, tried, scores)
+    metrics |= above_shuffled(scores.values())
     metrics |= {} if impartiality.unfair else against_champion(scores.values())
     metrics |= memorised(config, tried) | codebook_metrics(generator.parts) | training_metrics(states)
     report = Report(

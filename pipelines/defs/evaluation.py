@@ -18,7 +18,7 @@ from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
 TRAINED = "trained:"
-CHECKS = ("enough_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
+CHECKS = ("enough_prompts", "follows_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
 
 
 @of_stage("evaluation")

@@ -30,7 +30,7 @@ TINY = recipes.Recipe(
         scored=4,
         candidates=1,
         reconstructions=2,
-        thresholds=Thresholds(min_prompts=4),
+        thresholds=Thresholds(min_prompts=4, min_above_shuffled=-2),
     ),
 )
 

@@ -51,6 +51,7 @@ def test_scores_by_hand(clip: ClipEncoder) -> None:
     judge.__dict__["name_embeddings"] = np.array([[0, 1], [1, 0], [0.6, 0.8]])
     scored = judge.score_embedded(["up", "right"], [], np.array([[0, 1.0], [0.8, 0.6]]))
     assert scored.clip_score.tolist() == pytest.approx([1, 0.8])
+    assert scored.above_others.tolist() == pytest.approx([1 - 0, 0.8 - 0.6])  # "between" was not asked for
     assert scored.rank.tolist() == [0, 1]  # "between" fits the second image better
     metrics = scored.metrics()
     assert metrics["clip_score"] == pytest.approx(0.9)
