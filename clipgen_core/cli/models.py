@@ -70,12 +70,23 @@ def import_generator(
 
 
 @app.command(cls=Command)
-def champions(root: Root = None, name: Name = "clip-gen") -> None:
+def champions(
+    root: Root = None,
+    name: Name = "clip-gen",
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="If MLflow lost the champion, go back to the last one that it has."),
+    ] = False,
+) -> None:
     """Show which versions of the registered model were champion; the last one is in use."""
+    registry = _registry(root, name)
+    if repair:
+        row = registry.repair()
+        console.print(f"the champion is {row.version or 'none'} now" if row else "nothing is to be repaired")
     sheet = Table("", "version", "instead of", "by", "at", box=None)
-    for row in _registry(root, name).history():
+    for row in registry.history():
         when = f"{row.at:%Y-%m-%d %H:%M} UTC"
-        sheet.add_row(str(row.number), row.version, row.before or "-", row.reason, when)
+        sheet.add_row(str(row.number), row.version or "none", row.before or "-", row.reason, when)
     console.print(sheet)
 
 

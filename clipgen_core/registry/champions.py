@@ -12,93 +12,32 @@ import datetime
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version as version_of
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
-from clipgen_core.extras import base_packages
 from clipgen_core.generation.parts import copy_parts, read_parts
-from clipgen_core.judging.checks import NOT_MEASURED, PASSED, Verdict
+from clipgen_core.judging.checks import NOT_MEASURED, PASSED
 from clipgen_core.registry.lineage import lineage
+from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
 from clipgen_core.schema import CHAMPIONS
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker, find_version, mlflow_client
 
 MODEL = "clip-gen"
 CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
-EXAMPLE = ["a red heart"]
-PARAMS = ("candidates", "guidance_scale", "steps", "temperature")  # of sampling, that a request may set
 JUDGED_AGAINST = "judged_against"
 CONDITIONING = "the conditioning CLIP"
-SCORE, CHECK = "score.", "check."  # tags of a judgement
-
-
-def _description(metrics: Mapping[str, float], judge: str) -> str:
-    """The headline metrics as a Markdown table, for MLflow's page of the version."""
-    lines = [
-        "| prompts | CLIP score | recall@5 | real images: CLIP score | recall@5 |",
-        "|---|---|---|---|---|",
-    ]
-    for split in (name.removesuffix("/prompts") for name in metrics if name.endswith("/prompts")):
-        keys = [
-            f"{split}/{kind}/{score}"
-            for kind in ("generated", "real")
-            for score in ("clip_score", "recall@5")
-        ]
-        lines.append("| " + " | ".join([split, *(f"{metrics[key]:.3f}" for key in keys)]) + " |")
-    return "\n".join([*lines, "", f"Scored by {judge}. The tag `report` says where the report is."])
-
-
-def _tags(judged: "Evaluated") -> dict[str, str]:
-    """The scores and checks of a judgement as tags of a version."""
-    scores = {f"{SCORE}{name.replace('@', '_at_')}": f"{v:.6g}" for name, v in judged.metrics.items()}
-    return scores | {f"{CHECK}{one.name}": one.said for one in judged.verdicts}
-
-
-def _log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker) -> str:
-    """The logged model's URI. The signature comes from the types of `predict` and from the example's
-    parameters, the defaults."""
-    import mlflow
-
-    package = Path(__file__).parents[1]
-    mlflow.set_tracking_uri(tracker.client.tracking_uri)
-    with mlflow.start_run(run_id=tracker.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="generator",
-            python_model=str(Path(__file__).with_name("registered_model.py")),
-            artifacts={"generator": str(generator)},
-            code_paths=[str(package)],
-            pip_requirements=requirements(),
-            input_example=(EXAMPLE, params),
-        )
-    return str(logged.model_uri)
-
-
-def requirements() -> list[str]:
-    """What a registered model needs to run, at the versions of this environment; MLflow adds itself."""
-    return [f"{package}=={version_of(package)}" for package in base_packages() if package != "mlflow-skinny"]
-
-
-class Evaluated(Protocol):
-    """What an evaluation left: where its report is, its metrics and its checks."""
-
-    @property
-    def report(self) -> str: ...
-
-    @property
-    def metrics(self) -> dict[str, float]: ...
-
-    @property
-    def verdicts(self) -> list[Verdict]: ...
+SKEW = datetime.timedelta(minutes=10)  # between the clocks of MLflow and of who promotes
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """A row of the table of champions. before: the version that was champion until then, "" if none."""
+    """A row of the table of champions. version: "" if there is none; before: the version that was champion
+    until then and can be again, "" if none."""
 
     number: int
     version: str
@@ -143,12 +82,17 @@ class Registry:
     def champion(self) -> str | None:
         """The version in use, None before the first promotion."""
         history = self.history()
-        return history[-1].version if history else None
+        return (history[-1].version or None) if history else None
 
     def uri(self, version: str) -> str:
-        """`models:/NAME/VERSION`, which MLflow in this process finds in this registry from now on."""
+        """`models:/NAME/VERSION`, which MLflow in this process finds in this registry from now on.
+
+        Raises:
+            ClipgenError: It was champion, but MLflow has it no longer.
+        """
         import mlflow
 
+        self._require_there(version)
         mlflow.set_tracking_uri(self.client.tracking_uri)
         return f"models:/{self.name}/{version}"
 
@@ -157,9 +101,6 @@ class Registry:
 
         A version that was registered from the same checkpoint is returned, and nothing is copied. A new
         version has no judgement: `mark` gives it one, and makes it the candidate.
-
-        Models from code: MLflow stores `registered_model.py` as text and runs it when loading; no Python
-        object is pickled.
 
         Args:
             transformer: The URL of a transformer checkpoint.
@@ -178,7 +119,7 @@ class Registry:
         with tempfile.TemporaryDirectory() as scratch:
             copy_parts(parts, Path(scratch) / "generator")
             params = {"seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
-            model = _log_model(Path(scratch) / "generator", params, tracker)
+            model = log_model(Path(scratch) / "generator", params, tracker)
         return str(mlflow.register_model(model, self.name, tags=tags).version)
 
     def _registered(self, transformer: str, digest: str) -> str | None:
@@ -205,14 +146,14 @@ class Registry:
         """
         judge = judge or CONDITIONING
         report = f"runs:/{run_id}/{PurePosixPath(judged.report).name}"
-        tags = _tags(judged) | {"judge": judge, "mlflow_run": run_id, "report": report}
+        tags = judgement(judged) | {"judge": judge, "mlflow_run": run_id, "report": report}
         before = self.client.get_model_version(self.name, version).tags
         earlier = {key for key in before if key.startswith((SCORE, CHECK))} - tags.keys()
         for key in [JUDGED_AGAINST, *earlier] if JUDGED_AGAINST in before else earlier:
             self.client.delete_model_version_tag(self.name, version, key)
         for key, value in (tags | {JUDGED_AGAINST: judged_against or "none"}).items():
             self.client.set_model_version_tag(self.name, version, key, value)
-        self.client.update_model_version(self.name, version, _description(judged.metrics, judge))
+        self.client.update_model_version(self.name, version, description(judged.metrics, judge))
         self.client.set_registered_model_alias(self.name, CANDIDATE, version)
 
     def promote(self, version: str | None = None) -> Promotion:
@@ -240,7 +181,8 @@ class Registry:
                 f"{self.name} version {found} was compared with version {tags[JUDGED_AGAINST]}, but the "
                 f"champion is {champion or 'none'} now: materialise evaluation_report again"
             )
-        return self._append(history, found, "promotion")
+        before = "" if champion in self._lost() else champion  # no way back to a version that is lost
+        return self._append(history, found, "promotion", before=before)
 
     def _refuse_unless_passed(self, version: str, tags: Mapping[str, str], *, named: bool) -> None:
         checks = {key: said for key, said in tags.items() if key.startswith(CHECK) and said != PASSED}
@@ -259,13 +201,43 @@ class Registry:
         Raises:
             ClipgenError: `models:/NAME@champion` is a version that was never champion under this root.
         """
-        found = self.client.search_registered_models(f"name = '{self.name}'")
-        version = found[0].aliases.get(CHAMPION_ALIAS) if found else None
+        version = self._aliases().get(CHAMPION_ALIAS)
         if version is not None and str(version) not in {row.version for row in self.history()}:
             raise ClipgenError(
                 f"models:/{self.name}@{CHAMPION_ALIAS} is version {version}, which another root promoted: "
                 f"give each root an mlflow.model of its own, or delete the alias if {self.ledger} is lost"
             )
+
+    def _require_there(self, *versions: str) -> None:
+        """Refuse to go on with versions that were champion, but that MLflow has no longer."""
+        for version in versions:
+            if version and version in self._lost():
+                raise ClipgenError(
+                    f"version {version} of {self.name}, which {self.ledger} names, is no longer in MLflow: "
+                    "`clipgen champions --repair` chooses the last champion that is, or none"
+                )
+
+    def _lost(self) -> set[str]:
+        """The versions of the table that MLflow has no longer. One that was made after it was promoted is
+        another of the same number, as in a new database."""
+        made = {
+            str(one.version): datetime.datetime.fromtimestamp(one.creation_timestamp / 1000, datetime.UTC)
+            for one in self.client.search_model_versions(f"name = '{self.name}'")
+        }
+        rows = [row for row in self.history() if row.version]
+        return {row.version for row in rows if row.version not in made or made[row.version] > row.at + SKEW}
+
+    def repair(self) -> Promotion | None:
+        """Make the last champion that MLflow still has the champion, if the present one is lost.
+
+        Returns:
+            What was written, with the version "" if none is left; None if nothing was to be repaired.
+        """
+        history, lost = self.history(), self._lost()
+        if not history or not history[-1].version or history[-1].version not in lost:
+            return None
+        left = [row.version for row in history if row.version and row.version not in lost]
+        return self._append(history, left[-1] if left else "", "repair", before="")
 
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again; the two change places."""
@@ -273,12 +245,12 @@ class Registry:
         history = self.history()
         if not history or not history[-1].before:
             raise ClipgenError(f"{self.name} has had no other champion to roll back to")
-        return self._append(history, history[-1].before, "rollback")
+        self._require_there(history[-1].version, history[-1].before)
+        return self._append(history, history[-1].before, "rollback", before=history[-1].version)
 
-    def _append(self, history: list[Promotion], version: str, reason: str) -> Promotion:
-        before, number = (history[-1].version, history[-1].number + 1) if history else ("", 1)
-        now = datetime.datetime.now(datetime.UTC)
-        row = Promotion(number, version, before, reason, now)
+    def _append(self, history: list[Promotion], version: str, reason: str, *, before: str) -> Promotion:
+        number = history[-1].number + 1 if history else 1
+        row = Promotion(number, version, before, reason, datetime.datetime.now(datetime.UTC))
         rows = pa.Table.from_pylist([asdict(row)], schema=CHAMPIONS)
         mine = upsert(self.ledger, rows, "number", overwrite=False) or self.history()[number - 1] == row
         if not mine and self.champion() != version:
@@ -292,8 +264,15 @@ class Registry:
         """Point the aliases to the versions of the table, and repeat that if the table has changed since."""
         while True:
             latest = self.history()[-1]
-            self.client.set_registered_model_alias(self.name, CHAMPION_ALIAS, latest.version)
-            if latest.before:
-                self.client.set_registered_model_alias(self.name, PREVIOUS, latest.before)
+            there = self._aliases()
+            for alias, version in ((CHAMPION_ALIAS, latest.version), (PREVIOUS, latest.before)):
+                if version:
+                    self.client.set_registered_model_alias(self.name, alias, version)
+                elif alias in there:
+                    self.client.delete_registered_model_alias(self.name, alias)
             if self.history()[-1] == latest:
                 return latest
+
+    def _aliases(self) -> dict[str, str]:
+        found = self.client.search_registered_models(f"name = '{self.name}'")
+        return dict(found[0].aliases) if found else {}

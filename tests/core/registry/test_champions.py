@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,59 @@ def test_a_second_root_with_the_same_name_takes_nothing_over(
         ):
             call()
     assert aliases(registry)["champion"] == "1" and other.champion() is None
+
+
+def test_a_champion_that_mlflow_lost_stops_what_needs_it_until_it_is_repaired(
+    tracking_uri: str, storage: Storage
+) -> None:
+    registry = versions(tracking_uri, storage, 3)
+    assert registry.repair() is None
+    mark(registry, "1", GOOD, None)
+    registry.promote("1")
+    mark(registry, "2", GOOD, "1")
+    registry.promote("2")
+    mark(registry, "3", GOOD, "2")
+    registry.client.delete_model_version("clip-gen", "2")
+    before = registry.history()
+    lost = "version 2 of clip-gen, which .* names, is no longer in MLflow: `clipgen champions --repair`"
+    for call in (registry.rollback, lambda: registry.uri("2")):
+        with pytest.raises(ClipgenError, match=lost):
+            call()
+    assert registry.history() == before
+    done = CliRunner().invoke(app, ["champions", "--repair", "--root", storage.root])
+    assert done.exit_code == 0 and "the champion is 1 now" in done.output
+    assert registry.champion() == "1" and aliases(registry) == {"candidate": "3", "champion": "1"}
+    assert registry.repair() is None
+
+
+def test_a_version_that_was_compared_with_a_champion_lost_since_is_promoted(
+    tracking_uri: str, storage: Storage
+) -> None:
+    registry = versions(tracking_uri, storage, 2)
+    mark(registry, "1", GOOD, None)
+    registry.promote("1")
+    mark(registry, "2", GOOD, "1")
+    registry.client.delete_model_version("clip-gen", "1")
+    assert registry.promote("2").before == ""
+    assert registry.champion() == "2" and aliases(registry) == {"candidate": "2", "champion": "2"}
+    with pytest.raises(ClipgenError, match="no other champion to roll back to"):
+        registry.rollback()
+
+
+def test_versions_of_a_new_database_are_not_those_of_the_same_numbers(
+    tracking_uri: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = versions(tracking_uri, storage, 1)
+    mark(registry, "1", GOOD, None)
+    registry.promote()
+    monkeypatch.setattr("clipgen_core.registry.champions.SKEW", timedelta(0))
+    anew = versions(f"sqlite:///{tmp_path}/anew/mlflow.db", storage, 1)
+    mark(anew, "1", GOOD, "1")
+    with pytest.raises(ClipgenError, match="is no longer in MLflow"):
+        anew.uri("1")
+    assert anew.repair() is not None and anew.champion() is None and "champion" not in aliases(anew)
+    mark(anew, "1", GOOD, None)
+    assert anew.promote().version == "1" and aliases(anew)["champion"] == "1"
 
 
 def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Storage) -> None:
