@@ -103,7 +103,7 @@ def sentence(asset: str, verdict: "Verdict", memory: float) -> str:
     room = f"{memory / 1e9:.3g} GB"
     if verdict.fits:
         return f"{asset} fits {room}: it needs {gigabytes(verdict.need.total)}."
-    said = f"{asset} does not fit {room}: it needs {gigabytes(verdict.need.total)}"
+    said = f"{asset} does not fit {room} with a tenth to spare: it needs {gigabytes(verdict.need.total)}"
     if not verdict.overrides:
         return f"{said}, and no setting is enough: choose a smaller recipe, or fsdp on several GPUs."
     given = " ".join(f"-o {name}={json.dumps(value)}" for name, value in verdict.overrides.items())

@@ -73,7 +73,7 @@ def test_the_command_proposes_the_override_that_fits(
     monkeypatch.setitem(recipes.RECIPES, "tiny", wide)
     asked = ["plan", str(pictures / "pictures"), "--recipe", "tiny", "--clip", clip_reference, "--gpu", "2"]
     shown = CliRunner().invoke(app, asked).output
-    assert "transformer_checkpoint does not fit 2 GB: it needs" in shown
+    assert "transformer_checkpoint does not fit 2 GB with a tenth to spare: it needs" in shown
     given = shown.partition("With ")[2].partition(" it needs")[0]
     assert given.startswith("-o transformer.train.accumulate=")
     assert "transformer_checkpoint fits 2 GB" in CliRunner().invoke(app, [*asked, *given.split()]).output
