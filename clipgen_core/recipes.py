@@ -172,12 +172,13 @@ def long() -> Recipe:
     )
 
 
-def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
+def large(vqgan_shape: str, transformer_shape: str, passes: int) -> Recipe:
     """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA.
 
     Args:
         vqgan_shape: A name in `clipgen_core.models.shapes.VQGANS`.
         transformer_shape: A name in `clipgen_core.models.shapes.TRANSFORMERS`.
+        passes: Backward passes in a step of the transformer: as few as need at most 60 GB.
 
     Returns:
         The recipe; its demo CLIP is used only where a CLIP is trained at all.
@@ -193,6 +194,7 @@ def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
             train=TrainConfig(
                 steps=400_000,
                 batch_size=128,
+                accumulate=4,
                 learning_rate=1e-4,
                 weight_decay=0.05,
                 ema_decay=0.999,
@@ -206,7 +208,13 @@ def large(vqgan_shape: str, transformer_shape: str) -> Recipe:
         transformer=transformer.Config(
             model=TRANSFORMERS[transformer_shape],
             train=TrainConfig(
-                steps=300_000, batch_size=256, learning_rate=1e-4, ema_decay=0.9999, patience=10, **seldom
+                steps=300_000,
+                batch_size=256,
+                accumulate=passes,
+                learning_rate=1e-4,
+                ema_decay=0.9999,
+                patience=10,
+                **seldom,
             ),
             sampling=SamplingConfig(temperature=1.0, top_k=500, top_p=0.95),
             corrupt=0.1,
@@ -234,8 +242,8 @@ RECIPES: dict[str, Recipe] = {
     "demo": demo(),
     "quick": quick(),
     "long": long(),
-    "paper": large("paper", "paper"),
-    "b": large("modern", "b"),
-    "l": large("modern", "l"),
-    "xl": large("modern", "xl"),
+    "paper": large("paper", "paper", passes=2),
+    "b": large("modern", "b", passes=2),
+    "l": large("modern", "l", passes=4),
+    "xl": large("modern", "xl", passes=2),
 }

@@ -41,7 +41,7 @@ RUN_BY = {
     "test_the_commands_print_what_starts_a_training",
     r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
     r"clipgen settings": "core/cli/test_settings.py::test_a_stage_is_readable_at_100_columns",
-    r"clipgen plan": "core/test_plan.py::test_the_command_prints_a_table_and_bad_input_one_sentence",
+    r"clipgen plan": "core/plan/test_plan.py::test_the_command_prints_needs_and_verdicts",
     r"clipgen check": "core/preflight/test_preflight.py::"
     "test_the_command_says_a_line_a_check_and_ends_with_exit_code_two",
     r"clipgen folders$": "core/cli/test_cli.py::test_names_with_brackets_are_printed_as_they_are",

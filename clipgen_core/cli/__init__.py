@@ -3,10 +3,10 @@
 import os
 import sys
 
-from clipgen_core.cli import check, data, edit, generate, models, settings, train
+from clipgen_core.cli import check, data, edit, generate, models, plan, settings, train
 from clipgen_core.cli.options import app
 
-__all__ = ["app", "check", "data", "edit", "generate", "main", "models", "settings", "train"]
+__all__ = ["app", "check", "data", "edit", "generate", "main", "models", "plan", "settings", "train"]
 
 
 def main() -> None:

@@ -55,37 +55,6 @@ def embed(
 
 
 @app.command(cls=Command)
-def plan(
-    folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
-    recipe: Annotated[
-        str, typer.Option("--recipe", "--preset", help="demo, quick, long, paper, b, l or xl.")
-    ],
-    clip: Annotated[
-        str | None, typer.Option(help="The CLIP to time; the shape of ViT-B/32 by default.")
-    ] = None,
-) -> None:
-    """Estimate what training on a folder takes here: images, disk, memory, hours. Writes nothing."""
-    from clipgen_core.plan import plan
-    from clipgen_core.recipes import named
-
-    estimate = plan(folder, named(recipe), clip)
-    console.print(
-        f"{estimate.files} files, about {estimate.images} images, {estimate.usable:.0%} usable, "
-        f"{estimate.mean_side:.0f} px a side; {estimate.device}"
-    )
-    sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "hours")), box=None)
-    for line in estimate.lines:
-        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), f"{line.hours:.3g}")
-    total = sum(line.disk for line in estimate.lines), max(line.memory for line in estimate.lines)
-    sheet.add_row("in all", *map(gigabytes, total), f"{sum(line.hours for line in estimate.lines):.3g}")
-    console.print(sheet)
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size else "-"
-
-
-@app.command(cls=Command)
 def folders(root: Root = None) -> None:
     """Show the top-level folders that images were ingested from, and how many each has (.: in no folder)."""
     from clipgen_core.data.tables import open_table, scan

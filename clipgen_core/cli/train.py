@@ -76,17 +76,33 @@ def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
 
     overrides: dict[str, Any] = {}
     for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise ClipgenError(f"--set {text!r} has no '=': write name=value")
+        name, value = read_value(text, "--set")
         other = name.partition(".")[0]
         if other in Recipe.model_fields and other != stage:
             raise ClipgenError(
                 f"--set {text!r} is a setting of {other}, which training {stage} does not read"
             )
-        prefix = "" if other == stage else f"{stage}."
-        try:
-            overrides[prefix + name] = json.loads(value)
-        except json.JSONDecodeError:
-            overrides[prefix + name] = value
+        overrides[name if other == stage else f"{stage}.{name}"] = value
     return overrides
+
+
+def read_value(text: str, option: str) -> tuple[str, Any]:
+    """A setting from the command line.
+
+    Args:
+        text: `name=value`. The value is read as JSON if it is JSON, otherwise it is a string.
+        option: The option that it was given by, for the message.
+
+    Returns:
+        Name and value.
+
+    Raises:
+        ClipgenError: There is no `=`.
+    """
+    name, sign, value = text.partition("=")
+    if not sign:
+        raise ClipgenError(f"{option} {text!r} has no '=': write name=value")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

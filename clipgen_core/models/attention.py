@@ -1,8 +1,29 @@
 """Scaled dot-product attention, by the kernel that is fastest on the device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+_as_on_gpus = False
+
+
+def trains_on_cpu(x: Tensor) -> bool:
+    """Whether gradients are computed on a CPU, where other kernels are faster than on GPUs."""
+    return x.device.type == "cpu" and torch.is_grad_enabled() and not _as_on_gpus
+
+
+@contextmanager
+def kernels_of_gpus() -> Iterator[None]:
+    """Choose kernels as on GPUs, to count there what those need."""
+    global _as_on_gpus
+    _as_on_gpus = True
+    try:
+        yield
+    finally:
+        _as_on_gpus = False
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None = None) -> Tensor:
@@ -21,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None
     Returns:
         Float [n, heads, s, w].
     """
-    if q.device.type != "cpu" or not torch.is_grad_enabled():
+    if not trains_on_cpu(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     bias = torch.zeros(q.shape[-2], k.shape[-2], dtype=q.dtype)
     if causal:

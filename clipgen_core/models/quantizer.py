@@ -162,7 +162,8 @@ def rotate_to(features: Tensor, vectors: Tensor) -> Tensor:
 
 def _layer(config: QuantizerConfig) -> nn.Module:
     if config.kind == "fsq":
-        return FSQ(list(config.levels), preserve_symmetry=True)
+        with torch.device("cpu"):  # it reads its codebook while it is made, which no `meta` tensor allows
+            return FSQ(list(config.levels), preserve_symmetry=True)
     if config.kind == "ibq":
         return IndexPropagation(config)
     if config.kind == "simvq":

@@ -5,14 +5,15 @@ published weights can be loaded (see clipgen_core.published.vqgan). An optional 
 ahead of the first level saves computation at full resolution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from clipgen_core.models.attention import attend
+from clipgen_core.models.attention import attend, trains_on_cpu
 from clipgen_core.models.quantizer import Quantizer
 from clipgen_core.settings.models import GROUPS, VqganConfig
 
@@ -51,6 +52,11 @@ class Vqgan(nn.Module):
         images: Tensor = self.decoder(self.quantizer.lookup(codes))
         return images
 
+    def set_recompute(self, recompute: bool) -> None:
+        """Choose whether encoder and decoder recompute their blocks in the backward pass instead of storing
+        what they computed (activation checkpointing)."""
+        self.encoder.recompute = self.decoder.recompute = recompute
+
     def compile(self, *args: Any, **options: Any) -> None:
         """Compile the encoder and the decoder, each by itself, and not the search for codes.
 
@@ -84,6 +90,11 @@ class Encoder(nn.Sequential):
             width = channels
         layers += [*middle(config), Norm(last, config), nn.SiLU(), nn.Conv2d(last, z, 3, padding=1)]
         super().__init__(*layers, nn.Conv2d(z, config.quantizer.code_dim, 1))
+        self.recompute = False
+        self._parts = parts(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return run(self._parts, images, self.recompute)
 
 
 class Decoder(nn.Sequential):
@@ -106,12 +117,12 @@ class Decoder(nn.Sequential):
         out = nn.Conv2d(first, 3 * config.patch**2, 3, padding=1)
         initialise_like_nearest(out, config.patch**2)
         super().__init__(*layers, Norm(first, config), nn.SiLU(), out, nn.PixelShuffle(config.patch))
+        self.recompute = False
+        self._parts = parts(list(self)[:-2])
         self._run: Callable[[Tensor], Tensor] = self._up_to_last_layer
 
     def _up_to_last_layer(self, features: Tensor) -> Tensor:
-        for layer in list(self)[:-2]:
-            features = layer(features)
-        return features
+        return run(self._parts, features, self.recompute)
 
     def forward(self, features: Tensor) -> Tensor:
         images: Tensor = self[-1](self[-2](self._run(features)))
@@ -178,6 +189,42 @@ def middle(config: VqganConfig) -> list[nn.Module]:
     return [Residual(width, width, config), Attention(width, config), Residual(width, width, config)]
 
 
+def parts(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Split layers into what is recomputed at once: each block, and all layers between two blocks."""
+    split: list[list[nn.Module]] = [[]]
+    for layer in layers:
+        if isinstance(layer, Residual | Attention):
+            split += [[layer], []]
+        else:
+            split[-1].append(layer)
+    return [part for part in split if part]
+
+
+def run(parts: list[list[nn.Module]], x: Tensor, recompute: bool) -> Tensor:
+    """Run layers one after the other.
+
+    Args:
+        parts: The layers.
+        x: Float [n, c, h, w].
+        recompute: Whether each part is recomputed in the backward pass; nothing in it is random.
+
+    Returns:
+        The output of the last layer.
+    """
+    for part in parts:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(_through, part, x, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _through(part, x)
+    return x
+
+
+def _through(layers: list[nn.Module], x: Tensor) -> Tensor:
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
 class Norm(nn.GroupNorm):
     """GroupNorm that runs channels first when it trains on a CPU: PyTorch's backward pass is up to thirty
     times as fast there."""
@@ -186,7 +233,7 @@ class Norm(nn.GroupNorm):
         super().__init__(GROUPS, width, eps=config.norm_epsilon)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled() or x.is_contiguous():
+        if not trains_on_cpu(x) or x.is_contiguous():
             return super().forward(x)
         return super().forward(x.contiguous()).contiguous(memory_format=torch.channels_last)
 

@@ -1,9 +1,12 @@
 """Settings of the stage vqgan."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import Frozen
+from clipgen_core.settings.catalogue import MAY_CHANGE
 from clipgen_core.settings.models import VqganConfig
 from clipgen_core.settings.training import TrainConfig
 
@@ -36,6 +39,9 @@ class Config(Frozen):
     """Weight of the discriminator's LeCam regularisation (arXiv:2104.03310), for small data sets."""
     gradient_penalty: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the discriminator's gradient penalty on real images (R1, arXiv:1801.04406)."""
+    recompute: Annotated[bool, MAY_CHANGE] = False
+    """Whether to recompute the blocks of encoder and decoder in the backward pass (activation checkpointing):
+    slower, less memory."""
     start_from: str | None = Field(default=None, min_length=1)
     """Weights of the same architecture to start from (fine-tuning): `latest`, the newest VQGAN checkpoint
     under the root, imported ones included; the address of a checkpoint or of a generator folder; or a

@@ -209,6 +209,7 @@ class TransformerTask:
             distance = embedding_reconstruction(logits, batch.embedding, self.vqgan, self.clip)
             figures = {"code_loss": loss.detach(), "embedding_loss": distance.detach()}
             loss = loss + self.config.embedding_weight * distance
+        del logits  # else they are kept until the last backward pass of the step
         yield "transformer", loss, figures
 
     def after_step(self, step: int) -> Metrics:

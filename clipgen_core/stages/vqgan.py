@@ -142,6 +142,7 @@ class VqganTask:
             distributed.load_module(self.vqgan, start.weights())
         if keep_codes:
             self.vqgan.quantizer.keep_all_codes()
+        self.vqgan.set_recompute(config.recompute)
         self.model: nn.Module = self.vqgan
         width, layers = config.discriminator_width, config.discriminator_layers
         self.discriminator = PatchDiscriminator(width, layers).to(self.device)

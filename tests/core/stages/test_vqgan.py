@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from clipgen_core.data.images import ImageTable
+from clipgen_core.data.order import Share
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.models.clip import ClipEncoder
@@ -42,14 +43,36 @@ def test_the_discriminator_starts_at_its_share_of_training(
     assert "discriminator" in Checkpoint(fitted.checkpoint).resume()["extras"]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputing_blocks_changes_no_loss_and_no_weight(
+    precision: str, pipeline: Storage, clip_reference: str
+) -> None:
+    trained = []
+    for recompute in (False, True):
+        config = tiny_vqgan_config(4, precision=precision, accumulate=2)
+        config = config.model_copy(update={"recompute": recompute, "gradient_penalty": 1.0})
+        task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
+        optimizers, curve = task.optimizers(), []
+        for step in range(4):
+            task.model.train()
+            passes = [task.batch(step, Share(i, 2)) for i in range(2)]
+            metrics = train_step(task, optimizers, passes, step, config.train)
+            curve.append({name: float(value) for name, value in metrics.items()})
+        trained.append((curve, task.model.state_dict()))
+    (curve, weights), (same_curve, same_weights) = trained
+    assert "adaptive_weight" in curve[-1] and same_curve == curve
+    assert all(torch.equal(value, same_weights[key]) for key, value in weights.items())
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
 def test_compiled_training_goes_on_when_the_discriminator_joins(
-    pipeline: Storage, clip_reference: str
+    recompute: bool, pipeline: Storage, clip_reference: str
 ) -> None:
     config = tiny_vqgan_config(4, precision="fp32")
     shape = config.model.model_copy(update={"channels": (32,), "decoder_blocks": 1, "attention": "middle"})
-    config = config.model_copy(update={"model": shape, "perceptual": 0.0})
+    config = config.model_copy(update={"model": shape, "perceptual": 0.0, "recompute": recompute})
     curves = []
     for compiled in (False, True):
         task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))

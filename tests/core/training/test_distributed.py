@@ -134,8 +134,9 @@ def test_sharded_training_resumes_with_muon(pipeline: Storage, tmp_path: Path) -
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 
 
-def vqgan_config(**train: Any) -> vqgan.Config:
-    return tiny_vqgan_config(6, precision="fp32", log_every=1, **train)
+def vqgan_config(recompute: bool = False, **train: Any) -> vqgan.Config:
+    made = tiny_vqgan_config(6, precision="fp32", log_every=1, **train)
+    return made.model_copy(update={"recompute": recompute})
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +147,13 @@ def vqgan_alone(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize(
-    "how", [{"parallel": "ddp"}, {"parallel": "fsdp", "accumulate": 2, "ema_decay": 0.5}], ids=str
+    "how",
+    [
+        {"parallel": "ddp"},
+        {"parallel": "ddp", "accumulate": 2, "recompute": True},
+        {"parallel": "fsdp", "accumulate": 2, "ema_decay": 0.5, "recompute": True},
+    ],
+    ids=str,
 )
 def test_the_vqgan_and_its_discriminator_train_in_two_processes(
     how: dict[str, Any], vqgan_alone: Storage, pipeline: Storage, tmp_path: Path

@@ -118,11 +118,16 @@ def test_trainings_are_found_on_an_object_store() -> None:
 
 
 def test_what_may_change_is_how_it_computes_and_what_it_saves() -> None:
-    marked = {one.name for one in settings_of(named("demo").transformer) if one.may_change}
+    recipe = named("demo")
+    marked, of_vqgan = (
+        {one.name for one in settings_of(stage) if one.may_change}
+        for stage in (recipe.transformer, recipe.vqgan)
+    )
     sampling = {f"sampling.{name}" for name in SamplingConfig.model_fields}
     computes = {"train.accumulate", "train.precision", "train.compile", "train.parallel", "recompute"}
     saves = {"train.log_every", "train.checkpoint_every", "train.keep_checkpoints"}
     assert marked == computes | saves | sampling
+    assert of_vqgan == computes | saves
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""`clipgen plan`: what a training will take, before it starts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.train import read_value
+
+if TYPE_CHECKING:
+    from clipgen_core.plan import Line
+    from clipgen_core.plan.verdict import Verdict
+
+PARTS = {
+    "average": "average of the weights",
+    "frozen": "frozen models",
+    "batches": "loaded batches",
+    "activations": "activations of a pass",
+    "context": "CUDA",
+}
+
+
+@app.command(cls=Command)
+def plan(
+    folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", "--preset", help="demo, quick, long, paper, b, l or xl.")
+    ],
+    clip: Annotated[
+        str | None, typer.Option(help="The CLIP to use; `trained`: the recipe's own; ViT-B/32 by default.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override", "-o", help="A setting, such as vqgan.train.accumulate=8; may be repeated."
+        ),
+    ] = None,
+    gpu: Annotated[
+        float | None, typer.Option(min=1, help="Count for a GPU of so many GB instead of this machine.")
+    ] = None,
+) -> None:
+    """Estimate what training on a folder takes: images, disk, memory, time. Writes nothing."""
+    from clipgen_core.plan import plan
+    from clipgen_core.recipes import named
+
+    chosen = named(recipe).override(dict(read_value(text, "-o") for text in overrides or []))
+    estimate = plan(folder, chosen, clip, gpu * 1e9 if gpu else None)
+    seen = estimate.source
+    console.print(
+        f"{seen.files} files, about {seen.images} images, {seen.usable:.0%} usable, "
+        f"{seen.mean_side:.0f} px a side; {estimate.device}"
+    )
+    console.print(stages(estimate.lines), "", memory(estimate.verdicts), "")
+    console.print("The times are lower bounds: the discriminator and the reading of data come on top.")
+    for asset, verdict in estimate.verdicts.items():
+        console.print(sentence(asset, verdict, estimate.memory))
+
+
+def stages(lines: Sequence["Line"]) -> Table:
+    """The needs of each stage, and of all together."""
+    sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "time")), box=None)
+    for line in lines:
+        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), duration(line.hours))
+    disk, memory = sum(line.disk for line in lines), max(line.memory for line in lines)
+    sheet.add_row("in all", gigabytes(disk), gigabytes(memory), duration(sum(line.hours for line in lines)))
+    return sheet
+
+
+def memory(verdicts: Mapping[str, "Verdict"]) -> Table:
+    """What the memory of each training is used for."""
+    sheet = Table("memory of", *(Column(asset, justify="right") for asset in verdicts), box=None)
+    needs = [verdict.need for verdict in verdicts.values()]
+    for part in (
+        "weights",
+        "gradients",
+        "optimizer",
+        "average",
+        "frozen",
+        "batches",
+        "activations",
+        "context",
+    ):
+        sheet.add_row(PARTS.get(part, part), *(gigabytes(getattr(need, part)) for need in needs))
+    sheet.add_row("images in a pass", *(str(need.images) for need in needs))
+    sheet.add_row("activations an image", *(gigabytes(need.per_image) for need in needs))
+    return sheet
+
+
+def sentence(asset: str, verdict: "Verdict", memory: float) -> str:
+    """Whether a training fits, and what to set if it does not.
+
+    Args:
+        asset: Name of the training's asset.
+        verdict: The verdict.
+        memory: Bytes of the device.
+
+    Returns:
+        A sentence.
+    """
+    room = f"{memory / 1e9:.3g} GB"
+    if verdict.fits:
+        return f"{asset} fits {room}: it needs {gigabytes(verdict.need.total)}."
+    said = f"{asset} does not fit {room} with a tenth to spare: it needs {gigabytes(verdict.need.total)}"
+    if not verdict.overrides:
+        return f"{said}, and no setting is enough: choose a smaller recipe, or fsdp on several GPUs."
+    given = " ".join(f"-o {name}={json.dumps(value)}" for name, value in verdict.overrides.items())
+    return f"{said}. With {given} it needs {gigabytes(verdict.then.total)}, and trains the same."
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size else "-"
+
+
+def duration(hours: float) -> str:
+    """A time in the unit that a person would use."""
+    for unit, size in (("years", 24 * 365.25), ("days", 24.0), ("hours", 1.0)):
+        if hours >= 2 * size:
+            return f"{hours / size:,.0f} {unit}"
+    return f"{max(hours * 60, 1):.0f} min"
