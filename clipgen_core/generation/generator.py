@@ -45,6 +45,9 @@ class TextToImage(ImageToImage):
                 number of candidates then take seconds to minutes longer: for services and long lists of
                 prompts. Without it, steps are recorded as CUDA graphs, which pays from the first image on.
 
+        Returns:
+            The generator.
+
         Raises:
             ClipgenError: Nothing usable is there; the message says what is missing.
         """

@@ -64,11 +64,12 @@ def plan_of(model: Transformer, steps: int, known: Tensor | None = None, *, fixe
         ClipgenError: The model cannot take so many steps, or no known codes.
     """
     given = () if known is None else tuple((known[0] != NONE).nonzero().flatten().tolist())
-    positions, targets, of_step = tokens_to_sample(model, steps, given)
-    counts, asked = np.bincount(of_step), np.bincount(of_step[targets != NONE])
-    used = model.offset + np.cumsum(counts)
-    shapes = []
-    for width, predicted, reach in np.stack([counts, asked, used], axis=1).tolist():
+    tokens = tokens_to_sample(model, steps, given)
+    of_step, predicts = tokens[2], tokens[1] != NONE
+    counts = np.stack([np.bincount(of_step), np.bincount(of_step[predicts])], axis=1)
+    used = model.offset + np.cumsum(counts[:, 0])
+    shapes = list[Shape]()
+    for (width, predicted), reach in zip(counts.tolist(), used.tolist(), strict=True):
         first = not shapes
         if fixed:
             width, predicted = (min(padded(count), model.positions) for count in (width, predicted))
@@ -76,16 +77,22 @@ def plan_of(model: Transformer, steps: int, known: Tensor | None = None, *, fixe
         width = width - 1 if first and model.raster else width
         masked = fixed or (first and model.prefix + width > 1)
         shapes.append(Shape(first, width, predicted, reach, masked))
+    return Plan(tuple(shapes), torch.from_numpy(_table(model, tokens, used)))
+
+
+def _table(model: Transformer, tokens: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """As `Plan` holds it, of tokens [3, s] and the slots in use at each step [steps]."""
     t, prefix = model.positions, model.prefix
-    table = np.full((len(counts), 3 * t + prefix + 1), NONE)
+    positions, targets, of_step = tokens
+    token = np.arange(len(of_step))
+    within = token - np.searchsorted(of_step, of_step)
+    table = np.full((len(used), 3 * t + prefix + 1), NONE)
+    table[of_step, within], table[of_step, t + within] = positions, targets
     table[:, 2 * t : -1] = model.slots - 1  # which no token attends to
     table[0, 2 * t : 2 * t + prefix] = np.arange(prefix)
-    token = np.arange(len(of_step))
-    within = token - (np.cumsum(counts) - counts)[of_step]
-    table[of_step, within], table[of_step, t + within] = positions, targets
     table[of_step, 2 * t + within + np.where(of_step == 0, model.offset, 0)] = model.offset + token
     table[:, -1] = used
-    return Plan(tuple(shapes), torch.from_numpy(table))
+    return table
 
 
 def padded(count: int) -> int:

@@ -8,7 +8,7 @@ it is added to every token and modulates every block by adaptive layer norm (ada
 section 3.2), so that a wrong code does not derail all later ones.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -240,7 +240,8 @@ class Transformer(nn.Module):
         blocks: Sequence[Callable[..., Tensor]] | None = None,
     ) -> Tensor:
         x = self.dropout(x if global_condition is None else x + global_condition)
-        for layer, block in enumerate(blocks or self.blocks):
+        used: Iterable[Any] = blocks or self.blocks
+        for layer, block in enumerate(used):
             if self.recompute and self.training:
                 x = checkpoint(block, x, global_condition, view, use_reentrant=False)
             else:
