@@ -21,9 +21,11 @@ from torch import Tensor
 
 from benchmarks.orders import some_texts
 from clipgen_core.data.prompts import read_prompts
+from clipgen_core.generation.choosing import uniform_draws
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import image_seed
-from clipgen_core.generation.sampling import choose, uniform_draws
+from clipgen_core.generation.rows import Rows
+from clipgen_core.generation.steps import plan_of
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.transformer import Transformer
@@ -115,20 +117,13 @@ def sample(
     Returns:
         int64 [n, t].
     """
-    rows = len(conditions)
-    draws = torch.from_numpy(
-        uniform_draws([image_seed(text, 0, 0) for text in texts[:rows]], model.positions)
-    )
-    both = conditions.to(model.gap.image_mean.dtype).repeat(2, 1, 1)
-    dropped, cache = torch.arange(2 * rows) >= rows, model.new_cache(2 * rows)
-    codes = torch.zeros(rows, 0, dtype=torch.long)
-    for position in range(model.positions):
+    seeds = [image_seed(text, 0, 0) for text in texts[: len(conditions)]]
+    rows, plan = Rows(model, len(conditions), guided=True), plan_of(model, 0)
+    rows.begin(plan, conditions, torch.from_numpy(uniform_draws(seeds, model.positions)))
+    for position, shape in enumerate(plan.shapes):
         now = own.model_copy(update=schedule(position / (model.positions - 1), own))
-        logits = model(codes[:, -1:].repeat(2, 1), both, cache, dropped)[:, -1].float()
-        with_condition, without = logits.chunk(2)
-        logits = without + now.guidance_scale * (with_condition - without)
-        codes = torch.cat([codes, choose(logits, draws[:, position], now).unsqueeze(1)], dim=1)
-    return codes
+        rows.advance(shape, now)
+    return rows.codes[:, :-1]
 
 
 def show(rows: list[Scored]) -> None:

@@ -11,7 +11,7 @@ from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import Row, in_turn, ratio, seconds
 from clipgen_core.device import default_device, fast_dtype
-from clipgen_core.generation.sampling import sample_codes
+from clipgen_core.generation.sampling import Mode, Sampler
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
@@ -26,7 +26,7 @@ def sampling(layers: int, batch: int = 4) -> list[Row]:
     """Seconds of raster order and of any order against a static cache and against no cache, with guidance.
 
     All have the same width, layers and dtype, and untrained weights. Without a cache, every 32nd prefix
-    length is timed, and the others are interpolated.
+    length is timed, and the others are interpolated. On a GPU, the modes of `Sampler` are compared.
 
     Args:
         layers: Of the shape's 12.
@@ -45,8 +45,7 @@ def sampling(layers: int, batch: int = 4) -> list[Row]:
     def ours(
         model: Transformer, steps: int, rows: int = batch, guidance: float = GUIDANCE
     ) -> Callable[[], None]:
-        config = SamplingConfig(guidance_scale=guidance, top_k=TOP_K, steps=steps)
-        return lambda: void(sample_codes(model, embedding[:rows], range(rows), config))
+        return work(Sampler(model), embedding[:rows], steps, guidance)
 
     works = [
         lambda: void(static.sample(embedding[:, 0].to(dtype), GUIDANCE, TOP_K)),
@@ -98,7 +97,48 @@ def sampling(layers: int, batch: int = 4) -> list[Row]:
         Row("sampling", "guided / unguided", ratio(in_raster, unguided), "x", "<= 2.1", f"batch {batch}")
     )
     latency = 1000 * statistics.median(single) / T
-    return [*rows, Row("sampling", "latency of a code, batch 1", latency, "ms", "reported", "unguided")]
+    rows.append(Row("sampling", "latency of a code, batch 1", latency, "ms", "reported", "unguided"))
+    return rows if torch.device(device).type == "cpu" else [*rows, *modes(raster, any_order, embedding)]
+
+
+def modes(raster: Transformer, any_order: Transformer, embedding: Tensor) -> list[Row]:
+    """How steps run on a GPU: kernel by kernel, recorded as CUDA graphs, and compiled besides, with guidance.
+
+    Args:
+        raster: A model of raster order, timed with one row.
+        any_order: A model of any order, timed with all rows.
+        embedding: Float [n, 1, d].
+
+    Returns:
+        The ratios.
+    """
+    rows = []
+    for model, steps, batch in ((raster, 0, 1), (any_order, STEPS[0], len(embedding))):
+        named: tuple[Mode, ...] = ("eager", "fixed", "compiled")
+        works = [work(Sampler(model, mode), embedding[:batch], steps) for mode in named]
+        eager, *faster = in_turn(*works, rounds=3)
+        for mode, times in zip(named[1:], faster, strict=True):
+            what = f"eager / {mode}, {model.config.order}, batch {batch}"
+            bar = ">= 5" if model.raster and mode == "compiled" else "reported"
+            detail = f"{statistics.median(times):.3f} against {statistics.median(eager):.3f} s"
+            rows.append(Row("sampling", what, ratio(eager, times), "x", bar, detail))
+    return rows
+
+
+def work(sampler: Sampler, embedding: Tensor, steps: int, guidance: float = GUIDANCE) -> Callable[[], None]:
+    """One call of a sampler, for the timer.
+
+    Args:
+        sampler: The model, and how its steps run.
+        embedding: Float [n, 1, d].
+        steps: How many; 0 for the default.
+        guidance: Scale of classifier-free guidance.
+
+    Returns:
+        The call.
+    """
+    config = SamplingConfig(guidance_scale=guidance, top_k=TOP_K, steps=steps)
+    return lambda: void(sampler(embedding, range(len(embedding)), config))
 
 
 def void(_: Tensor) -> None:

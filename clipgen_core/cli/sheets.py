@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # commands without images start without torch
 
 
 def shown_by(meter: Meter) -> "Callable[[Tensor], None]":
-    """An `on_step` that shows how many codes are known."""
-    return lambda codes: meter.advance(int((codes[0] >= 0).sum()) - meter.done)
+    """An `on_step` that shows how many codes of an image are known, in the mean."""
+    return lambda codes: meter.advance(int((codes >= 0).sum()) // len(codes) - meter.done)
 
 
 def given(**settings: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,11 @@ from clipgen_core.generation.decoding import decode, decode_partly
 from clipgen_core.generation.editing import Kept, windows
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts
-from clipgen_core.generation.sampling import sample_codes
+from clipgen_core.generation.sampling import OnStep, Sampler
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.layout import NONE
 from clipgen_core.settings.sampling import SamplingConfig
 
-OnStep = Callable[[Tensor], None]
 SQUARE = 224  # pixels: an image of other proportions is scored as a square of this side
 
 
@@ -71,12 +70,13 @@ class Engine:
 
     Args:
         parts: Where they are.
+        compile: See `TextToImage.from_pretrained`.
 
     Raises:
         ClipgenError: A part is missing, damaged, or not the one that the model was trained with.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, *, compile: bool = False) -> None:
         self.parts = parts
         self.clip = ClipEncoder(parts.clip)
         if self.clip.key != parts.clip_key:
@@ -91,6 +91,8 @@ class Engine:
         gap = copy.deepcopy(self.transformer.gap)  # its statistics stay in float32
         self.conditioner = Conditioner(gap, self.embeddings, self.transformer.config.neighbours)
         self.transformer.to(fast_dtype(self.device.type))
+        on_gpu = self.device.type == "cuda"
+        self.sampler = Sampler(self.transformer, "compiled" if compile and on_gpu else None)
         self._one_at_a_time = threading.Lock()
 
     def sample(
@@ -111,9 +113,7 @@ class Engine:
         known = torch.stack([one.codes.flatten() for one in kept]) if kept else None
         known = None if known is None else known.repeat_interleave(request.tries, dim=0)
         with self._one_at_a_time:
-            codes = sample_codes(
-                self.transformer, request.rows, request.seeds(), request.config, known=known, on_step=on_step
-            )
+            codes = self.sampler(request.rows, request.seeds(), request.config, known=known, on_step=on_step)
             images = self.decode(codes)
             if kept:
                 images = [kept[i // request.tries].join(image) for i, image in enumerate(images)]
@@ -141,9 +141,7 @@ class Engine:
             for number, (rows, columns) in enumerate(windows((kept.codes != NONE).cpu().numpy(), grid)):
                 known = codes[:, rows, columns].flatten(1)
                 config, seeds = request.config, request.seeds(number)
-                sampled = sample_codes(
-                    self.transformer, request.rows, seeds, config, known=known, on_step=on_step
-                )
+                sampled = self.sampler(request.rows, seeds, config, known=known, on_step=on_step)
                 codes[:, rows, columns] = sampled.view(-1, grid, grid)
             images = [kept.join(image) for image in self.decode(codes)]
             scores = self._scores([image.resize((SQUARE, SQUARE)) for image in images], request)

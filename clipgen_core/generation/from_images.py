@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 
 from clipgen_core.generation import editing, requests
-from clipgen_core.generation.engine import Engine, OnStep, Request
+from clipgen_core.generation.engine import Engine, Request
+from clipgen_core.generation.sampling import OnStep
 from clipgen_core.settings.sampling import SamplingConfig
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from clipgen_core import tracking
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
-from clipgen_core.generation.engine import OnStep, Request
+from clipgen_core.generation.engine import Request
 from clipgen_core.generation.from_images import ImageToImage
 from clipgen_core.generation.parts import copy_parts, read_parts
+from clipgen_core.generation.sampling import OnStep
 from clipgen_core.settings.sampling import Condition
 
 
@@ -27,18 +28,25 @@ class TextToImage(ImageToImage):
 
     Args:
         parts: Where CLIP, VQGAN, transformer and image embeddings are.
+        compile: See `from_pretrained`.
 
     Raises:
         ClipgenError: A part is missing, damaged, or not the one that the model was trained with.
     """
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> "TextToImage":
+    def from_pretrained(cls, source: str | Path, *, compile: bool = False) -> "TextToImage":
         """Load a generator.
 
         Args:
             source: A generator folder, a transformer checkpoint (`step-N`), or a registered model
                 (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at MLFLOW_TRACKING_URI.
+            compile: On a GPU, compile the transformer's blocks by `torch.compile`. The first images of every
+                number of candidates then take seconds to minutes longer: for services and long lists of
+                prompts. Without it, steps are recorded as CUDA graphs, which pays from the first image on.
+
+        Returns:
+            The generator.
 
         Raises:
             ClipgenError: Nothing usable is there; the message says what is missing.
@@ -50,7 +58,7 @@ class TextToImage(ImageToImage):
         source = str(source)
         if source.startswith("models:/"):
             source = str(tracking.download_registered(source))
-        return cls(read_parts(source))
+        return cls(read_parts(source), compile=compile)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained generator folder: weights, CLIP and embeddings table.
@@ -147,7 +155,8 @@ class TextToImage(ImageToImage):
         Args:
             prompts, n, seed: See `generate`.
             on_step: Called after each step with the codes of all candidates so far, int64 [rows, t], -1 where
-                there is none yet; an error that it raises ends the sampling.
+                there is none yet; an error that it raises ends the sampling. Candidates that do not fit into
+                memory begin when others are complete.
             steps, temperature, top_k, top_p, guidance_scale, candidates: See `generate`.
             condition, neighbours, neighbour_temperature: See `generate`.
 

@@ -38,6 +38,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, mask: Tensor | None
         v: Values, float [n, heads, t, w].
         causal: Whether a position attends only to itself and earlier positions; this needs s = t.
         mask: Where a position attends to another, bool [n, 1, s, t]; None: everywhere. Not with `causal`.
+            Without gradients also what is added to the logits, float [n, 1, s, t].
 
     Returns:
         Float [n, heads, s, w].

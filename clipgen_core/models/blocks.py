@@ -12,15 +12,6 @@ from clipgen_core.models.rope import rotate
 from clipgen_core.settings.models import TransformerConfig
 
 
-@dataclass
-class Cache:
-    """The key-value cache: keys and values of `length` tokens, [layers, n, heads, tokens, w]."""
-
-    keys: Tensor
-    values: Tensor
-    length: int = 0
-
-
 @dataclass(frozen=True)
 class View:
     """What the tokens of a call attend to, and where they stand.
@@ -28,13 +19,44 @@ class View:
     rotary: Rotary embeddings of the queries and of the keys, each float [2, s, w / 2] or [2, n, 1, s, w / 2],
         w a head's width; None without.
     causal: Whether a token attends to itself and the tokens before it only.
-    mask: The tokens of this call to which each attends, bool [n, 1, s, s]; None: all. Those in the cache
-        are always attended to.
+    mask: What each token attends to, bool [n, 1, s, r] or what is added to the logits of attention; None:
+        everything. Without a cache, r = s are the tokens of the call; with one, its first `reach` slots.
+    slots: With a cache: where in it the tokens go, int64 [s].
+    reach: With a cache: how many of its slots are read.
     """
 
     rotary: tuple[Tensor, Tensor] | None
     causal: bool = False
     mask: Tensor | None = None
+    slots: Tensor | None = None
+    reach: int = 0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The keys and values of one block, float [n, heads, slots, w].
+
+    Its shape never changes, and the slots that a call writes are a tensor. So the calls that sample an image
+    have few shapes, and each can be recorded once and replayed (CUDA graphs).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    def extend(self, k: Tensor, v: Tensor, view: View) -> tuple[Tensor, Tensor]:
+        """Add the tokens of a call.
+
+        Args:
+            k: Their keys, float [n, heads, s, w].
+            v: Their values, float [n, heads, s, w].
+            view: Its `slots` and `reach`.
+
+        Returns:
+            The keys and values of the first `reach` slots, each float [n, heads, reach, w].
+        """
+        for stored, new in ((self.keys, k), (self.values, v)):
+            stored.index_copy_(2, view.slots, new.to(stored.dtype))  # type: ignore[arg-type]
+        return self.keys[:, :, : view.reach], self.values[:, :, : view.reach]
 
 
 class Block(nn.Module):
@@ -58,7 +80,6 @@ class Block(nn.Module):
         global_condition: Tensor | None,
         view: View,
         cache: Cache | None = None,
-        layer: int = 0,
     ) -> Tensor:
         """Apply the block.
 
@@ -67,8 +88,7 @@ class Block(nn.Module):
             global_condition: Sets the scale and shift of the normalised inputs of both layers (adaLN),
                 float [n, 1, width].
             view: What the tokens attend to.
-            cache: Keys and values of earlier tokens.
-            layer: Index of the block in the cache.
+            cache: Keys and values of earlier tokens; those of `x` are added.
 
         Returns:
             Float [n, s, width].
@@ -77,9 +97,9 @@ class Block(nn.Module):
         if self.modulation is not None and global_condition is not None:
             scale1, shift1, scale2, shift2 = self.modulation(F.silu(global_condition)).chunk(4, dim=-1)
             modulated = torch.addcmul(shift1, norm1(x), 1 + scale1)
-            x = x + self.dropout(self.attention(modulated, view, cache, layer))
+            x = x + self.dropout(self.attention(modulated, view, cache))
             return x + self.dropout(self.feed_forward(torch.addcmul(shift2, norm2(x), 1 + scale2)))
-        x = x + self.dropout(self.attention(norm1(x), view, cache, layer))
+        x = x + self.dropout(self.attention(norm1(x), view, cache))
         return x + self.dropout(self.feed_forward(norm2(x)))
 
 
@@ -94,14 +114,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor, view: View, cache: Cache | None, layer: int) -> Tensor:
-        """Attend to the tokens of the call and, with a cache, to all tokens before them.
+    def forward(self, x: Tensor, view: View, cache: Cache | None) -> Tensor:
+        """Attend to the tokens of the call and, with a cache, to tokens of earlier calls.
 
         Args:
             x: Tokens, float [n, s, width].
-            view: What they attend to. A mask, or `causal` with s > 1, needs an empty cache.
+            view: What they attend to.
             cache: Keys and values of earlier tokens; those of `x` are added.
-            layer: Index of the block in the cache.
 
         Returns:
             Float [n, s, width].
@@ -112,14 +131,8 @@ class Attention(nn.Module):
             q, k = self.normalise(q, q.shape[-1:]), self.normalise(k, k.shape[-1:])
         if view.rotary is not None:
             q, k = rotate(q, view.rotary[0]), rotate(k, view.rotary[1])
-        causal = view.causal and s > 1
-        if cache:
-            end = cache.length + s
-            cache.keys[layer, :, :, cache.length : end] = k
-            cache.values[layer, :, :, cache.length : end] = v
-            k, v = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-            if cache.length and (causal or view.mask is not None):
-                raise ValueError("a cache that is not empty takes one token, or tokens that attend to all")
-        mixed = attend(q, k, v, causal=causal, mask=view.mask)
+        if cache is not None:
+            k, v = cache.extend(k, v, view)
+        mixed = attend(q, k, v, causal=view.causal, mask=view.mask)
         out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, s, -1))
         return out

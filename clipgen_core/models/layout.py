@@ -49,11 +49,6 @@ class Layout:
         """The same on a device."""
         return Layout(self.positions.to(device), self.targets.to(device), self.steps.to(device))
 
-    def of_step(self, step: int) -> "Layout":
-        """The tokens of one step; all rows must have the same."""
-        chosen = self.steps[0] == step
-        return Layout(self.positions[:, chosen], self.targets[:, chosen], self.steps[:, chosen])
-
     def held(self, codes: Tensor) -> Tensor:
         """The codes that tokens hold.
 
@@ -91,6 +86,33 @@ class Layout:
         sure = torch.cat([sure, sure.new_zeros(n, 1, k)], dim=1)  # the last takes what predicts none
         where = torch.where(self.targets == NONE, t, self.targets).expand(n, -1).unsqueeze(-1)
         return sure.scatter(1, where.expand(-1, -1, k), logits)[:, :t]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The tokens of one call while images are sampled, for all rows alike.
+
+    positions: Where the code is that a token holds, int64 [1, s]; -1: it holds none. In raster order, the
+        first step has no tokens but the prefix, whose last one predicts the first code.
+    targets: The position whose code it predicts, int64 [1, s]; -1: none.
+    slots: Where in the cache the tokens go, those of the prefix ahead at the first step, int64 [s].
+    visible: The slots to which they attend, bool [1 or s, reach]; None: all.
+    reach: How many slots of the cache are read.
+    predicted: How many tokens predict a code; they come first.
+    first: Whether this is the first step.
+    """
+
+    positions: Tensor
+    targets: Tensor
+    slots: Tensor
+    visible: Tensor | None
+    reach: int
+    predicted: int
+    first: bool
+
+    def held(self, codes: Tensor) -> Tensor:
+        """As `Layout.held`."""
+        return _at(codes, self.positions)
 
 
 def _at(codes: Tensor, positions: Tensor) -> Tensor:

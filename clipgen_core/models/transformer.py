@@ -8,6 +8,7 @@ it is added to every token and modulates every block by adaptive layer norm (ada
 section 3.2), so that a wrong code does not derail all later ones.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from torch.utils.checkpoint import checkpoint
 from clipgen_core.models.blocks import Block, Cache, View
 from clipgen_core.models.gap import Gap
 from clipgen_core.models.layers import norm
-from clipgen_core.models.layout import NONE, Layout
+from clipgen_core.models.layout import NONE, Layout, Step
 from clipgen_core.models.rope import rotary_embedding
 from clipgen_core.settings.models import GapConfig, TransformerConfig
 
 DIRECT = GapConfig()
+SLOTS = 16  # a cache has a multiple of this many slots: masks of fused attention are read in such blocks
 EARLIER_KEYS = {"nothing": "null_embedding", "place": "position_embedding"}  # up to version 0.1
 
 
@@ -111,51 +113,86 @@ class Transformer(nn.Module):
         self,
         codes: Tensor,
         embedding: Tensor,
-        cache: Cache | None = None,
         dropped: Tensor | None = None,
         layout: Layout | None = None,
     ) -> Tensor:
-        """Compute the logits of the next codes.
+        """Compute the logits of the codes of whole sequences.
 
         Args:
-            codes: The codes so far, int64 [n, s]. Without a cache, all from the first on (s may be 0);
-                with a cache, only those that it does not hold yet. With a layout, those that its tokens
-                hold, whatever where they hold none.
+            codes: The codes from the first on, int64 [n, s] (s may be 0). With a layout, those that its
+                tokens hold, whatever where they hold none.
             embedding: The image's embedding, then its neighbour embeddings, float [n, 1 + neighbours, d].
-            cache: Keys and values of earlier positions; this call adds its own.
             dropped: Rows whose embeddings are replaced by the null embedding, bool [n]
                 (classifier-free guidance, arXiv:2207.12598).
-            layout: What the tokens hold and predict, where the order is not raster. With a cache, those of
-                one step.
+            layout: What the tokens hold and predict, where the order is not raster.
 
         Returns:
-            [n, s + 1, k] at the first call and without a cache, [n, s, k] afterwards and with a layout.
+            [n, s + 1, k]; with a layout [n, s, k].
         """
-        if dropped is not None:
-            embedding = torch.where(dropped.view(-1, 1, 1), self.null_embedding, embedding)
-        start = cache.length if cache else 0
-        x, global_condition = self._embed(codes, embedding, layout, first=start == 0)
-        end = start + x.shape[1]
-        view = self._raster_view(start, end) if layout is None else self._view(layout, first=start == 0)
-        if layout is None and self.config.positions == "learned":
-            x = x + self.position_embedding[start:end]
-        x = self.dropout(x if global_condition is None else x + global_condition)
-        for layer, block in enumerate(self.blocks):
-            if self.recompute and self.training:
-                x = checkpoint(block, x, global_condition, view, use_reentrant=False)
-            else:
-                x = block(x, global_condition, view, cache, layer)
-        if cache:
-            cache.length = end
-        predicting = self.prefix - 1 if layout is None else self.prefix
-        logits: Tensor = self.head(self.norm(x[:, max(predicting - start, 0) :]))
+        x, global_condition = self._embed(codes, embedding, dropped, layout, first=True)
+        if layout is None:
+            places = slice(0, x.shape[1])
+            x, view = self._in_raster(x, places), View(self._rotary_at(places), causal=True)
+        else:  # the prefix is a step of its own
+            steps = F.pad(layout.steps, (self.prefix, 0), value=NONE)
+            mask = (steps.unsqueeze(2) >= steps.unsqueeze(1)).unsqueeze(1)
+            view = View(self._rotary_of(layout, first=True), mask=mask)
+        x = self._apply_blocks(x, global_condition, view)
+        logits: Tensor = self.head(self.norm(x[:, self.offset :]))
+        return logits
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Tensor,
+        embedding: Tensor,
+        dropped: Tensor,
+        step: Step,
+        cache: Sequence[Cache],
+        blocks: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        """Compute the logits of one step, from the codes of the steps before it.
+
+        Args:
+            codes: The codes that the step's tokens hold, int64 [n, s].
+            embedding: As for `forward`.
+            dropped: As for `forward`.
+            step: Its tokens, the same for all rows.
+            cache: Keys and values of earlier steps, of each block; this call adds its own.
+            blocks: Compiled blocks that are called in the place of the model's own.
+
+        Returns:
+            [n, step.predicted, k].
+        """
+        x, global_condition = self._embed(
+            codes, embedding, dropped, None if self.raster else step, step.first
+        )
+        if self.raster:
+            x, rotary = self._in_raster(x, step.slots), self._rotary_at(step.slots)
+        else:
+            rotary = self._rotary_of(step, step.first)
+        mask = None
+        if step.visible is not None:
+            mask = torch.zeros_like(step.visible, dtype=x.dtype).masked_fill(~step.visible, -torch.inf)
+            mask = mask[None, None]
+        view = View(rotary, mask=mask, slots=step.slots, reach=step.reach)
+        x = self._apply_blocks(x, global_condition, view, cache, blocks)
+        start = self.offset if step.first else 0
+        logits: Tensor = self.head(self.norm(x[:, start : start + step.predicted]))
         return logits
 
     def _embed(
-        self, codes: Tensor, embedding: Tensor, layout: Layout | None, first: bool
+        self,
+        codes: Tensor,
+        embedding: Tensor,
+        dropped: Tensor | None,
+        layout: Layout | Step | None,
+        first: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """The tokens [n, s, width], with the prefix at the `first` call, and the global condition
         [n, 1, width]."""
+        if dropped is not None:
+            embedding = torch.where(dropped.view(-1, 1, 1), self.null_embedding, embedding)
         embedding = embedding * self.embedding_dim**0.5
         token, global_condition = self.condition(embedding[:, :1]), None
         if self.config.condition == "everywhere":
@@ -166,31 +203,50 @@ class Transformer(nn.Module):
             x = torch.cat([token, *neighbours, x], dim=1)
         return x, global_condition
 
-    def _holding(self, codes: Tensor, layout: Layout) -> Tensor:
+    def _holding(self, codes: Tensor, layout: Layout | Step) -> Tensor:
         """The tokens of a layout [n, s, width]."""
         empty = (layout.positions == NONE).unsqueeze(-1)
         x = torch.where(empty, self.no_code, self.codes(codes.clamp(min=0)))
         x = x + self.target_embedding[layout.targets]
         return x + self.position_embedding[layout.positions] if self.config.positions == "learned" else x
 
-    def _raster_view(self, start: int, end: int) -> View:
-        if self.config.positions == "learned":
-            return View(None, causal=True)
-        rotary = self.rotary[:, start:end]
-        return View((rotary, rotary), causal=True)
+    def _in_raster(self, x: Tensor, places: slice | Tensor) -> Tensor:
+        """Tokens of raster order, which stand at these places of the sequence."""
+        return x + self.position_embedding[places] if self.config.positions == "learned" else x
 
-    def _view(self, layout: Layout, first: bool) -> View:
+    def _rotary_at(self, places: slice | Tensor) -> tuple[Tensor, Tensor] | None:
+        """Of queries and keys in raster order, both where the code is that the token holds."""
+        if self.config.positions == "learned":
+            return None
+        rotary = self.rotary[:, places]
+        return rotary, rotary
+
+    def _rotary_of(self, layout: Layout | Step, first: bool) -> tuple[Tensor, Tensor] | None:
         """Queries stand where the code is that they predict, keys where the code is that they hold."""
+        if self.config.positions == "learned":
+            return None
         asked = torch.where(layout.targets == NONE, layout.positions, layout.targets)
         held = torch.where(layout.positions == NONE, layout.targets, layout.positions)
-        mask, rotary = None, None
-        if first:  # the prefix is a step of its own
-            steps = F.pad(layout.steps, (self.prefix, 0), value=NONE)
-            mask = (steps.unsqueeze(2) >= steps.unsqueeze(1)).unsqueeze(1)
+        if first:
             asked, held = (F.pad(places, (self.prefix, 0), value=NONE) for places in (asked, held))
-        if self.config.positions == "rope":
-            rotary = self.rotary[:, asked].unsqueeze(2), self.rotary[:, held].unsqueeze(2)
-        return View(rotary, mask=mask)
+        return self.rotary[:, asked].unsqueeze(2), self.rotary[:, held].unsqueeze(2)
+
+    def _apply_blocks(
+        self,
+        x: Tensor,
+        global_condition: Tensor | None,
+        view: View,
+        cache: Sequence[Cache] | None = None,
+        blocks: Sequence[Callable[..., Tensor]] | None = None,
+    ) -> Tensor:
+        x = self.dropout(x if global_condition is None else x + global_condition)
+        used: Iterable[Any] = blocks or self.blocks
+        for layer, block in enumerate(used):
+            if self.recompute and self.training:
+                x = checkpoint(block, x, global_condition, view, use_reentrant=False)
+            else:
+                x = block(x, global_condition, view, cache[layer] if cache else None)
+        return x
 
     def matrices(self) -> list[nn.Module]:
         """The modules whose 2-D weights are hidden layers, which Muon optimizes."""
@@ -201,12 +257,21 @@ class Transformer(nn.Module):
         """Number of codes of an image."""
         return self.grid * self.grid
 
-    def new_cache(self, rows: int) -> Cache:
-        """An empty cache for a batch of `rows`, of the model's dtype and on its device."""
+    @property
+    def offset(self) -> int:
+        """Tokens before the one that predicts the first code."""
+        return self.prefix - 1 if self.raster else self.prefix
+
+    @property
+    def slots(self) -> int:
+        """Slots of a cache: one a token, and at least one more, for tokens that no other attends to."""
+        return (self.prefix + self.positions) // SLOTS * SLOTS + SLOTS
+
+    def new_cache(self, rows: int) -> list[Cache]:
+        """An empty cache of each block for a batch of `rows`, of the model's dtype and on its device."""
         config, like = self.config, self.gap.image_mean
-        tokens = self.prefix + self.positions
-        shape = (config.layers, rows, config.heads, tokens, config.width // config.heads)
-        return Cache(like.new_zeros(shape), like.new_zeros(shape))
+        shape = (rows, config.heads, self.slots, config.width // config.heads)
+        return [Cache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
 
 
 def _rename_earlier_keys(model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:

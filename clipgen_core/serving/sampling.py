@@ -51,7 +51,7 @@ class Sampling:
         """Yield the unfinished pictures each time a row of codes more is known, and the share of them."""
         side, rows = self.generator.vqgan.config.grid, 0
         while (codes := self._codes.get()) is not None:
-            known = int((codes[0] >= 0).sum())
+            known = int((codes >= 0).sum()) // len(codes)
             if known // side > rows:
                 rows = known // side
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])

@@ -8,9 +8,9 @@ from PIL import Image
 
 from clipgen_core.data.colour import to_rgb
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generation.engine import OnStep
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated, not_read
+from clipgen_core.generation.sampling import OnStep
 
 
 class Subject(ABC):

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
-from clipgen_core.generation.sampling import sample_codes
 from clipgen_core.settings.sampling import SamplingConfig
 from tests.conftest import COLOURS, draw
 
@@ -92,12 +91,11 @@ def test_candidates_take_the_nearest_images_in_turn(
     table = generator.conditioner.table.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     assert np.allclose(conditions[:, 0], [stored[one], stored[two], stored[three]], atol=1e-5)
-    given = []
+    given, sampler = [], generator.sampler
     monkeypatch.setattr(
-        "clipgen_core.generation.engine.sample_codes",
-        lambda model, rows, *rest, **options: (
-            given.append(rows) or sample_codes(model, rows, *rest, **options)
-        ),
+        generator,
+        "sampler",
+        lambda rows, *rest, **options: given.append(rows) or sampler(rows, *rest, **options),
     )
     generator.generate(["a red disc"], n=6, **settings)
     assert np.allclose(given[0][:, 0], [stored[id] for id in (one, two, three, one, two, three)], atol=1e-5)

@@ -1,3 +1,4 @@
+import functools
 from itertools import pairwise
 
 import numpy as np
@@ -6,7 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipgen_core.generation.sampling import draw, filter_logits, sample_codes, uniform_draws
+from clipgen_core.generation import sampling
+from clipgen_core.generation.choosing import draw, filter_logits, uniform_draws
+from clipgen_core.generation.sampling import Mode, Sampler, rows_at_once, sample_codes
+from clipgen_core.generation.steps import plan_of
 from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
@@ -84,6 +88,75 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model: Transformer) -> None
     together = sample_codes(model, embeddings(4), [1, 2, 3, 4], config)
     alone = sample_codes(model, embeddings(4)[2:3], [3], config)
     assert torch.equal(together[2:3], alone)
+
+
+def of_order(order: str, neighbours: int = 0) -> Transformer:
+    torch.manual_seed(3)
+    config = TransformerConfig(width=32, layers=2, heads=2, order=order, neighbours=neighbours)  # type: ignore[arg-type]
+    made = Transformer(config, CODES, GRID, DIM).eval()
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    return made
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
+@pytest.mark.parametrize("order", ["raster", "annealed", "any", "editing", "neighbours"])
+def test_steps_of_few_shapes_give_the_same_codes(order: str, guidance_scale: float) -> None:
+    model = of_order(
+        {"editing": "any", "neighbours": "raster"}.get(order, order), 2 * (order == "neighbours")
+    )
+    config, known = SamplingConfig(guidance_scale=guidance_scale, top_k=5, top_p=0.9), None
+    if order == "editing":
+        known = torch.full((5, POSITIONS), NONE)
+        known[:, 1:6] = torch.arange(25).view(5, 5) % CODES
+    rows, sampler = embeddings(5).repeat(1, model.prefix, 1), Sampler(model, "fixed")
+    for seeds in (range(5), range(5, 10)):  # what is kept of one sampling does not reach the next
+        expected = sample_codes(model, rows, seeds, config, known=known)
+        assert torch.equal(sampler(rows, seeds, config, known=known), expected)
+        assert torch.equal(
+            sampler(rows[:3], seeds[:3], config, known=known if known is None else known[:3]), expected[:3]
+        )
+
+
+def test_compiled_steps_give_the_same_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for a GPU, but run by PyTorch's own kernels: compiling others takes minutes on a CPU."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    model, config = of_order("any"), SamplingConfig(steps=2)
+    sampler = Sampler(model, "compiled")
+    torch._dynamo.utils.counters.clear()
+    for seeds in ([0, 1], [2, 3]):
+        expected = sample_codes(model, embeddings(2), seeds, config)
+        assert torch.equal(sampler(embeddings(2), seeds, config), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, (
+        "one a shape, for all blocks and calls"
+    )
+
+
+@pytest.mark.parametrize("mode", ["eager", "fixed"])
+def test_rows_that_do_not_fit_into_memory_wait(
+    any_order: Transformer, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = SamplingConfig(), list[torch.Tensor]()
+    expected = sample_codes(any_order, embeddings(5), range(5), config)
+    plan = plan_of(any_order, 0, fixed=mode == "fixed")
+    memory = next(size for size in range(0, 10**7, 1000) if rows_at_once(any_order, plan, True, size) == 2)
+    monkeypatch.setattr(sampling, "CPU_BYTES", memory)
+    codes = Sampler(any_order, mode)(embeddings(5), range(5), config, on_step=seen.append)
+    assert torch.equal(codes, expected) and torch.equal(seen[-1], expected)
+    assert len(seen) == 3 * len(plan.shapes)
+    complete = [(one != NONE).all(dim=1).tolist() for one in seen]
+    assert complete[len(plan.shapes) - 1] == [True, True, False, False, False]
+    assert all(
+        (earlier[earlier != NONE] == later[earlier != NONE]).all() for earlier, later in pairwise(seen)
+    )
+
+
+def test_memory_bounds_the_rows() -> None:
+    model = Transformer(TransformerConfig(width=256, layers=8, heads=2), 100, 16, 8)
+    plan = plan_of(model, 0)
+    assert rows_at_once(model, plan, True, 1) == 1
+    assert rows_at_once(model, plan, False, 10**9) == 2 * rows_at_once(model, plan, True, 10**9) > 100
+    assert rows_at_once(model, plan, False, 10**15) == sampling.MOST_ROWS
 
 
 def test_the_embedding_and_the_seed_matter(model: Transformer) -> None:

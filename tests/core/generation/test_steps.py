@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.generation.steps import by_locality, steps_of
+from clipgen_core.generation.steps import Plan, by_locality, padded, plan_of
 from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
@@ -13,13 +15,36 @@ def model(order: str) -> Transformer:
     return Transformer(TransformerConfig(width=16, layers=1, heads=2, order=order), 5, 4, 3)  # type: ignore[arg-type]
 
 
+def targets_of(made: Plan) -> list[list[int]]:
+    return [[target for target in row[16:32].tolist() if target != NONE] for row in made.table]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize(("order", "steps"), [("raster", 16), ("annealed", 16), ("any", 8)])
-def test_every_position_is_predicted_in_one_step(order: str, steps: int) -> None:
-    made = steps_of(model(order), 0)
-    assert len(made) == steps
-    assert sorted(position for targets, _ in made for position in targets) == list(range(16))
+def test_every_position_is_predicted_in_one_step(order: str, steps: int, fixed: bool) -> None:
+    made = plan_of(model(order), 0, fixed=fixed)
+    targets = targets_of(made)
+    assert len(made.shapes) == len(targets) == steps
+    assert sorted(itertools.chain(*targets)) == list(range(16))
+    assert all(shape.predicted >= len(row) for shape, row in zip(made.shapes, targets, strict=True))
     if order != "any":
-        assert [targets for targets, _ in made] == [[position] for position in range(16)]
+        assert targets == [[position] for position in range(16)]
+
+
+def test_steps_that_are_recorded_have_few_shapes() -> None:
+    known = torch.full((1, 16), NONE)
+    known[:, :5] = 1
+    assert len(set(plan_of(model("raster"), 0, fixed=True).shapes)) == 2
+    larger = Transformer(TransformerConfig(width=16, layers=1, heads=2, order="any"), 5, 16, 3)
+    made = plan_of(larger, 20, fixed=True)
+    assert len(made.shapes) == 20 and len(set(made.shapes)) <= 8
+    assert set(made.shapes[1:]) & set(plan_of(larger, 32, fixed=True).shapes[1:])
+    assert len({shape.reach for shape in plan_of(model("any"), 0, known, fixed=True).shapes}) == 1
+
+
+def test_sizes_are_little_larger_than_asked_for() -> None:
+    assert [padded(count) for count in (1, 2, 4, 5, 32, 33, 200)] == [1, 4, 4, 8, 32, 40, 224]
+    assert all(count <= padded(count) <= max(1.25 * count, 4 + count // 4 * 4) for count in range(1, 1025))
 
 
 def test_positions_of_a_step_are_far_apart_and_beside_known_codes() -> None:
@@ -39,9 +64,8 @@ def test_positions_of_a_step_are_far_apart_and_beside_known_codes() -> None:
 def test_only_positions_without_a_code_are_predicted() -> None:
     known = torch.full((2, 16), NONE)
     known[:, 3:14] = 1
-    made = steps_of(model("any"), 3, known)
-    assert sorted(p for targets, _ in made for p in targets) == [0, 1, 2, 14, 15]
-    assert len(made) == 3
+    targets = targets_of(plan_of(model("any"), 3, known))
+    assert sorted(itertools.chain(*targets)) == [0, 1, 2, 14, 15] and len(targets) == 3
 
 
 def test_what_a_model_cannot_do_is_one_sentence() -> None:
@@ -49,9 +73,9 @@ def test_what_a_model_cannot_do_is_one_sentence() -> None:
     known[0, 0] = NONE
     for order in ("raster", "annealed"):
         with pytest.raises(ClipgenError, match="takes 16 steps, not 4"):
-            steps_of(model(order), 4)
+            plan_of(model(order), 4)
         with pytest.raises(ClipgenError, match="editing needs one that was trained with"):
-            steps_of(model(order), 0, known)
+            plan_of(model(order), 0, known)
     with pytest.raises(ClipgenError, match="steps is 17, but an image has only 16 codes"):
-        steps_of(model("any"), 17)
-    assert len(steps_of(model("any"), 4, known)) == 1  # there is one code to predict
+        plan_of(model("any"), 17)
+    assert len(plan_of(model("any"), 4, known).shapes) == 1  # there is one code to predict

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.models.layout import Layout, tokens_of
+from clipgen_core.models.layout import Layout, Step, tokens_of
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig
@@ -65,13 +65,28 @@ def test_every_embedding_reaches_every_position(model: Transformer) -> None:
         assert (difference > 0).all()
 
 
-def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer) -> None:
+def step(model: Transformer, positions: list[int], targets: list[int], start: int, whole: bool) -> Step:
+    """Tokens that hold and predict these positions, the first of them at slot `start`; all is seen before
+    them, and by a model that is not of raster order also all beside them."""
+    prefix = model.prefix if start == 0 else 0
+    end = start + prefix + len(positions)
+    order, reach = torch.arange(model.slots), model.slots if whole else end
+    seen = torch.full((prefix + len(positions),), end) if not model.raster else order[start:end] + 1
+    if not model.raster:
+        seen[:prefix] = prefix
+    visible = order[:reach] < seen.unsqueeze(1)
+    held, asked = torch.tensor([positions], dtype=torch.long), torch.tensor([targets])
+    return Step(held, asked, order[start:end], visible, reach, len(targets), first=start == 0)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_cache_gives_the_logits_of_the_whole_prefix(model: Transformer, whole: bool) -> None:
     embeddings, codes = embedding(model, 2), torch.randint(0, 7, (2, 8))
-    cache = model.new_cache(2)
-    steps = [model(codes[:, :0], embeddings, cache)]
-    steps += [model(codes[:, i : i + 1], embeddings, cache) for i in range(8)]
-    assert torch.allclose(torch.cat(steps, 1), model(codes, embeddings), atol=1e-4)
-    assert cache.length == 9 + model.config.neighbours
+    cache, none = model.new_cache(2), torch.zeros(2, dtype=torch.bool)
+    steps = [step(model, [], [0], 0, whole)]
+    steps += [step(model, [i], [i + 1], model.prefix + i, whole) for i in range(8)]
+    parts = [model.decode(one.held(codes), embeddings, none, one, cache) for one in steps]
+    assert torch.allclose(torch.cat(parts, 1), model(codes, embeddings), atol=1e-4)
 
 
 ANY: dict[str, dict[str, Any]] = {
@@ -108,15 +123,20 @@ def test_codes_are_predicted_from_the_groups_before_theirs_alone(
         first += size
 
 
-def test_steps_with_a_cache_give_the_logits_of_the_whole_layout(any_order: Transformer) -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_steps_with_a_cache_give_the_logits_of_the_whole_layout(any_order: Transformer, whole: bool) -> None:
     codes, embeddings = torch.randint(0, 7, (2, 9)), embedding(any_order, 2)
+    none = torch.zeros(2, dtype=torch.bool)
     for sizes in ([0, 1, 3, 5], [4, 2, 3], [2, 7]):
-        layout = Layout.stack([tokens_of(np.array(ORDER), sizes)])
-        cache = any_order.new_cache(2)
-        steps = [layout.of_step(step) for step in range(len(sizes) - 1)]
-        parts = [any_order(one.held(codes), embeddings, cache, layout=one) for one in steps]
-        whole = any_order(layout.held(codes), embeddings, layout=layout)
-        assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+        tokens = tokens_of(np.array(ORDER), sizes)
+        layout, cache, parts = Layout.stack([tokens]), any_order.new_cache(2), []
+        for number in range(len(sizes) - 1):
+            held, asked = tokens[:2, tokens[2] == number].tolist()
+            start = any_order.prefix + int((tokens[2] < number).sum()) if number else 0
+            one = step(any_order, held, asked, start, whole)
+            parts.append(any_order.decode(one.held(codes), embeddings, none, one, cache))
+        expected = any_order(layout.held(codes), embeddings, layout=layout)
+        assert torch.allclose(torch.cat(parts, 1), expected, atol=1e-4)
 
 
 def test_what_a_token_predicts_depends_on_the_position_that_is_asked_for(any_order: Transformer) -> None:
