@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks.timing import seconds
 from clipgen_core.data.prompts import read_texts
 from clipgen_core.data.tokens import TokenShards
+from clipgen_core.data.transfer import moved
 from clipgen_core.progress import track
 from clipgen_core.recipes import named
 from clipgen_core.stages.transformer import Config, TransformerTask
@@ -56,10 +57,11 @@ def steps_in(budget: float, config: Config, shards: TokenShards, texts: list[str
     task = TransformerTask(config, shards, texts)
     optimizers = task.optimizers()
     for step in range(WARM_UP):
-        train_step(task, optimizers, [task.batch(step)], step, config.train)
+        train_step(task, optimizers, [moved(task.batch(step), task.device)], step, config.train)
     taken = seconds(
         lambda: [
-            train_step(task, optimizers, [task.batch(step)], step, config.train) for step in range(TIMED)
+            train_step(task, optimizers, [moved(task.batch(step), task.device)], step, config.train)
+            for step in range(TIMED)
         ]
     )
     return max(int(budget * TIMED / taken), 1)
@@ -74,7 +76,9 @@ def fit(config: Config, shards: TokenShards, texts: list[str]) -> tuple[float, f
         with track(config.train.optimizer, config.train.steps, "steps") as meter:
             for step in range(config.train.steps):
                 task.model.train()
-                figures = train_step(task, optimizers, [task.batch(step)], step, config.train)
+                figures = train_step(
+                    task, optimizers, [moved(task.batch(step), task.device)], step, config.train
+                )
                 losses.append(float(figures["loss"]))
                 meter.advance(1)
 

@@ -5,6 +5,7 @@ import functools
 import json
 import platform
 import time
+from collections.abc import Iterator
 
 import torch
 from platformdirs import user_cache_path
@@ -19,50 +20,77 @@ ROUNDS = 4
 
 
 def default_device() -> str:
-    """The device type: cuda if a GPU is available, else cpu."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device of this thread: its current GPU by number, such as `cuda:1`, else `cpu`.
+
+    Every thread has a current GPU of its own, which is 0 until the thread chooses another. So a thread that
+    gives work to others tells them the device, and `cuda` alone would mean another GPU there.
+    """
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
 
 
-def fast_dtype(device_type: str) -> torch.dtype:
+def fast_dtype(device: str | torch.device) -> torch.dtype:
     """The type of matrix products: bf16 where this machine is faster in it, else fp32.
 
     On CPUs a training product is timed in both types, once per machine. No property of the CPU tells: bf16
     was measured at 4.2 times the speed of fp32 with AVX512-BF16 and at half of it on a Xeon without.
     GPUs support bf16 from Ampere on.
     """
-    if device_type == "cpu":
+    if torch.device(device).type == "cpu":
         fast = bf16_speedup() >= WORTHWHILE
     else:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 
 
-def resolved(precision: Precision, device_type: str) -> Precision:
+def resolved(precision: Precision, device: str | torch.device) -> Precision:
     """Replace `auto` by what it means on a device.
 
     Args:
         precision: "bf16", "fp32" or "auto".
-        device_type: "cpu" or "cuda".
+        device: The device.
 
     Returns:
         "bf16" or "fp32".
     """
     if precision != "auto":
         return precision
-    return "bf16" if fast_dtype(device_type) is torch.bfloat16 else "fp32"
+    return "bf16" if fast_dtype(device) is torch.bfloat16 else "fp32"
 
 
-def autocast(device_type: str, precision: Precision = "auto") -> torch.autocast:
+def autocast(device: str | torch.device, precision: Precision = "auto") -> torch.autocast:
     """The autocast context for a precision.
 
     Args:
-        device_type: "cpu" or "cuda".
+        device: The device.
         precision: "bf16", "fp32", or "auto", which is bf16 where `fast_dtype` is.
 
     Returns:
         A context manager, to enter once.
     """
-    return torch.autocast(device_type, torch.bfloat16, resolved(precision, device_type) == "bf16")
+    return torch.autocast(torch.device(device).type, torch.bfloat16, resolved(precision, device) == "bf16")
+
+
+@contextlib.contextmanager
+def tensor_cores(device: str | torch.device) -> Iterator[None]:
+    """Let fp32 matrix products on a GPU use its tensor cores (TF32) for the length of a `with`.
+
+    TF32 has the range of fp32 and 10 bits of mantissa, and is several times as fast. CPUs compute as before.
+
+    Args:
+        device: The device.
+
+    Yields:
+        Nothing.
+    """
+    if torch.device(device).type == "cpu":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @functools.cache
@@ -85,6 +113,7 @@ def bf16_speedup() -> float:
     return known[key]
 
 
+@torch.random.fork_rng(devices=())  # a training that has set its seed may be the first to ask
 def _measure_bf16_speedup() -> float:
     layer, rows = nn.Linear(WIDTH, HIDDEN), torch.randn(ROWS, WIDTH, requires_grad=True)
 

@@ -89,7 +89,9 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     with needed_for("training on Ray"):
         import ray
         from ray.train import RunConfig, ScalingConfig, WorkerGroupError
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+    from clipgen_core.training.distributed import TIMEOUT
 
     environment = {"MLFLOW_TRACKING_URI": mlflow, **logs.for_children()}
 
@@ -105,7 +107,7 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
         ray.init()
     stop: Any = ray.remote(num_cpus=0)(Stop).remote()
     scaling = ScalingConfig(num_workers=config.processes, use_gpu=bool(ray.cluster_resources().get("GPU")))
-    notes = f"{arguments['root']}/{RAY_FOLDER}"
+    group, notes = TorchConfig(timeout_s=int(TIMEOUT.total_seconds())), f"{arguments['root']}/{RAY_FOLDER}"
     trying = Retrying(
         retry=retry_if_exception(lost),
         stop=stop_after_attempt(1 + config.restarts),
@@ -115,7 +117,8 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
     try:
         for attempt in trying:
             with attempt, stop_signals(stop.request.remote):
-                TorchTrainer(work, scaling_config=scaling, run_config=RunConfig(storage_path=notes)).fit()
+                run_config = RunConfig(storage_path=notes)
+                TorchTrainer(work, torch_config=group, scaling_config=scaling, run_config=run_config).fit()
     except WorkerGroupError as error:
         reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
         raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from error

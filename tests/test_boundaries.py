@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+NOT_ON_A_GPU_MACHINE = ("lance", "dagster", "mlflow", "ray", "gradio")
+
 
 def loaded_by(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(' '.join(m.split('.')[0] for m in sys.modules))"
@@ -16,6 +18,12 @@ def test_the_core_loads_no_dagster() -> None:
     modules = loaded_by("import clipgen_core.recipes, clipgen_core.generation.generator, clipgen_core.cli")
     assert "torch" in modules
     assert not modules & {"dagster", "pipelines", "mlflow"}
+
+
+def test_a_training_from_shards_loads_where_its_platform_is_not_installed() -> None:
+    trained = "stages.transformer", "stages.vqgan", "training.loop", "generation.sampling"
+    code = f"for name in {NOT_ON_A_GPU_MACHINE}: sys.modules[name] = None\n"
+    loaded_by(code + "\n".join(f"import clipgen_core.{name}" for name in trained))
 
 
 def test_the_public_face_loads_torch_on_first_use_only() -> None:

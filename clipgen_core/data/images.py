@@ -1,17 +1,23 @@
 """Decoded images of an images table, by row or id. Knows the table's columns, but not their use."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
-import lance
 import numpy as np
 from PIL import Image
 
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.keys import digest_of_keys, joined, numbers
+from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.tables import one_of, open_table, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE
+
+if TYPE_CHECKING:
+    import lance
+
+R = TypeVar("R")
 
 
 class ImageTable:
@@ -36,7 +42,7 @@ class ImageTable:
             raise ClipgenError(f"{url} holds {len(self.keys)} images, too few to train on: add more")
         held = held_out(self.keys)
         self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
-        self._decoders = ThreadPoolExecutor(4)
+        self._decoders = ThreadPoolExecutor(pool_size())
 
     @property
     def digest(self) -> str:
@@ -45,8 +51,20 @@ class ImageTable:
 
     def images(self, rows: np.ndarray) -> list[Image.Image]:
         """Decode the images of some rows; returns RGB images at their stored size."""
+        return self.map(lambda _, image: image, rows)
+
+    def map(self, call: Callable[[int, Image.Image], R], rows: np.ndarray) -> list[R]:
+        """Decode the images of some rows and apply a function to each, in a pool of threads.
+
+        Args:
+            call: The function of (position in `rows`, RGB image at its stored size).
+            rows: Row numbers, int64 [n].
+
+        Returns:
+            The n results, in order.
+        """
         data = self.table.take(rows.tolist(), columns=["image"])["image"].to_pylist()
-        return list(self._decoders.map(decode_stored, data))
+        return list(self._decoders.map(lambda i: call(i, decode_stored(data[i])), range(len(data))))
 
 
 def held_out(keys: np.ndarray) -> np.ndarray:
@@ -64,7 +82,7 @@ def held_out(keys: np.ndarray) -> np.ndarray:
     return held
 
 
-def images_by_id(table: lance.LanceDataset, ids: Iterable[str]) -> dict[str, Image.Image]:
+def images_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, Image.Image]:
     """Decode images by their ids.
 
     Args:

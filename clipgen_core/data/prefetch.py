@@ -1,6 +1,7 @@
 """Load data ahead of time in threads, so that the model does not wait for it."""
 
 import collections
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+FEWEST = 4  # threads of a pool, which may also wait for a store
+
+
+def pool_size() -> int:
+    """Threads that decode images: one a core of this machine, which processes of one training share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), FEWEST)
 
 
 def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:

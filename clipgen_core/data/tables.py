@@ -7,15 +7,19 @@ tries again.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import lance
 import numpy as np
 import pyarrow as pa
 
 from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import retried
+
+if (
+    TYPE_CHECKING
+):  # loaded when a table is opened: trainings from token shards run where Lance is not installed
+    import lance
 
 R = TypeVar("R")
 CONFLICT_RETRIES = 100
@@ -55,7 +59,7 @@ def persistently(url: str, call: Callable[[], R]) -> R:
     return retried(call) if "://" in url else call()
 
 
-def find_table(url: str, version: int | None = None) -> lance.LanceDataset | None:
+def find_table(url: str, version: int | None = None) -> "lance.LanceDataset | None":
     """Open a table that may not exist.
 
     Args:
@@ -65,6 +69,8 @@ def find_table(url: str, version: int | None = None) -> lance.LanceDataset | Non
     Returns:
         The table; None if there is none.
     """
+    import lance
+
     try:
         return persistently(url, lambda: lance.dataset(url, version=version, storage_options=options(url)))
     except ValueError as error:
@@ -73,7 +79,7 @@ def find_table(url: str, version: int | None = None) -> lance.LanceDataset | Non
         raise
 
 
-def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
+def open_table(url: str, version: int | None = None) -> "lance.LanceDataset":
     """Open an existing table.
 
     Args:
@@ -94,7 +100,7 @@ def open_table(url: str, version: int | None = None) -> lance.LanceDataset:
     return table
 
 
-def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
+def create_table(url: str, schema: pa.Schema) -> "lance.LanceDataset":
     """Open a table, and create it empty if it does not exist.
 
     Args:
@@ -104,8 +110,9 @@ def create_table(url: str, schema: pa.Schema) -> lance.LanceDataset:
     Returns:
         The table.
     """
+    import lance
 
-    def find_or_create() -> lance.LanceDataset:
+    def find_or_create() -> "lance.LanceDataset":
         table = find_table(url)
         if table is not None:
             return table
@@ -167,7 +174,7 @@ def update(url: str, values: dict[str, str], where: str) -> None:
 
 
 def scan(
-    table: lance.LanceDataset, columns: list[str], where: str | None = None, size: int = IDS_AT_ONCE
+    table: "lance.LanceDataset", columns: list[str], where: str | None = None, size: int = IDS_AT_ONCE
 ) -> Iterator[pa.RecordBatch]:
     """Read rows in the table's order, a bounded number at once.
 
@@ -184,7 +191,7 @@ def scan(
     yield from scanner.to_batches()
 
 
-def scan_keys(table: lance.LanceDataset) -> Iterator[np.ndarray]:
+def scan_keys(table: "lance.LanceDataset") -> Iterator[np.ndarray]:
     """The keys of the column `id`, in the table's order."""
     for batch in scan(table, ["id"]):
         yield keys_of_ids(batch["id"])
@@ -208,7 +215,7 @@ def one_of(column: str, values: Sequence[str]) -> str:
     return f"{column} IN ({', '.join(map(quoted, values))})" if values else "false"
 
 
-def count(table: lance.LanceDataset, folder: str | None = None) -> int:
+def count(table: "lance.LanceDataset", folder: str | None = None) -> int:
     """Count the rows of a table.
 
     Args:
@@ -257,19 +264,19 @@ def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def partitions(table: lance.LanceDataset) -> int:
+def partitions(table: "lance.LanceDataset") -> int:
     """How many partitions the vector index of a table has."""
     return max(int(table.count_rows()) // ROWS_A_PARTITION, 1)
 
 
-def searching(table: lance.LanceDataset) -> dict[str, Any]:
+def searching(table: "lance.LanceDataset") -> dict[str, Any]:
     """How a search uses the vector index: a quarter of its partitions, then exact distances of the best.
     Without an index the search is exact."""
     return {"metric": "cosine", "nprobes": 16 + partitions(table) // 4, "refine_factor": 30}
 
 
 def nearest(
-    table: lance.LanceDataset, query: np.ndarray, k: int, columns: Sequence[str] = ("id",)
+    table: "lance.LanceDataset", query: np.ndarray, k: int, columns: Sequence[str] = ("id",)
 ) -> pa.Table:
     """The rows whose `vector` has the highest cosine with a query.
 

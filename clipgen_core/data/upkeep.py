@@ -5,14 +5,16 @@ An index helps from some thousand rows on; below that, Lance's exact search is a
 
 import os
 from datetime import timedelta
-
-import lance
+from typing import TYPE_CHECKING
 
 from clipgen_core.data.tables import find_table, open_table, partitions, persistently
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
 from clipgen_core.settings.embeddings import INDEX_FROM
 from clipgen_core.storage import Storage
+
+if TYPE_CHECKING:
+    import lance
 
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # statistics in a few bytes
 
@@ -55,7 +57,7 @@ def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
         table.optimize.optimize_indices()
 
 
-def unindexed(table: lance.LanceDataset) -> int:
+def unindexed(table: "lance.LanceDataset") -> int:
     """Number of rows that are not in the vector index, so that a search compares each of them."""
     return int(table.stats.index_stats(VECTOR)["num_unindexed_rows"])
 

@@ -6,7 +6,6 @@ In a generator folder generator.json says so, of a transformer checkpoint its co
 import shutil
 from pathlib import Path
 
-import lance
 from pydantic import ValidationError
 
 from clipgen_core import filesystem
@@ -80,6 +79,8 @@ def _copy(parts: Parts, folder: Path) -> None:
         checkpoint = filesystem.local_copy(getattr(parts, name))
         shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
     if parts.embeddings:
+        import lance
+
         rows = open_table(parts.embeddings, parts.embeddings_version).to_table()
         lance.write_dataset(rows, str(folder / "embeddings.lance"))
     copied = Parts(

@@ -3,11 +3,12 @@
 The file is torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; nothing is downloaded.
 """
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from clipgen_core.data.pixels import to_bytes
+from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 
@@ -20,12 +21,13 @@ class Inception:
 
     Args:
         weights: The file.
+        device: The device that it runs on; by default the GPU if there is one.
 
     Raises:
         ClipgenError: Torch-fidelity is not installed, or the file does not hold these weights.
     """
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, weights: str, device: str | None = None) -> None:
         with needed_for("Inception"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         try:
@@ -38,12 +40,12 @@ class Inception:
                 f"{weights} holds no Inception weights ({first_line(error)}): "
                 "download torch-fidelity's weights-inception-2015-12-05-6726825d.pth"
             ) from error
-        self.network.eval()
+        self.device = torch.device(device or default_device())
+        self.network.eval().to(self.device)
 
     @torch.no_grad()
     def features_and_logits(self, images: list[Image.Image]) -> tuple[Tensor, Tensor]:
         """Of RGB images of one size: features, float32 [n, 2048], and logits, float32 [n, 1008]."""
-        stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-        outputs = [self.network(batch.contiguous()) for batch in stacked.split(BATCH)]
-        features, logits = (torch.cat(part) for part in zip(*outputs, strict=True))
+        batches = (batch.contiguous().to(self.device) for batch in to_bytes(images).split(BATCH))
+        features, logits = (torch.cat(part).cpu() for part in zip(*map(self.network, batches), strict=True))
         return features, logits

@@ -68,7 +68,7 @@ class ClipEncoder:
         size = self.visual.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
-    @property
+    @cached_property
     def mean_std(self) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the channels in the preprocessing, each float32 [3, 1, 1]."""
         mean, std = (

@@ -41,12 +41,15 @@ class TrainConfig(Frozen):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the exponential moving average (EMA) of the weights, which is what is saved. 0: no EMA."""
     precision: Annotated[Precision, MAY_CHANGE] = "auto"
-    """`bf16` autocasts matrix products, `fp32` does not. `auto`: `bf16` where it is faster, which is measured
-    once per machine; a resumed training keeps what it began with. Other values apply to resumed ones too."""
+    """`bf16` autocasts matrix products, `fp32` does not and uses TF32 on GPUs. `auto`: `bf16` where it is
+    faster, which is measured once per machine; a resumed training keeps what it began with. Other values
+    apply to resumed ones too."""
     compile: Annotated[bool, MAY_CHANGE] = False
-    """Whether to compile the model with `torch.compile`."""
+    """Whether to compile the model with `torch.compile`: of a transformer one block, whose code all others
+    use. Validation runs without. The metric `first_step_seconds` says how long the first step took."""
     parallel: Annotated[Literal["ddp", "fsdp"], MAY_CHANGE] = "ddp"
-    """With several processes: `ddp` copies the model to each, `fsdp` shards it over them (FSDP2)."""
+    """With several processes: `ddp` copies the model to each, `fsdp` shards it over them (FSDP2); in `bf16`,
+    the weights of a transformer's blocks are then exchanged in bf16."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the initial weights, of the order of the examples and of all random draws."""
     log_every: Annotated[int, MAY_CHANGE] = Field(default=10, gt=0)

@@ -27,9 +27,11 @@ from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.captions import read_captions, require_captioned
 from clipgen_core.data.decode import decode
 from clipgen_core.data.order import WHOLE, Share
-from clipgen_core.data.pixels import random_crop, to_tensor
+from clipgen_core.data.pixels import random_crop, to_bytes, to_float
+from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.prompts import folder_of
 from clipgen_core.data.rejected import Rejected
+from clipgen_core.data.transfer import moved
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.load import clip_to_start_from
@@ -51,13 +53,13 @@ from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.optim import optimizers
 from clipgen_core.training.provenance import GOAL, Provenance
 from clipgen_core.training.runs import Spec, place
-from clipgen_core.training.task import Metrics, Optimizers, Validation
+from clipgen_core.training.task import Metrics, Optimizers, Validation, validation_autocast
 
 __all__ = ["Config", "Result", "run"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
 DECODED = 8192  # images that are kept decoded, so that small sets are read once
-Batch = tuple[Tensor, Tensor, Tensor]  # images in [-1, 1], tokens, word vectors of the captions
+Batch = tuple[Tensor, Tensor, Tensor]  # images as uint8, tokens, word vectors of the captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +179,10 @@ class ClipTask:
         self.rows = sorted(set(range(len(self.files))) - set(held))
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
-        self.readers = ThreadPoolExecutor(4)
+        self.readers = ThreadPoolExecutor(pool_size())
         self.image = functools.lru_cache(DECODED)(self._image)
-        self.held_out = self._load([(i, self.captions[i][0]) for i in held or self.rows], 0)
+        first = [(i, self.captions[i][0]) for i in held or self.rows]
+        self.held_out = moved(self._load(first, 0), self.device)
 
     def optimizers(self) -> Optimizers:
         clip: Any = self.model
@@ -187,8 +190,7 @@ class ClipTask:
         return {"clip": optimizers(self.config.train, [clip], matrices)}
 
     def _epoch(self, epoch: int) -> list[list[tuple[int, str]]]:
-        train = self.config.train
-        captions = [self.captions[i] for i in self.rows]
+        train, captions = self.config.train, [self.captions[i] for i in self.rows]
         batches = distinct_batches(captions, train.batch_size, train.seed, epoch)
         return [[(self.rows[i], caption) for i, caption in batch] for batch in batches]
 
@@ -201,7 +203,7 @@ class ClipTask:
                 the batch does not divide, its first images are used twice.
 
         Returns:
-            Images in [-1, 1], tokens and word vectors.
+            Images as uint8, tokens and word vectors.
         """
         batches = self.epoch(step // self.per_epoch)
         rows = batches[step % self.per_epoch % len(batches)]
@@ -213,9 +215,8 @@ class ClipTask:
             lambda i: random_crop(self.image(i), config.image_size, config.smallest_crop, step * 100_003 + i),
             [i for i, _ in batch],
         )
-        tokens = self.tokenizer([caption for _, caption in batch])
         words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
-        return to_tensor(list(crops)).to(self.device), tokens.to(self.device), words.to(self.device)
+        return to_bytes(list(crops)), self.tokenizer([caption for _, caption in batch]), words
 
     def _image(self, i: int) -> Image.Image:
         file = self.files[i]
@@ -255,7 +256,7 @@ class ClipTask:
     def _embed(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings [n, d] of images and of texts, and the scale of their products, without dimensions."""
         mean, std = self.mean_std
-        image, text, scale, *_ = self.model(((images + 1) / 2 - mean) / std, tokens)
+        image, text, scale, *_ = self.model(((to_float(images) + 1) / 2 - mean) / std, tokens)
         return image, text, scale.squeeze()
 
     def after_step(self, step: int) -> Metrics:
@@ -263,7 +264,8 @@ class ClipTask:
 
     def validate(self) -> Validation:
         images, tokens, words = self.held_out
-        image, text, scale = self._embed(images, tokens)
+        with validation_autocast(self.device, self.config.train):
+            image, text, scale = self._embed(images, tokens)
         alike = same_rows(tokens)
         rank = (text @ image.T).argsort(dim=1, descending=True)
         hit = alike.gather(1, rank)

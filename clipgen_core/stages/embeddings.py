@@ -19,8 +19,10 @@ import torch
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.fill import Filling, Unusable, fill
 from clipgen_core.data.pixels import not_longer_than
+from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.tables import open_table, vector_array
+from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of, embeddings_schema
@@ -30,7 +32,6 @@ from clipgen_core.tracking import Tracker
 
 __all__ = ["Config", "Result", "run"]
 
-DECODERS = 4
 LONGEST = 50  # the long side in short sides: a preprocessing resizes the short side first
 
 
@@ -112,15 +113,16 @@ class Embedder:
     def __init__(self, clip: str, encoder: ClipEncoder | None = None) -> None:
         self.encoder = encoder or ClipEncoder(clip)
         self.schema = embeddings_schema(self.encoder.dim, self.encoder.reference, self.encoder.key)
-        self.decoders = ThreadPoolExecutor(DECODERS)
+        self.decoders = ThreadPoolExecutor(pool_size())
+        self.transfer = Transfer(self.encoder.device)
 
-    def prepare(self, batch: pa.Table) -> tuple[pa.Table, torch.Tensor]:
+    def prepare(self, batch: pa.Table) -> tuple[pa.Table, Moving]:
         """Decode: float32 [n, 3, h, w]."""
         stored = dict(zip(batch["id"].to_pylist(), batch["image"].to_pylist(), strict=True))
         made = dict(zip(stored, self.decoders.map(self._preprocessed, stored.values()), strict=True))
         if reasons := {key: str(image) for key, image in made.items() if isinstance(image, Rejected)}:
             raise Unusable(reasons)
-        return batch.select(["id", "folder"]), torch.stack(list(made.values()))
+        return batch.select(["id", "folder"]), self.transfer.begin(torch.stack(list(made.values())))
 
     def _preprocessed(self, data: bytes) -> Any:
         """An image as the CLIP takes it, or why it cannot be used."""
@@ -129,7 +131,7 @@ class Embedder:
         except Rejected as rejected:
             return rejected
 
-    def rows(self, prepared: tuple[pa.Table, torch.Tensor]) -> pa.Table:
-        batch, images = prepared
+    def rows(self, prepared: tuple[pa.Table, Moving]) -> pa.Table:
+        batch, images = prepared[0], self.transfer.end(prepared[1])
         vectors = vector_array(np.asarray(self.encoder.encode_prepared(images)))
         return pa.Table.from_arrays([batch["id"], batch["folder"], vectors], schema=self.schema)

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import lance
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
-from torch import Tensor
 
 from clipgen_core import filesystem, logs, storage
 from clipgen_core.data import tokens
@@ -28,8 +27,10 @@ from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
-from clipgen_core.data.pixels import fit_square, random_crop, to_tensor
+from clipgen_core.data.pixels import fit_square, random_crop, to_bytes, to_float
+from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.tables import open_table, scan_keys
+from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import autocast
 from clipgen_core.errors import ClipgenError
@@ -50,9 +51,10 @@ from clipgen_core.settings.tokens import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoint
 
-__all__ = ["Config", "Result", "run"]
+if TYPE_CHECKING:
+    import lance
 
-DECODERS = 4
+__all__ = ["Config", "Result", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +137,15 @@ class Encoder:
         self.vqgan, self.views, self.smallest_crop = model or load_vqgan(vqgan), views, smallest_crop
         config = self.vqgan.config
         self.schema = codes_schema(config.quantizer.codebook_size, config.grid**2, views)
-        self.decoders = ThreadPoolExecutor(DECODERS)
+        self.decoders = ThreadPoolExecutor(pool_size())
+        self.transfer = Transfer(next(self.vqgan.parameters()).device)
 
-    def prepare(self, batch: pa.Table) -> tuple[pa.Table, Tensor]:
-        """Decode and crop: float32 [n * views, 3, size, size], the views of an image one after the other."""
+    def prepare(self, batch: pa.Table) -> tuple[pa.Table, Moving]:
+        """Decode and crop: uint8 [n * views, 3, size, size], the views of an image one after the other."""
         pairs = zip(batch["id"].to_pylist(), batch["image"].to_pylist(), strict=True)
         views = self.decoders.map(lambda pair: self._views(*pair), pairs)
-        return batch.select(["id", "folder"]), to_tensor([view for own in views for view in own])
+        crops = to_bytes([view for own in views for view in own])
+        return batch.select(["id", "folder"]), self.transfer.begin(crops)
 
     def _views(self, image_id: str, data: bytes) -> list[Image.Image]:
         size, image = self.vqgan.config.image_size, decode_stored(data)
@@ -150,11 +154,10 @@ class Encoder:
         return [fit_square(image, size), *crops]
 
     @torch.no_grad()
-    def rows(self, prepared: tuple[pa.Table, Tensor]) -> pa.Table:
-        batch, images = prepared
-        device = next(self.vqgan.parameters()).device
-        with autocast(device.type):
-            codes = torch.cat([self.vqgan.encode(some.to(device)).cpu() for some in images.split(128)])
+    def rows(self, prepared: tuple[pa.Table, Moving]) -> pa.Table:
+        batch, images = prepared[0], self.transfer.end(prepared[1])
+        with autocast(images.device):
+            codes = torch.cat([self.vqgan.encode(to_float(some)) for some in images.split(128)]).cpu()
         kind = self.schema.field("codes").type
         flat = pa.array(codes.numpy().reshape(-1)).cast(kind.value_type)
         columns = [batch["id"], batch["folder"], pa.FixedSizeListArray.from_arrays(flat, kind.list_size)]
@@ -167,9 +170,9 @@ class _Shards:
     def __init__(
         self,
         config: Config,
-        images: lance.LanceDataset,
+        images: "lance.LanceDataset",
         embeddings: EmbeddingTable,
-        codes: lance.LanceDataset,
+        codes: "lance.LanceDataset",
     ) -> None:
         self.config, self.images, self.embeddings, self.codes = config, images, embeddings, codes
         self.keys = np.sort(joined(scan_keys(images)))

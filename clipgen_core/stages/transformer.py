@@ -44,7 +44,7 @@ from clipgen_core.training.optim import optimizers
 from clipgen_core.training.orders import predicted_share
 from clipgen_core.training.provenance import GOAL, Provenance
 from clipgen_core.training.runs import Spec, place
-from clipgen_core.training.task import Metrics, Optimizers, Validation
+from clipgen_core.training.task import Metrics, Optimizers, Validation, validation_autocast
 
 __all__ = ["Config", "Result", "run"]
 
@@ -168,8 +168,8 @@ class TransformerTask:
         if start is None:
             self.transformer.start_from_codebook(self.vqgan.quantizer.codebook)
         self.transformer.recompute = config.recompute
-        self.batches = CodeBatches(config, shards, self.transformer.gap, self.device)
-        self.held_out, self.held_out_condition = self.batches.held_out()
+        self.batches = CodeBatches(config, shards, self.transformer.gap)
+        self.held_out, self.held_out_condition = self.batches.held_out(self.device)
         self.model: nn.Module = self.transformer
         self.extras: dict[str, nn.Module] = {}
 
@@ -199,9 +199,9 @@ class TransformerTask:
         Yields:
             Name, loss and metrics.
         """
-        layout = batch.layout
+        layout, condition = batch.layout, self.batches.condition(batch)
         predicted = predicted_share(self.config.model.order) if layout else None
-        logits = self.transformer(batch.inputs, batch.condition, dropped=batch.dropped, layout=layout)
+        logits = self.transformer(batch.inputs, condition, dropped=batch.dropped, layout=layout)
         loss = code_cross_entropy(logits, layout.wanted(batch.codes) if layout else batch.codes, predicted)
         figures: Metrics = {}
         if self.config.embedding_weight:
@@ -217,13 +217,14 @@ class TransformerTask:
 
     def validate(self) -> Validation:
         codes, condition = self.held_out, self.held_out_condition
-        losses = [
-            generation_loss(self.transformer, c, e, self.config.sampling.steps)
-            for c, e in zip(codes.split(128), condition.split(128), strict=True)
-        ]
         every = max(len(codes) // SHOWN, 1)
         shown = condition[::every][:SHOWN]
-        sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
+        with validation_autocast(self.device, self.config.train):
+            losses = [
+                generation_loss(self.transformer, c, e, self.config.sampling.steps)
+                for c, e in zip(codes.split(128), condition.split(128), strict=True)
+            ]
+            sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
         side = self.shards.manifest.grid
         decoded = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
         samples = grid(to_images(decoded), columns=len(shown))

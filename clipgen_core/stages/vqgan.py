@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.order import WHOLE, Share, ShuffledOrder
-from clipgen_core.data.pixels import fit_square, grid, random_crop, to_images, to_tensor
+from clipgen_core.data.pixels import fit_square, grid, random_crop, to_bytes, to_float, to_images
 from clipgen_core.device import autocast, default_device
 from clipgen_core.generation.load import vqgan_to_start_from
 from clipgen_core.judging.metrics import Reconstruction
@@ -161,35 +162,39 @@ class VqganTask:
         }
 
     def batch(self, step: int, share: Share = WHOLE) -> Tensor:
-        """Random crops, float32 [n, 3, h, w] in [-1, 1].
+        """Random crops.
 
         Args:
             step: Which batch; the crops depend on it alone.
             share: The part of the batch that this process computes.
 
         Returns:
-            float32 [n, 3, h, w] in [-1, 1].
+            uint8 [n, 3, h, w].
         """
         count = self.config.train.batch_size
         rows = self.table.train[share.take(self.order.batch(step, count))]
-        size, smallest = self.config.model.image_size, self.config.smallest_crop
-        crops = [
-            random_crop(image, size, smallest, seed=step * 100_003 + i)
-            for i, image in zip(share.take(range(count)), self.table.images(rows), strict=True)
-        ]
-        return to_tensor(crops).to(self.device)
+        size, smallest, own = (
+            self.config.model.image_size,
+            self.config.smallest_crop,
+            share.take(range(count)),
+        )
+
+        def crop(i: int, image: Image.Image) -> Image.Image:
+            return random_crop(image, size, smallest, seed=step * 100_003 + own[i])
+
+        return to_bytes(self.table.map(crop, rows))
 
     def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The loss of the VQGAN, then that of the discriminator; see the module's docstring.
 
         Args:
-            batch: float32 [n, 3, h, w] in [-1, 1].
+            batch: uint8 [n, 3, h, w].
             progress: The share of training that is done.
 
         Yields:
             Name, loss and metrics.
         """
-        config = self.config
+        config, batch = self.config, to_float(batch)
         output, _, commitment = self.vqgan(batch)
         output = output.float()
         pixel, perceptual = F.l1_loss(output, batch), self.distance(output, batch)
@@ -258,10 +263,10 @@ class VqganTask:
 
     def _centre(self, rows: Any) -> Tensor:
         size = self.config.model.image_size
-        squares = [fit_square(image, size) for image in self.table.images(rows)]
-        return to_tensor(squares).to(self.device)
+        squares = self.table.map(lambda _, image: fit_square(image, size), rows)
+        return to_float(to_bytes(squares).to(self.device))
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        with autocast(batch.device.type, self.config.train.precision):
+        with autocast(batch.device, self.config.train.precision):
             output, codes, _ = self.vqgan(batch)
         return output.float(), codes

@@ -22,32 +22,33 @@ class Batch:
     codes: the targets, int64 [n, t].
     inputs: what the tokens hold, some of it corrupted: in raster order the codes without the last, int64
         [n, t - 1], else what the layout says, int64 [n, t].
-    condition: float32 [n, 1 + neighbours, d].
-    dropped: rows that are trained without the condition, bool [n].
     embedding: the clean embeddings, float32 [n, d].
+    noise: standard normal numbers, float32 [n, d].
+    neighbours: the embeddings of the nearest training images, float32 [n, neighbours, d].
+    dropped: rows that are trained without the condition, bool [n].
     layout: of the rows, where the order is not raster.
     """
 
     codes: Tensor
     inputs: Tensor
-    condition: Tensor
-    dropped: Tensor
     embedding: Tensor
+    noise: Tensor
+    neighbours: Tensor
+    dropped: Tensor
     layout: Layout | None
 
 
 class CodeBatches:
-    """Makes the batches of a training.
+    """Makes the batches of a training, on the CPU, and their conditions, on the device.
 
     Args:
         config: Of the stage.
         shards: Codes and embeddings.
         gap: How embeddings are prepared.
-        device: Gets the batches.
     """
 
-    def __init__(self, config: Config, shards: TokenShards, gap: Gap, device: str | torch.device) -> None:
-        self.config, self.shards, self.gap, self.device = config, shards, gap, device
+    def __init__(self, config: Config, shards: TokenShards, gap: Gap) -> None:
+        self.config, self.shards, self.gap = config, shards, gap
         self.embeddings = np.concatenate(list(shards.embeddings())) if config.model.neighbours else None
         self.nearest = None
         if self.embeddings is not None:
@@ -61,7 +62,7 @@ class CodeBatches:
             share: The part of the batch that this process computes.
 
         Returns:
-            The rows.
+            The rows, on the CPU.
         """
         config, manifest, size = self.config, self.shards.manifest, self.config.train.batch_size
         raster = config.model.order == "raster"
@@ -72,19 +73,19 @@ class CodeBatches:
         random_codes = rng.integers(manifest.codebook_size, size=(size, count))
         noise = rng.standard_normal((size, manifest.embedding_dim), np.float32)
         dropped = rng.random(size) < config.drop_condition
-        numbers, noise, dropped = map(share.take, (numbers, noise, dropped))
+        numbers, noise, dropped = (np.ascontiguousarray(share.take(one)) for one in (numbers, noise, dropped))
         rows = self.shards.take(numbers)
         codes = rows.codes.astype("int64")
         inputs = torch.from_numpy(np.where(share.take(corrupted), share.take(random_codes), codes[:, :count]))
         layout = None if raster else self._layout(step, share.take(range(size)))
-        embedding = torch.from_numpy(rows.embeddings).to(self.device)
         return Batch(
-            torch.from_numpy(codes).to(self.device),
-            (layout.held(inputs) if layout else inputs).to(self.device),
-            self._condition(embedding, numbers, torch.from_numpy(noise).to(self.device)),
-            torch.from_numpy(dropped).to(self.device),
-            embedding,
-            layout.to(self.device) if layout else None,
+            torch.from_numpy(codes),
+            layout.held(inputs) if layout else inputs,
+            torch.from_numpy(rows.embeddings),
+            torch.from_numpy(noise),
+            self._neighbours(numbers),
+            torch.from_numpy(dropped),
+            layout,
         )
 
     def _layout(self, step: int, rows: range) -> Layout:
@@ -94,22 +95,39 @@ class CodeBatches:
         progress = step / train.steps
         return Layout.stack([draw_order(rng, self.config.model.order, count, progress) for rng in generators])
 
-    def _condition(self, embedding: Tensor, numbers: np.ndarray, noise: Tensor) -> Tensor:
-        noisy = self.gap.noisy(self.gap.image(embedding), noise).unsqueeze(1)
+    def _neighbours(self, numbers: np.ndarray) -> Tensor:
         if self.nearest is None:
-            return noisy
+            return torch.empty(len(numbers), 0, self.shards.manifest.embedding_dim)
         nearest = self.shards.take(self.nearest[numbers].ravel()).embeddings
-        neighbours = self.gap.image(torch.from_numpy(nearest).to(self.device))
-        return torch.cat([noisy, neighbours.view(len(noisy), -1, noisy.shape[-1])], dim=1)
+        return torch.from_numpy(nearest).view(len(numbers), -1, nearest.shape[-1])
 
-    def held_out(self) -> tuple[Tensor, Tensor]:
-        """The codes of the held-out images, int64 [n, t], and their conditions without noise, float32
-        [n, 1 + neighbours, d], whose neighbours are training images."""
+    def condition(self, batch: Batch) -> Tensor:
+        """The noisy embeddings of a batch and the neighbour embeddings, always computed in fp32.
+
+        Args:
+            batch: On the device of the gap's statistics.
+
+        Returns:
+            Float32 [n, 1 + neighbours, d].
+        """
+        with torch.autocast(batch.embedding.device.type, enabled=False):
+            noisy = self.gap.noisy(self.gap.image(batch.embedding), batch.noise)
+            return torch.cat([noisy.unsqueeze(1), self.gap.image(batch.neighbours)], dim=1)
+
+    def held_out(self, device: str | torch.device) -> tuple[Tensor, Tensor]:
+        """The held-out images, whose neighbours are training images, without noise.
+
+        Args:
+            device: Gets them.
+
+        Returns:
+            Their codes, int64 [n, t], and their conditions, float32 [n, 1 + neighbours, d].
+        """
         rows = self.shards.validation()
         codes, embeddings = torch.from_numpy(rows.codes.astype("int64")), torch.from_numpy(rows.embeddings)
-        condition = self.gap.image(embeddings.to(self.device)).unsqueeze(1)
+        condition = self.gap.image(embeddings.to(device)).unsqueeze(1)
         if self.embeddings is not None:
             training = torch.from_numpy(self.embeddings)
             nearest = (embeddings @ training.T).topk(self.config.model.neighbours, dim=1).indices
-            condition = torch.cat([condition, self.gap.image(training[nearest].to(self.device))], dim=1)
-        return codes.to(self.device), condition
+            condition = torch.cat([condition, self.gap.image(training[nearest].to(device))], dim=1)
+        return codes.to(device), condition

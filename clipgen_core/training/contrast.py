@@ -115,9 +115,11 @@ def soft_targets(words: Tensor, soften: float, alike: Tensor | None = None) -> T
 
 
 def same_rows(rows: Tensor) -> Tensor:
-    """Which rows of an integer tensor [n, k] are equal, bool [n, n]."""
-    group = rows.unique(dim=0, return_inverse=True)[1]
-    return group.unsqueeze(0) == group.unsqueeze(1)
+    """Which rows of an integer tensor [n, k] are equal, bool [n, n]; `unique` would make the CPU wait."""
+    alike = torch.ones(len(rows), len(rows), dtype=torch.bool, device=rows.device)
+    for column in rows.unbind(1):
+        alike &= column.unsqueeze(0) == column.unsqueeze(1)
+    return alike
 
 
 def held_out_rows(files: list[str]) -> list[int]:

@@ -9,46 +9,35 @@ so a run that was killed and resumed computes what an undisturbed run does.
 """
 
 import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any
 
 import torch
-from PIL import Image
 
 from clipgen_core import logs
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
-from clipgen_core.device import resolved
+from clipgen_core.data.transfer import Moving, Transfer
+from clipgen_core.device import resolved, tensor_cores
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import clear_drafts
 from clipgen_core.progress import Meter, track
 from clipgen_core.settings.training import Precision, TrainConfig
 from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import distributed
-from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Resume, Saved
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
+from clipgen_core.training.compiling import compile_model
+from clipgen_core.training.finished import Fitted, read_finished, say_how_far
 from clipgen_core.training.interrupt import Interrupted, stop_signals
-from clipgen_core.training.optim import ExponentialAverage, averaged_weights
+from clipgen_core.training.learned import Learned
+from clipgen_core.training.optim import averaged_weights
 from clipgen_core.training.provenance import GOAL, TrainingState
+from clipgen_core.training.publisher import Publisher
 from clipgen_core.training.task import Metrics, Task, Validation, train_step
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fitted:
-    """A finished training, as its checkpoints tell it.
-
-    checkpoint: the URL of the one to use: the best where `patience` ends trainings, else the last.
-    history: rows of metrics, each with its step.
-    metrics, images: of the validation of that checkpoint.
-    precision: of the matrix products; None where a checkpoint of version 0.1 ended the training.
-    """
-
-    checkpoint: str
-    history: list[dict[str, float]]
-    metrics: dict[str, float]
-    images: dict[str, Image.Image]
-    images_per_second: float
-    precision: Precision | None
+__all__ = ["Fitted", "fit", "read_finished"]
 
 
 def fit(
@@ -80,66 +69,33 @@ def fit(
     if distributed.rank() == 0:
         clear_drafts(checkpoints.url)
     distributed.wait_for_all()
-    newest = checkpoints.latest()
+    newest = distributed.of_first(checkpoints.latest())
     if distributed.rank() == 0:
-        _say_how_far(checkpoints, config, label)
+        say_how_far(checkpoints, config, label)
     if newest is None or not newest.state.finished(config):
         task = make_task()
-        _spread(task, config)
         config = config.model_copy(update={"precision": _precision(task, config, newest)})
+        _spread(task, config)
         run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
         run.tracker.tags({"precision": config.precision})
-        if newest:
-            run.resume(newest)
-        elif checkpoints.provenance.started_from:
-            run.validate()  # how good the weights are that it starts from
-            run.save(0.0)
-        _train(run, label)
+        with tensor_cores(run.device), closing(run.publisher):
+            if newest:
+                run.resume(newest)
+            elif checkpoints.provenance.started_from:
+                run.validate()  # how good the weights are that it starts from
+                run.save(0.0)
+            _train(run, label)
     return read_finished(checkpoints, config)
-
-
-def _say_how_far(checkpoints: Checkpoints, config: TrainConfig, label: str) -> None:
-    """Log that a training goes on, or is finished; nothing of a new one."""
-    newest, used = checkpoints.latest(), checkpoints.to_use(config.patience)
-    if newest is None or used is None:
-        return
-    step = newest.state.step
-    if newest.state.finished(config):
-        logs.line(f"the training of the {label} is finished ({step} steps): checkpoint {used.url}")
-    else:
-        logs.line(f"the training of the {label} goes on at step {step} of {config.steps}")
-
-
-def read_finished(checkpoints: Checkpoints, config: TrainConfig) -> Fitted:
-    """What a finished training left in its checkpoints.
-
-    Args:
-        checkpoints: Of the training; at least one is there.
-        config: Tells whether the best or the last one is to be used.
-
-    Returns:
-        The finished training.
-    """
-    newest, used = checkpoints.latest(), checkpoints.to_use(config.patience)
-    if newest is None or used is None:
-        raise ClipgenError(f"{checkpoints.url} has no checkpoint: train first")
-    state = newest.state
-    row = next((row for row in reversed(state.validations) if row["step"] == used.state.step), {})
-    return Fitted(
-        checkpoint=used.url,
-        history=list(state.history),
-        metrics={name: value for name, value in row.items() if name != "step"},
-        images=used.images(),
-        images_per_second=state.images_per_second,
-        precision=state.precision,
-    )
 
 
 def _train(run: "_Run", label: str) -> None:
     config, shown = run.config, distributed.rank() == 0
     with track(label, config.steps, "steps", start=run.done, shown=shown) as meter, stop_signals() as request:
         for step, batches in prefetch(run.batches, run.done, config.steps):
+            began = time.perf_counter()
             run.train(step, batches)
+            if meter.done == meter.first:
+                run.report_first_step(label, began)
             meter.advance(1)
             logging = run.done % config.log_every == 0
             stop_requested = distributed.agreed(request.stop_requested, at=logging)
@@ -153,9 +109,11 @@ def _train(run: "_Run", label: str) -> None:
             if planned and run.state.finished(config):
                 break
             if stop_requested:
+                run.require_published()
                 raise Interrupted(
                     f"{label} was asked to stop at step {run.done} and saved {run.url}: run it again to go on"
                 )
+        run.require_published()
 
 
 class _Run:
@@ -163,60 +121,68 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, checkpoints: Checkpoints, tracker: Tracker) -> None:
         self.task, self.config, self.checkpoints, self.tracker = task, config, checkpoints, tracker
-        self.average = ExponentialAverage(task.model, config.ema_decay) if config.ema_decay else None
-        self.optimizers = task.optimizers()
+        self.device = next(task.model.parameters()).device
+        self.transfer, self.publisher = Transfer(self.device), Publisher(checkpoints)
+        self.learned = Learned(task, config.ema_decay)
         self.done, self.url, self.history = 0, "", list[dict[str, float]]()
         self.recent: list[Metrics] = []
         self.validation = Validation({})
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint: weights, their average, optimizers, step and history."""
-        self.url, saved = checkpoint.url, checkpoint.resume()
-        if self.average:
-            distributed.load_module(self.task.model, checkpoint.weights())
-            self.average.restart(self.task.model)
-        distributed.load_module(self.task.model, saved["model"])
-        for name, module in self.task.extras.items():
-            distributed.load_module(module, saved["extras"][name])
-        for name, optimizers in self.optimizers.items():
-            for optimizer, own in zip(optimizers, saved["optimizers"][name], strict=True):
-                distributed.load_optimizer(optimizer, own)
-        self.done, self.history = checkpoint.state.step, list(checkpoint.state.history)
+        self.learned.load(checkpoint)
+        self.url, self.done = checkpoint.url, checkpoint.state.step
+        self.history = list(checkpoint.state.history)
 
     @property
     def state(self) -> TrainingState:
         return TrainingState(step=self.done, history=self.history)
 
-    def batches(self, step: int) -> list[Any]:
-        """This process's part of a step's batch, one entry a backward pass."""
+    def batches(self, step: int) -> list[Moving]:
+        """This process's part of a step's batch, one entry a backward pass, on its way to the device."""
         config, parts = self.config, distributed.world_size() * self.config.accumulate
-        first = distributed.rank() * config.accumulate
-        return [self.task.batch(step, Share(first + i, parts)) for i in range(config.accumulate)]
+        shares = [Share(distributed.rank() * config.accumulate + i, parts) for i in range(config.accumulate)]
+        return [self.transfer.begin(self.task.batch(step, share)) for share in shares]
 
-    def train(self, step: int, batches: list[Any]) -> None:
+    def train(self, step: int, batches: list[Moving]) -> None:
         """One step of every optimizer."""
+        moved = [self.transfer.end(batch) for batch in batches]
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 1_009 + distributed.rank())
         self.task.model.train()
-        self.recent.append(train_step(self.task, self.optimizers, batches, step, self.config))
-        if self.average:
-            self.average.update(self.task.model, step)
+        self.recent.append(train_step(self.task, self.learned.optimizers, moved, step, self.config))
+        if self.learned.average:
+            self.learned.average.update(self.task.model, step)
         self.done = step + 1
+
+    def report_first_step(self, label: str, began: float) -> None:
+        """Say how long the first step took, in which models are compiled.
+
+        Args:
+            label: What messages call the training.
+            began: When the step began, by `time.perf_counter`.
+        """
+        distributed.numbers(self.recent)  # waits for the device
+        seconds = time.perf_counter() - began
+        self.tracker.metrics({"first_step_seconds": seconds}, step=self.done)
+        if self.config.compile and distributed.rank() == 0:
+            logs.line(f"the {label} is compiled: its first step took {seconds:.0f} s")
 
     def log(self, meter: Meter) -> float:
         """Put down the newest figures; all figures since the last time must be finite."""
-        rows = self.recent
+        self.require_published(wait=False)
+        rows = distributed.numbers(self.recent)
         faults = (
-            f"the {name.replace('_', ' ')} is {float(value)} at step {step}"
+            f"the {name.replace('_', ' ')} is {value} at step {step}"
             for step, row in enumerate(rows, self.done - len(rows) + 1)
             for name, value in row.items()
-            if not math.isfinite(float(value))
+            if not math.isfinite(value)
         )
         self._refuse(next(faults, ""))
         if rows:
             figures = distributed.mean(rows[-1])
             self.tracker.metrics({**figures, "steps_per_second": meter.rate}, step=self.done)
             self.history.append({"step": self.done, **figures})
-            rows.clear()
+            self.recent.clear()
         return self.history[-1]["loss"]
 
     def _refuse(self, fault: str) -> None:
@@ -227,52 +193,58 @@ class _Run:
             raise ClipgenError(f"{fault}: lower the learning rate; {last}")
 
     def validate(self) -> None:
+        """Validate in all processes; the figures of the first one count, so that all end at the same time."""
         self.task.model.eval()
-        with averaged_weights(self.task.model, self.average), torch.no_grad():
-            self.validation = self.task.validate()
-        loss = self.validation.metrics[GOAL]
+        with averaged_weights(self.task.model, self.learned.average), torch.no_grad(), self._uncompiled():
+            validation = self.task.validate()
+        metrics = distributed.of_first(validation.metrics)
+        self.validation, loss = Validation(metrics, validation.images), metrics[GOAL]
         self._refuse("" if math.isfinite(loss) else f"the validation loss is {loss} at step {self.done}")
-        self.history.append({"step": self.done, **self.validation.metrics})
-        self.tracker.metrics(self.validation.metrics, step=self.done)
+        self.history.append({"step": self.done, **metrics})
+        self.tracker.metrics(metrics, step=self.done)
         for name, image in self.validation.images.items():
             self.tracker.image(f"{name}-{self.done:06d}", image)
 
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """Run models without `torch.compile`: each batch size of the validation would get its own graph."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
+
     def save(self, speed: float) -> None:
-        """Publish a checkpoint, with the images of its validation where it has just been validated."""
-        task = self.task
-        own = distributed.gather(task.model.state_dict())
-        resume = Resume(
-            model=own,
-            extras={name: module.state_dict() for name, module in task.extras.items()},
-            optimizers={
-                name: [distributed.gather(o.state_dict()) for o in optimizers]
-                for name, optimizers in self.optimizers.items()
-            },
-        )
-        averaged = [distributed.gather(self.average.state)] if self.average else []
-        states = [own, *averaged, *resume["extras"].values()]
-        broken = [key for state in states for key, value in state.items() if not value.isfinite().all()]
+        """Publish a checkpoint in the background, with the images of its validation where it has just been
+        validated. All weights must be finite."""
+        self.require_published()
+        broken = self.learned.not_finite()
         self._refuse(f"the weights {broken[0]} are not finite at step {self.done}" if broken else "")
         state = TrainingState(
             step=self.done,
-            history=self.history,
+            history=list(self.history),
             images_per_second=speed,
             precision=self.config.precision,
         )
+        weights, resume = self.learned.collect()
+        saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)
         if distributed.rank() == 0:
-            weights = averaged[0] if averaged else own
-            saved = Saved(weights=weights, state=state, resume=resume, images=self.validation.images)
-            self.checkpoints.save(saved)
-        distributed.wait_for_all()
+            self.publisher.start(saved)
         self.url, self.validation = self.checkpoints.at(self.done), Validation({})
+
+    def require_published(self, wait: bool = True) -> None:
+        """Raise in all processes what went wrong in publishing a checkpoint.
+
+        Args:
+            wait: Until the newest one is published; else only what is known already is raised.
+        """
+        if wait:
+            self.publisher.wait()
+        error = self.publisher.error
+        if distributed.agreed(lambda: error is not None, at=True):
+            raise error or ClipgenError("the first process could not save a checkpoint: see its message")
 
 
 def _precision(task: Task, config: TrainConfig, newest: Checkpoint | None) -> Precision:
     """The type of matrix products: what the training began with, unless the config names one."""
     if config.precision == "auto" and newest and newest.state.precision:
         return newest.state.precision
-    device = next(task.model.parameters()).device.type
-    own = resolved(config.precision, device) == "bf16"
+    own = resolved(config.precision, next(task.model.parameters()).device) == "bf16"
     return "bf16" if distributed.mean({"bf16": float(own)})["bf16"] == 1 else "fp32"
 
 
@@ -282,8 +254,8 @@ def _spread(task: Task, config: TrainConfig) -> None:
             f"batch_size {config.batch_size} is not divisible by {distributed.world_size()} processes "
             f"x accumulate {config.accumulate}: change one"
         )
-    distributed.spread(task.model, config.parallel)
+    distributed.spread(task.model, config.parallel, config.precision)
     for module in task.extras.values():
         distributed.spread(module, "ddp")
     if config.compile:
-        task.model.compile()
+        compile_model(task.model)

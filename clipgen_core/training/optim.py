@@ -142,11 +142,11 @@ class ExponentialAverage:
             step: The step t, from 0.
         """
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        for key, value in module.state_dict().items():
-            if key in self.averaged:
-                self.state[key].lerp_(value.to(self.state[key].dtype), weight)
-            else:
-                self.state[key].copy_(value)
+        present = module.state_dict()
+        averaged = [key for key in present if key in self.averaged]
+        torch._foreach_lerp_([self.state[k] for k in averaged], [present[k] for k in averaged], weight)
+        for key in present.keys() - self.averaged:
+            self.state[key].copy_(present[key])
 
 
 @contextmanager

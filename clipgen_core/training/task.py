@@ -43,26 +43,26 @@ class Task(Protocol):
         """The optimizers by the name of their loss; called after the model is parallelised."""
 
     def batch(self, step: int, share: Share) -> Any:
-        """Load a batch. The loop calls this from another thread.
+        """Load a batch. The loop calls this from another thread, and moves the batch to the model's device.
 
         Args:
             step: The step, on which alone the data of all shares together depends.
             share: The share of the step's batch to load.
 
         Returns:
-            Whatever `losses` takes.
+            Whatever `losses` takes: tensors on the CPU, in tuples, lists and dataclasses. Images stay uint8.
         """
 
     def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """Compute the losses of a batch, one after the other.
 
         Args:
-            batch: What `batch` returned.
+            batch: What `batch` returned, on the model's device.
             progress: Share of the training's steps that is done, in [0, 1).
 
         Yields:
-            The loss's name, its value and metrics to log. The loop steps the optimizers of that name before
-            it asks for the next loss.
+            The loss's name, its value and metrics to log, which stay tensors: to read one, the CPU would wait
+            for the device. The loop steps the optimizers of that name before it asks for the next loss.
         """
 
     def after_step(self, step: int) -> Metrics:
@@ -87,7 +87,7 @@ def train_step(
     Args:
         task: What is trained.
         optimizers: As `task.optimizers()` returned them.
-        batches: The batches of this process.
+        batches: The batches of this process, on the model's device.
         step: The step, from 0.
         config: `steps`, `precision`, `warmup_share` and `clip_norm` are used.
 
@@ -102,7 +102,7 @@ def train_step(
         for i, losses in enumerate(running):
             distributed.synchronise(task.model, enabled=i == len(running) - 1)
             with (
-                autocast(device.type, config.precision),
+                autocast(device, config.precision),
                 attention_for(device),
             ):
                 result = next(losses, None)
@@ -128,6 +128,23 @@ def _step(optimizers: list[torch.optim.Optimizer], step: int, config: TrainConfi
         set_learning_rate(optimizer, warmup_cosine(step, config.steps, warmup))
         optimizer.step()
     return norm
+
+
+def validation_autocast(device: str | torch.device, config: TrainConfig) -> torch.autocast:
+    """The autocast context for validation: GPUs validate in the precision in which they train.
+
+    CPUs validate in fp32, as they always did, so that the losses of a resumed training can be compared;
+    except where FSDP gives a model its weights in bf16.
+
+    Args:
+        device: The device.
+        config: `precision` and `parallel` are used.
+
+    Returns:
+        A context manager, to enter once.
+    """
+    as_trained = torch.device(device).type != "cpu" or distributed.sharded(config.parallel)
+    return autocast(device, config.precision if as_trained else "fp32")
 
 
 @contextmanager

@@ -2,11 +2,22 @@ import io
 import json
 from typing import Any
 
+import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipgen_core.data.pixels import fit_square, grid, png_bytes, random_crop, to_images, with_parameters
+from clipgen_core.data.pixels import (
+    fit_square,
+    grid,
+    png_bytes,
+    random_crop,
+    to_bytes,
+    to_float,
+    to_images,
+    with_parameters,
+)
 from clipgen_core.data.pixels import to_tensor as tensor_of
 
 
@@ -22,6 +33,18 @@ def test_tensor_round_trip_is_exact(random_images: Any) -> None:
     images = random_images(3)
     for image, back in zip(images, to_images(tensor_of(images)), strict=True):
         assert image.tobytes() == back.tobytes()
+
+
+def test_bytes_become_floats_on_the_device_as_they_did_in_numpy() -> None:
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    expected = values.astype(np.float32)
+    expected /= 127.5
+    expected -= 1
+    stored = to_bytes([Image.fromarray(values[0])])
+    read = to_float(stored)
+    assert stored.dtype is torch.uint8 and read.is_contiguous(memory_format=torch.channels_last)
+    assert (read.permute(0, 2, 3, 1).numpy() == expected).all()
+    assert torch.equal(read, tensor_of([Image.fromarray(values[0])]))
 
 
 def test_fit_square_grid_and_png() -> None:

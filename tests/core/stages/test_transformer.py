@@ -94,8 +94,17 @@ def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> Non
     whole = task.batch(5)
     for i in range(3):
         part = task.batch(5, Share(i, 3))
-        for name in ("codes", "inputs", "condition", "dropped", "embedding"):
+        for name in ("codes", "inputs", "noise", "neighbours", "dropped", "embedding"):
             assert torch.equal(getattr(whole, name)[i::3], getattr(part, name))
+        assert torch.equal(task.batches.condition(whole)[i::3], task.batches.condition(part))
+
+
+def test_conditions_are_computed_in_fp32_also_under_autocast(pipeline: Storage) -> None:
+    task = make_task(pipeline, gap=GapConfig(noise="residual"))
+    batch = task.batch(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = task.batches.condition(batch)
+    assert half.dtype is torch.float32 and torch.equal(half, task.batches.condition(batch))
 
 
 def test_orders_are_of_the_step_and_the_row_in_any_share(pipeline: Storage) -> None:
@@ -117,9 +126,9 @@ def test_orders_are_of_the_step_and_the_row_in_any_share(pipeline: Storage) -> N
 def test_neighbours_are_the_nearest_other_pictures(pipeline: Storage) -> None:
     model = tiny_transformer_config().model.model_copy(update={"neighbours": 2})
     task = make_task(pipeline, model=model, drop_condition=0.0)
-    batch = task.batch(0)
-    assert batch.condition.shape == (400, 3, 32)
-    own, beside = batch.condition[:, 0], batch.condition[:, 1:]
+    condition = task.batches.condition(task.batch(0))
+    assert condition.shape == (400, 3, 32)
+    own, beside = condition[:, 0], condition[:, 1:]
     cosine = own @ torch.from_numpy(np.concatenate(list(task.shards.embeddings()))).T
     best = cosine.topk(3, dim=1).values
     assert torch.allclose((beside * own.unsqueeze(1)).sum(-1), best[:, 1:], atol=1e-5)

@@ -1,7 +1,10 @@
 """Two processes over gloo against one: the same batch, the same curve, the same weights."""
 
+import functools
 import os
 import shutil
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,24 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
+from clipgen_core.training.loop import fit
 from clipgen_core.training.provenance import Provenance
+from clipgen_core.training.task import Validation
 from tests.conftest import PROCESSES, free_port, tiny_clip_config, tiny_transformer_config, tiny_vqgan_config
+from tests.core.training.test_loop import LineTask
+from tests.core.training.test_loop import config as line_config
 
 
 def config(order: str = "raster", **train: Any) -> transformer.Config:
-    made = tiny_transformer_config(6, precision="fp32", log_every=1, **train)
+    made = tiny_transformer_config(6, **({"precision": "fp32", "log_every": 1} | train))
     model = made.model.model_copy(update={"dropout": 0.0, "order": order})
     return made.model_copy(update={"model": model})
 
 
 def train(stage: str, made: Any, pipeline: Storage, out: Storage) -> None:
     torch.set_num_threads(1)
+    if made.train.compile:  # by a backend that needs no C++ compiler
+        torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
     if stage == "transformer":
         shards = pipeline.current("tokens", "tests").path
         transformer.run(made, tokens=shards, out=out, tracker=NullTracker())
@@ -40,16 +49,27 @@ def train(stage: str, made: Any, pipeline: Storage, out: Storage) -> None:
 
 
 def worker(rank: int, port: int, *args: Any) -> None:
+    as_one_of_two(rank, port, lambda: train(*args))
+
+
+def as_one_of_two(rank: int, port: int, call: Callable[[], object]) -> None:
+    """Call something as one of two processes."""
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in environment.items()} | {"MASTER_ADDR": "127.0.0.1"}
+    if torch.cuda.device_count() == 1:  # NCCL takes one process a GPU
+        dist.init_process_group("gloo")
     distributed.start()
-    train(*args)
+    call()
     dist.destroy_process_group()
 
 
 def in_two_processes(*args: Any) -> None:
+    run_two(worker, *args)
+
+
+def run_two(target: Callable[..., None], *args: Any) -> None:
     port = free_port()
-    workers = [PROCESSES.Process(target=worker, args=(rank, port, *args)) for rank in range(2)]
+    workers = [PROCESSES.Process(target=target, args=(rank, port, *args)) for rank in range(2)]
     for one in workers:
         one.start()
     for one in workers:
@@ -106,6 +126,81 @@ def test_two_processes_train_as_one(
     one, two = (Checkpoint(root.current("transformer", "tests").path).weights() for root in (alone, out))
     assert one.keys() == two.keys()
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_compiled_blocks(
+    parallel: str, alone: Storage, pipeline: Storage, tmp_path: Path
+) -> None:
+    out = Storage(str(tmp_path / "together"))
+    in_two_processes("transformer", config(parallel=parallel, compile=True), pipeline, out)
+    assert curve(out, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
+
+
+@pytest.mark.parametrize("order", ["raster", "any"])
+def test_sharded_weights_travel_in_bf16_and_train_as_in_one_process(
+    order: str, pipeline: Storage, tmp_path: Path
+) -> None:
+    one, two = Storage(str(tmp_path / "one")), Storage(str(tmp_path / "two"))
+    half = {"precision": "bf16", "parallel": "fsdp"}
+    train("transformer", config(order, **half), pipeline, one)
+    in_two_processes("transformer", config(order, **half), pipeline, two)
+    assert curve(two, "transformer") == pytest.approx(curve(one, "transformer"), rel=2e-2)
+    weights = Checkpoint(two.current("transformer", "tests").path).weights()
+    assert all(value.dtype is torch.float32 for value in weights.values() if value.is_floating_point())
+
+
+def disagree(rank: int, port: int, folder: str) -> None:
+    """Train a line that gets better in the first process and worse in the other, as they see it."""
+
+    class Seen(LineTask):
+        def validate(self) -> Validation:
+            better = len(self.seen) * (-1 if distributed.rank() == 0 else 1)
+            return Validation({"validation_loss": float(better)})
+
+    def fitted() -> None:
+        made = line_config(40, patience=2, ema_decay=0.0)
+        checkpoints = Checkpoints(url=folder, provenance=Provenance(config={}))
+        fit(Seen, made, checkpoints=checkpoints, tracker=NullTracker(), label="line")
+
+    as_one_of_two(rank, port, fitted)
+
+
+def test_the_first_process_decides_when_patience_ends(tmp_path: Path) -> None:
+    run_two(disagree, str(tmp_path))
+    assert Checkpoint(f"{tmp_path}/step-00000040").state.step == 40
+
+
+@pytest.mark.parametrize(("rank", "gpus", "own"), [(1, 4, 1), (3, 1, 0), (0, 8, 0)])
+def test_every_process_has_a_gpu_of_its_own(
+    rank: int, gpus: int, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = pretend_gpus(monkeypatch, rank, gpus)
+    distributed.start()
+    assert said["backend"] == "nccl" and said["device_id"] == torch.device("cuda", own)
+    assert said["timeout"] >= timedelta(hours=1)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 2, 2)
+    with pytest.raises(ClipgenError, match="process 2 of this machine has no GPU, as there are 2: start 2"):
+        distributed.start()
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, rank: int, gpus: int) -> dict[str, Any]:
+    """GPUs of which only the numbers are read; gets what the process group was made with."""
+    current, said = [0], dict[str, Any]()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: current.__setitem__(0, number))
+    monkeypatch.setattr(
+        dist, "init_process_group", lambda backend, **given: said.update(given, backend=backend)
+    )
+    return said
 
 
 @pytest.mark.slow

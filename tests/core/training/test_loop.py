@@ -17,8 +17,8 @@ from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training import interrupt
-from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
+from clipgen_core.training import checkpoint, interrupt
+from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.provenance import Provenance
@@ -267,6 +267,30 @@ def test_a_resumed_training_keeps_the_precision_it_began_with(
     assert Checkpoint(fitted.checkpoint).state.precision == "bf16"
     explicit = half.model_copy(update={"precision": "fp32", "steps": 12})
     assert train(tmp_path, LineTask(), explicit).precision == "fp32"
+
+
+def test_a_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "plain", LineTask(), config(10))
+    task, write, overtaken = LineTask(), checkpoint._write, list[int]()
+
+    def wait_and_write(draft: Path, saved: Saved, provenance: Provenance) -> None:
+        until = time.monotonic() + 60
+        while saved.state.step == 5 and task.seen[-1] < 8 and time.monotonic() < until:
+            time.sleep(0.001)
+        overtaken.append(task.seen[-1] + 1 - saved.state.step)
+        write(draft, saved, provenance)
+
+    monkeypatch.setattr(checkpoint, "_write", wait_and_write)
+    train(tmp_path / "slow", task, config(10))
+    assert overtaken[0] >= 4
+    for step in ("step-00000005", "step-00000010"):
+        one, other = (Checkpoint(str(tmp_path / name / step)) for name in ("plain", "slow"))
+        assert same(one.weights(), other.weights())
+        assert same(one.resume()["model"], other.resume()["model"])
+        assert str(one.resume()["optimizers"]) == str(other.resume()["optimizers"])
+        assert [row["step"] for row in one.state.history] == [row["step"] for row in other.state.history]
 
 
 def test_compiled_training_gives_the_same_curve(tmp_path: Path) -> None:
