@@ -1,27 +1,32 @@
 """What the measurements run on: untrained models of the real shapes, random images, codes and embeddings."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
 import torch
 from PIL import Image
 
+from benchmarks.gpu.spent import matrix_peak
 from benchmarks.shards import write_shards
 from clipgen_core.data.decode import decode_stored
+from clipgen_core.data.prefetch import pool_size
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.recipes import RECIPES, Recipe
-from clipgen_core.settings import clip
+from clipgen_core.settings.clip import Config as ClipConfig
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.stages.clip import save_local_dir
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 from clipgen_core.training.provenance import Provenance, TrainingState
 
-VIT_B_32 = clip.Config(
+VIT_B_32 = ClipConfig(
     image_size=224,
     patch_size=32,
     embed_dim=512,
@@ -46,12 +51,14 @@ class Sizes:
     steps: In which a model of any order samples.
     rounds: How often each thing is timed.
     matrix: Side of the matrices whose product is the peak.
+    copied: Bytes of the copy.
+    compiled: Whether compiled models are measured, too, which takes longest.
     """
 
     recipes: Mapping[str, Recipe] = field(
         default_factory=lambda: {name: RECIPES[name] for name in ("l", "b", "paper")}
     )
-    clip: clip.Config = VIT_B_32
+    clip: ClipConfig = VIT_B_32
     jpeg_side: int = 320
     jpegs: int = 4096
     rows: int = 65_536
@@ -59,15 +66,23 @@ class Sizes:
     steps: int = 20
     rounds: int = 10
     matrix: int = 8192
+    copied: int = 2**30
+    compiled: bool = True
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The sizes, the device, and a folder with what the measurements read."""
+    """The sizes, the device, a folder for what the measurements read and write, and a free port."""
 
     sizes: Sizes
     device: torch.device
     folder: Path
+    port: int
+
+    @cached_property
+    def peak(self) -> float:
+        """Operations a second of a large matrix product."""
+        return matrix_peak(self.device, self.sizes.matrix, self.sizes.rounds)
 
     @property
     def clip(self) -> str:
@@ -119,9 +134,18 @@ class Pictures:
     """JPEGs in the place of an images table, of which the training of the VQGAN asks rows."""
 
     def __init__(self, jpegs: list[bytes]) -> None:
-        self._jpegs = jpegs
+        self._jpegs, self._decoders = jpegs, ThreadPoolExecutor(pool_size())
         self.train, self.validation = np.arange(8, len(jpegs)), np.arange(8)
 
-    def images(self, rows: np.ndarray) -> list[Image.Image]:
-        """Decode the images of some rows."""
-        return [decode_stored(self._jpegs[row]) for row in rows]
+    def map(self, call: Callable[[int, Image.Image], Any], rows: np.ndarray) -> list[Any]:
+        """As `ImageTable.map`.
+
+        Args:
+            call: The function of (position in `rows`, RGB image).
+            rows: Row numbers, int64 [n].
+
+        Returns:
+            The n results, in order.
+        """
+        data = [self._jpegs[row] for row in rows]
+        return list(self._decoders.map(lambda i: call(i, decode_stored(data[i])), range(len(data))))

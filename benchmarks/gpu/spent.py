@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,13 +31,14 @@ class Spent:
         return self.operations / self.seconds / peak
 
 
-def spent(work: Work, device: torch.device, rounds: int) -> Spent:
+def spent(work: Work, device: torch.device, rounds: int, *, counted: bool = True) -> Spent:
     """Measure some work after a warm-up.
 
     Args:
         work: Takes the same each time.
         device: Where it runs.
         rounds: How often it is timed.
+        counted: Whether operations and kernels are counted; those of compiled work cannot be.
 
     Returns:
         What it takes.
@@ -48,6 +50,8 @@ def spent(work: Work, device: torch.device, rounds: int) -> Spent:
         torch.cuda.reset_peak_memory_stats(device)
     times = [seconds(work, device) for _ in range(rounds)]
     memory = torch.cuda.max_memory_allocated(device) if on_gpu else 0
+    if not counted:
+        return Spent(statistics.median(times), memory, 0, 0)
     with FlopCounterMode(display=False) as counter:
         work()
     kernels = _kernels(work, device) if on_gpu else 0
@@ -80,7 +84,7 @@ def _kernels(work: Work, device: torch.device) -> int:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         work()
         _wait(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profiler.events() or ())
+    return sum(event.device_type == DeviceType.CUDA for event in profiler.events() or ())
 
 
 def matrix_peak(device: torch.device, side: int, rounds: int) -> float:
@@ -96,10 +100,10 @@ def matrix_peak(device: torch.device, side: int, rounds: int) -> float:
     """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    return 2 * side**3 / spent(lambda: a @ b, device, rounds).seconds
+    return 2 * side**3 / spent(lambda: a @ b, device, rounds, counted=False).seconds
 
 
-def copy_speed(device: torch.device, rounds: int, size: int = 2**30) -> float:
+def copy_speed(device: torch.device, rounds: int, size: int) -> float:
     """Bytes a second, read and written, of a copy within the memory of a device.
 
     Args:
@@ -111,4 +115,4 @@ def copy_speed(device: torch.device, rounds: int, size: int = 2**30) -> float:
         2 * size over the median time.
     """
     one, other = torch.empty(2, size, dtype=torch.uint8, device=device)
-    return 2 * size / spent(lambda: other.copy_(one), device, rounds).seconds
+    return 2 * size / spent(lambda: other.copy_(one), device, rounds, counted=False).seconds

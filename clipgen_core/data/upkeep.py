@@ -97,7 +97,7 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
     return int(merged.fragments_removed), int(removed.bytes_removed)
 
 
-def bytes_per_row(table: lance.LanceDataset) -> float:
+def bytes_per_row(table: "lance.LanceDataset") -> float:
     """The mean size of a row on disk, SMALLEST_ROW at least."""
     files = [file for fragment in table.get_fragments() for file in fragment.data_files()]
     size = sum(file.file_size_bytes or 0 for file in files)

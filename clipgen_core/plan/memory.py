@@ -164,6 +164,7 @@ def _without_weights(clip: ClipEncoder) -> ClipEncoder:
     clip.blocks, clip.dim  # noqa: B018 (cached in the copy: fake tensors tell neither)
     shared = copy.copy(clip)
     shared.device, shared.preprocess, shared.tokenizer = torch.device("cpu"), None, None
+    shared.__dict__.pop("mean_std", None)  # real tensors, which are made anew
     return shared
 
 
@@ -200,7 +201,7 @@ class _Vqgan(VqganTask):
     def few(self, rows: int) -> Tensor:
         """A batch of so many rows."""
         size = self.config.model.image_size
-        return torch.empty(rows, 3, size, size)
+        return torch.empty(rows, 3, size, size, dtype=torch.uint8)
 
     def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         for loss in super().losses(batch, progress):
@@ -238,9 +239,10 @@ class _Transformer(TransformerTask):
         return Batch(
             codes,
             codes[:, :-1].clone() if raster else codes.clone(),
-            torch.empty(rows, 1 + config.model.neighbours, dim),
-            torch.zeros(rows, dtype=torch.bool),
             torch.empty(rows, dim),
+            torch.empty(rows, dim),
+            torch.empty(rows, config.model.neighbours, dim),
+            torch.zeros(rows, dtype=torch.bool),
             None if raster else self._layout(rows, count),
         )
 

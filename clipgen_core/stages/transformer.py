@@ -36,7 +36,7 @@ from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.transformer import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training import distributed
-from clipgen_core.training.batches import Batch, CodeBatches
+from clipgen_core.training.batches import Batch, CodeBatches, condition_of
 from clipgen_core.training.checkpoint import Checkpoint
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.losses import code_cross_entropy, embedding_reconstruction
@@ -199,7 +199,7 @@ class TransformerTask:
         Yields:
             Name, loss and metrics.
         """
-        layout, condition = batch.layout, self.batches.condition(batch)
+        layout, condition = batch.layout, condition_of(batch, self.transformer.gap)
         predicted = predicted_share(self.config.model.order) if layout else None
         logits = self.transformer(batch.inputs, condition, dropped=batch.dropped, layout=layout)
         loss = code_cross_entropy(logits, layout.wanted(batch.codes) if layout else batch.codes, predicted)

@@ -39,7 +39,7 @@ class Batch:
 
 
 class CodeBatches:
-    """Makes the batches of a training, on the CPU, and their conditions, on the device.
+    """Makes the batches of a training, on the CPU.
 
     Args:
         config: Of the stage.
@@ -101,19 +101,6 @@ class CodeBatches:
         nearest = self.shards.take(self.nearest[numbers].ravel()).embeddings
         return torch.from_numpy(nearest).view(len(numbers), -1, nearest.shape[-1])
 
-    def condition(self, batch: Batch) -> Tensor:
-        """The noisy embeddings of a batch and the neighbour embeddings, always computed in fp32.
-
-        Args:
-            batch: On the device of the gap's statistics.
-
-        Returns:
-            Float32 [n, 1 + neighbours, d].
-        """
-        with torch.autocast(batch.embedding.device.type, enabled=False):
-            noisy = self.gap.noisy(self.gap.image(batch.embedding), batch.noise)
-            return torch.cat([noisy.unsqueeze(1), self.gap.image(batch.neighbours)], dim=1)
-
     def held_out(self, device: str | torch.device) -> tuple[Tensor, Tensor]:
         """The held-out images, whose neighbours are training images, without noise.
 
@@ -131,3 +118,18 @@ class CodeBatches:
             nearest = (embeddings @ training.T).topk(self.config.model.neighbours, dim=1).indices
             condition = torch.cat([condition, self.gap.image(training[nearest].to(device))], dim=1)
         return codes.to(device), condition
+
+
+def condition_of(batch: Batch, gap: Gap) -> Tensor:
+    """The noisy embeddings of a batch and the neighbour embeddings, always computed in fp32.
+
+    Args:
+        batch: On the device of the gap's statistics.
+        gap: How embeddings are prepared.
+
+    Returns:
+        Float32 [n, 1 + neighbours, d].
+    """
+    with torch.autocast(batch.embedding.device.type, enabled=False):
+        noisy = gap.noisy(gap.image(batch.embedding), batch.noise)
+        return torch.cat([noisy.unsqueeze(1), gap.image(batch.neighbours)], dim=1)
