@@ -148,11 +148,16 @@ def joined(file: str, image: Captioned) -> list[str]:
     return own(file, image) + combined(file, image.captions, image.keywords)
 
 
+def phrased_and_joined(file: str, image: Captioned) -> list[str]:
+    return phrased(file, image) + combined(file, image.captions, image.keywords)
+
+
 WAYS = {
     "captions alone": Way(own),
     "each keyword a caption": Way(singly),
     "captions in four phrasings": Way(phrased),
     "keywords combined": Way(joined),
+    "keywords combined, four phrasings": Way(phrased_and_joined),
     "keywords combined, sigmoid loss": Way(joined, task=SigmoidTask),
     "keywords combined, 3 text layers": Way(joined, {"text_layers": 3}),
     "keywords combined, frozen sentence encoder": Way(joined, sentences=True),
