@@ -172,13 +172,13 @@ def long() -> Recipe:
     )
 
 
-def large(vqgan_shape: str, transformer_shape: str, passes: int) -> Recipe:
+def large(vqgan_shape: str, transformer_shape: str, micro_batch: int) -> Recipe:
     """256 px, with the schedule of LlamaGen (arXiv:2406.06525, appendix): AdamW, bf16, EMA.
 
     Args:
         vqgan_shape: A name in `clipgen_core.models.shapes.VQGANS`.
         transformer_shape: A name in `clipgen_core.models.shapes.TRANSFORMERS`.
-        passes: Backward passes in a step of the transformer: as few as need at most 60 GB.
+        micro_batch: Of the transformer: as large as 60 GB allow.
 
     Returns:
         The recipe; its demo CLIP is used only where a CLIP is trained at all.
@@ -194,7 +194,7 @@ def large(vqgan_shape: str, transformer_shape: str, passes: int) -> Recipe:
             train=TrainConfig(
                 steps=400_000,
                 batch_size=128,
-                accumulate=4,
+                micro_batch=32,
                 learning_rate=1e-4,
                 weight_decay=0.05,
                 ema_decay=0.999,
@@ -210,7 +210,7 @@ def large(vqgan_shape: str, transformer_shape: str, passes: int) -> Recipe:
             train=TrainConfig(
                 steps=300_000,
                 batch_size=256,
-                accumulate=passes,
+                micro_batch=micro_batch,
                 learning_rate=1e-4,
                 ema_decay=0.9999,
                 patience=10,
@@ -242,8 +242,8 @@ RECIPES: dict[str, Recipe] = {
     "demo": demo(),
     "quick": quick(),
     "long": long(),
-    "paper": large("paper", "paper", passes=2),
-    "b": large("modern", "b", passes=2),
-    "l": large("modern", "l", passes=4),
-    "xl": large("modern", "xl", passes=2),
+    "paper": large("paper", "paper", micro_batch=128),
+    "b": large("modern", "b", micro_batch=128),
+    "l": large("modern", "l", micro_batch=64),
+    "xl": large("modern", "xl", micro_batch=128),
 }

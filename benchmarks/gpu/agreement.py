@@ -110,7 +110,7 @@ def resuming(inputs: Inputs) -> Iterator[Row]:
 def _train(inputs: Inputs, name: str, *, kill: bool = False) -> Fitted:
     """A small training; killed in its middle, it leaves its checkpoints."""
     recipe = _smallest(inputs)
-    train = {"steps": STEPS, "batch_size": 16, "accumulate": 1, "checkpoint_every": 4, "patience": 0}
+    train = {"steps": STEPS, "batch_size": 16, "micro_batch": 16, "checkpoint_every": 4, "patience": 0}
     settings: dict[str, Any] = {f"transformer.train.{key}": value for key, value in train.items()}
     settings |= {"transformer.model.dropout": 0.0}  # which each process draws for itself
     config = recipe.override(settings).transformer

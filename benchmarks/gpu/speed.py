@@ -125,7 +125,7 @@ def _training(
     late, size = config.steps - 1, config.batch_size  # so late that a discriminator takes part
 
     def load(step: int) -> list[Any]:
-        parts = (Share(i, config.accumulate) for i in range(config.accumulate))
+        parts = (Share(i, config.passes()) for i in range(config.passes()))
         return [transfer.begin(task.batch(step, part)) for part in parts]
 
     def step(ready: list[Any]) -> None:
@@ -135,7 +135,7 @@ def _training(
     batches = [transfer.end(moving) for moving in load(0)]
     task.model.train()
     alone = spent(lambda: step(batches), device, inputs.sizes.rounds)
-    passes = f"{config.accumulate} passes of {size // config.accumulate}"
+    passes = f"{config.passes()} passes of {size // config.passes()}"
     detail = (
         f"{passes}, {alone.memory / 1e9:.1f} GB of {need / 1e9:.1f} counted, {alone.kernels} kernels a step"
     )

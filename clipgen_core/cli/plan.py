@@ -35,7 +35,7 @@ def plan(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--override", "-o", help="A setting, such as vqgan.train.accumulate=8; may be repeated."
+            "--override", "-o", help="A setting, such as vqgan.train.micro_batch=8; may be repeated."
         ),
     ] = None,
     gpu: Annotated[

@@ -105,7 +105,8 @@ def _precision(precision: Precision, gpu: bool) -> Precision:
 
 def _count(task: "_Vqgan | _Transformer", train: TrainConfig, tally: Tally) -> Need:
     task.live = lambda: tally.live
-    rows, passes = train.batch_size // train.accumulate, min(train.accumulate, COUNTED)
+    every = train.passes()
+    rows, passes = train.batch_size // every, min(every, COUNTED)
     optimizers: Optimizers = task.optimizers()
     trained = [task.model, *task.extras.values()]
     frozen = tally.live - sum(map(_bytes, trained))
@@ -126,7 +127,7 @@ def _count(task: "_Vqgan | _Transformer", train: TrainConfig, tally: Tally) -> N
         optimizer=moments,
         average=sum(map(_size, average.values())),
         frozen=frozen,
-        batches=loaded / passes * train.accumulate * STEPS_AHEAD + kept * (train.accumulate - passes),
+        batches=loaded / passes * every * STEPS_AHEAD + kept * (every - passes),
         activations=tally.peak - before - gradients,
         context=0.0,
         images=rows,

@@ -8,7 +8,7 @@ from clipgen_core.recipes import Recipe
 from clipgen_core.settings.training import TrainConfig
 
 USABLE = 0.9  # share of a device's memory, for what is not counted
-TRIED = 2  # numbers of passes that are counted
+TRIED = 2  # micro-batches that are counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Verdict:
 def judge(stage: str, recipe: Recipe, clip: ClipEncoder, *, memory: float, gpu: bool) -> Verdict:
     """Count the memory of a training, and look for settings with less if it does not fit.
 
-    The settings do not change what is trained. More backward passes are tried before blocks are recomputed,
+    The settings do not change what is trained. Smaller micro-batches are tried before blocks are recomputed,
     which is slower.
 
     Args:
@@ -53,17 +53,18 @@ def judge(stage: str, recipe: Recipe, clip: ClipEncoder, *, memory: float, gpu: 
     for overrides in starts:
         changed = recipe.override(overrides)
         then = need_of(stage, changed, clip, gpu) if overrides else need
-        passes = _passes(getattr(changed, stage).train, then, usable)
-        while then.total > usable and passes:
-            overrides = overrides | {f"{stage}.train.accumulate": passes.pop(0)}
+        smaller = _smaller(getattr(changed, stage).train, then, usable)
+        while then.total > usable and smaller:
+            overrides = overrides | {f"{stage}.train.micro_batch": smaller.pop(0)}
             then = need_of(stage, recipe.override(overrides), clip, gpu)
         if then.total <= usable:
             return Verdict(need, False, overrides, then)
     return Verdict(need, False, {}, need)
 
 
-def _passes(train: TrainConfig, need: Need, usable: float) -> list[int]:
-    """The smallest numbers of backward passes that should be enough; some, as this is a straight line."""
+def _smaller(train: TrainConfig, need: Need, usable: float) -> list[int]:
+    """The largest micro-batches that should be small enough; some, as this is a straight line."""
     images = (usable - need.fixed - need.batches) / need.per_image
-    divisors = [n for n in range(train.accumulate + 1, train.batch_size + 1) if train.batch_size % n == 0]
-    return [n for n in divisors if train.batch_size / n <= images][:TRIED]
+    present = train.batch_size // train.passes()
+    divisors = [n for n in range(present - 1, 0, -1) if train.batch_size % n == 0]
+    return [n for n in divisors if n <= images][:TRIED]

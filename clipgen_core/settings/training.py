@@ -1,6 +1,6 @@
 """Optimization settings that all training stages share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -25,8 +25,9 @@ class TrainConfig(Frozen):
     """Examples in one optimizer step, over all processes and accumulated passes together."""
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
     """Peak learning rate. It warms up linearly, then decays to 2 % along half a cosine."""
-    accumulate: Annotated[int, MAY_CHANGE] = Field(default=1, gt=0)
-    """Backward passes in one optimizer step. More of them need less memory; must divide `batch_size`."""
+    micro_batch: Annotated[int | None, MAY_CHANGE] = Field(default=None, gt=0)
+    """Most examples in one backward pass of a process. A step is split into as many passes as that takes.
+    Fewer examples need less memory and give the same curve. Null: one pass."""
     weight_decay: float = Field(default=0.05, ge=0, allow_inf_nan=False)
     """Decoupled weight decay of weight matrices; with `muon`, of the hidden ones only."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -70,12 +71,39 @@ class TrainConfig(Frozen):
         """Disk space of the checkpoints of a model while one more is written; gradients are not saved."""
         return (self.keep_checkpoints + 1) * parameters * (self.bytes_per_parameter - 4)
 
+    def passes(self, processes: int = 1) -> int:
+        """Backward passes of each process in one optimizer step.
+
+        Args:
+            processes: Among which the batch is divided.
+
+        Returns:
+            The fewest, all of the same size, of which none has more than `micro_batch` examples.
+
+        Raises:
+            ClipgenError: The batch cannot be divided among the processes.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise ClipgenError(
+                f"batch_size {self.batch_size} is not divisible by {processes} processes: change one"
+            )
+        most = self.micro_batch or share
+        return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_accumulate(cls, values: Any) -> Any:
+        """Records of earlier versions hold the number of passes."""
+        if isinstance(values, dict) and "accumulate" in values:
+            values = dict(values)
+            passes = values.pop("accumulate")
+            if passes > 1:
+                values.setdefault("micro_batch", max(values["batch_size"] // passes, 1))
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        if self.batch_size % self.accumulate:
-            raise ClipgenError(
-                f"batch_size {self.batch_size} is not divisible by accumulate {self.accumulate}: change one"
-            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ClipgenError(f"betas {self.betas} are not both from 0 to below 1: change them")
         return self

@@ -140,8 +140,9 @@ class _Run:
 
     def batches(self, step: int) -> list[Moving]:
         """This process's part of a step's batch, one entry a backward pass, on its way to the device."""
-        config, parts = self.config, distributed.world_size() * self.config.accumulate
-        shares = [Share(distributed.rank() * config.accumulate + i, parts) for i in range(config.accumulate)]
+        processes = distributed.world_size()
+        passes, first = self.config.passes(processes), distributed.rank() * self.config.passes(processes)
+        shares = [Share(first + i, processes * passes) for i in range(passes)]
         return [self.transfer.begin(self.task.batch(step, share)) for share in shares]
 
     def train(self, step: int, batches: list[Moving]) -> None:
@@ -249,11 +250,7 @@ def _precision(task: Task, config: TrainConfig, newest: Checkpoint | None) -> Pr
 
 
 def _spread(task: Task, config: TrainConfig) -> None:
-    if config.batch_size % (distributed.world_size() * config.accumulate):
-        raise ClipgenError(
-            f"batch_size {config.batch_size} is not divisible by {distributed.world_size()} processes "
-            f"x accumulate {config.accumulate}: change one"
-        )
+    config.passes(distributed.world_size())  # which divide
     distributed.spread(task.model, config.parallel, config.precision)
     for module in task.extras.values():
         distributed.spread(module, "ddp")

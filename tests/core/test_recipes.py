@@ -82,8 +82,8 @@ def test_a_setting_can_be_null_where_null_is_a_value() -> None:
             "image_size 60 is not divisible by the downsampling ",
         ),
         (
-            {"vqgan.train.steps": 5, "vqgan.train.accumulate": 3, "vqgan.model.image_size": 64},
-            "batch_size 16 is not divisible by accumulate 3: change one (given: vqgan.train.accumulate=3)",
+            {"vqgan.train.steps": 5, "vqgan.train.betas": (2, 0.9), "vqgan.model.image_size": 64},
+            "betas (2.0, 0.9) are not both from 0 to below 1: change them (given: vqgan.train.betas=",
         ),
         (
             {f"vqgan.train.{name}": 7 for name in ("steps", "log_every", "patience", "checkpoint_every")}

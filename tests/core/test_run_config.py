@@ -99,7 +99,7 @@ def test_a_mistake_is_one_sentence_that_guesses_what_was_meant(config: dict[str,
 
 
 def test_what_is_allowed_holds_beside_a_mistake() -> None:
-    settings = {"train": {"steps": 20.5, "batch_size": 6, "accumulate": 4}, "perceptual_blocks": 1}
+    settings = {"train": {"steps": 20.5, "batch_size": 6, "betas": [2, 0.9]}, "perceptual_blocks": 1}
     read_so = read(in_ops("vqgan_checkpoint", **settings))
     assert len(read_so.problems) == 2 and read_so.unclear == {"vqgan_checkpoint"}
     assert read_so.recipe.vqgan.perceptual_blocks == 1 and read_so.recipe.vqgan.train.batch_size == 6
@@ -115,10 +115,10 @@ def test_the_settings_of_the_upkeep() -> None:
 
 
 def test_all_mistakes_are_said_at_once() -> None:
-    config = in_ops("vqgan_checkpoint", train={"step": 3, "seed": -1, "accumulate": 0}, smallest_crop=7)
+    config = in_ops("vqgan_checkpoint", train={"step": 3, "seed": -1, "micro_batch": 0}, smallest_crop=7)
     said = read(config | {"resources": {"image": {}}}).problems
     assert len(said) == 5
-    for part in ("'image'", "'train.step'", "train.seed", "train.accumulate", "smallest_crop"):
+    for part in ("'image'", "'train.step'", "train.seed", "train.micro_batch", "smallest_crop"):
         assert any(part in one for one in said), part
 
 

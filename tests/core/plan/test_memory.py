@@ -75,7 +75,7 @@ def tiny_clip() -> UntrainedClip:
 def test_accumulating_and_recomputing_need_less(tiny_clip: UntrainedClip) -> None:
     for stage in ("vqgan", "transformer"):
         whole = of(stage, tiny_clip, train__batch_size=64)
-        split = of(stage, tiny_clip, train__batch_size=64, train__accumulate=4)
+        split = of(stage, tiny_clip, train__batch_size=64, train__micro_batch=16)
         again = of(stage, tiny_clip, train__batch_size=64, recompute=True)
         assert split.activations < 0.4 * whole.activations
         assert again.activations < 0.9 * whole.activations
@@ -110,4 +110,4 @@ def test_what_fits_needs_nothing_and_what_cannot_fit_gets_no_advice(tiny_clip: U
     assert not nothing.fits and not nothing.overrides
     little = need.fixed + need.batches + 0.3 * need.activations
     helped = judge("transformer", recipe, tiny_clip, memory=little / USABLE, gpu=True)
-    assert helped.overrides["transformer.train.accumulate"] > 1 and helped.then.total <= little
+    assert helped.overrides["transformer.train.micro_batch"] < 4096 and helped.then.total <= little

@@ -75,7 +75,7 @@ def test_the_command_proposes_the_override_that_fits(
     shown = CliRunner().invoke(app, asked).output
     assert "transformer_checkpoint does not fit 2 GB with a tenth to spare: it needs" in shown
     given = shown.partition("With ")[2].partition(" it needs")[0]
-    assert given.startswith("-o transformer.train.accumulate=")
+    assert given.startswith("-o transformer.train.micro_batch=")
     assert "transformer_checkpoint fits 2 GB" in CliRunner().invoke(app, [*asked, *given.split()]).output
 
 
@@ -107,7 +107,9 @@ def test_times_are_in_units_of_people(hours: float, said: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["paper", "b", "l", "xl"])
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
-def test_the_batches_of_the_large_recipes_divide(recipe: str, processes: int) -> None:
+def test_the_large_recipes_take_no_more_passes_than_needed(recipe: str, processes: int) -> None:
     made: Recipe = recipes.named(recipe)
     for train in (made.vqgan.train, made.transformer.train):
-        assert train.batch_size % (processes * train.accumulate) == 0
+        passes = train.passes(processes)
+        assert train.batch_size // (processes * passes) <= train.micro_batch
+        assert passes == 1 or train.batch_size // (processes * (passes // 2)) > train.micro_batch

@@ -14,6 +14,7 @@ from clipgen_core.settings.models import GapConfig
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
+from clipgen_core.training.batches import condition_of
 from clipgen_core.training.checkpoint import Checkpoint
 from tests.conftest import PROCESSES, of_order, tiny_transformer_config
 
@@ -96,15 +97,17 @@ def test_a_batch_is_the_same_in_one_share_and_in_three(pipeline: Storage) -> Non
         part = task.batch(5, Share(i, 3))
         for name in ("codes", "inputs", "noise", "neighbours", "dropped", "embedding"):
             assert torch.equal(getattr(whole, name)[i::3], getattr(part, name))
-        assert torch.equal(task.batches.condition(whole)[i::3], task.batches.condition(part))
+        assert torch.equal(
+            condition_of(whole, task.transformer.gap)[i::3], condition_of(part, task.transformer.gap)
+        )
 
 
 def test_conditions_are_computed_in_fp32_also_under_autocast(pipeline: Storage) -> None:
     task = make_task(pipeline, gap=GapConfig(noise="residual"))
     batch = task.batch(0)
     with torch.autocast("cpu", torch.bfloat16):
-        half = task.batches.condition(batch)
-    assert half.dtype is torch.float32 and torch.equal(half, task.batches.condition(batch))
+        half = condition_of(batch, task.transformer.gap)
+    assert half.dtype is torch.float32 and torch.equal(half, condition_of(batch, task.transformer.gap))
 
 
 def test_orders_are_of_the_step_and_the_row_in_any_share(pipeline: Storage) -> None:
@@ -126,7 +129,7 @@ def test_orders_are_of_the_step_and_the_row_in_any_share(pipeline: Storage) -> N
 def test_neighbours_are_the_nearest_other_pictures(pipeline: Storage) -> None:
     model = tiny_transformer_config().model.model_copy(update={"neighbours": 2})
     task = make_task(pipeline, model=model, drop_condition=0.0)
-    condition = task.batches.condition(task.batch(0))
+    condition = condition_of(task.batch(0), task.transformer.gap)
     assert condition.shape == (400, 3, 32)
     own, beside = condition[:, 0], condition[:, 1:]
     cosine = own @ torch.from_numpy(np.concatenate(list(task.shards.embeddings()))).T

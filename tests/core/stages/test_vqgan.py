@@ -49,7 +49,7 @@ def test_recomputing_blocks_changes_no_loss_and_no_weight(
 ) -> None:
     trained = []
     for recompute in (False, True):
-        config = tiny_vqgan_config(4, precision=precision, accumulate=2)
+        config = tiny_vqgan_config(4, precision=precision, micro_batch=4)
         config = config.model_copy(update={"recompute": recompute, "gradient_penalty": 1.0})
         task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
         optimizers, curve = task.optimizers(), []

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.settings.training import TrainConfig
 from clipgen_core.stages import clip, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -115,7 +116,7 @@ def alone(pipeline: Storage, tmp_path: Path) -> Storage:
 
 
 @pytest.mark.parametrize(
-    "how", [{"parallel": "ddp"}, {"parallel": "fsdp"}, {"parallel": "ddp", "accumulate": 2}], ids=str
+    "how", [{"parallel": "ddp"}, {"parallel": "fsdp"}, {"parallel": "ddp", "micro_batch": 2}], ids=str
 )
 def test_two_processes_train_as_one(
     how: dict[str, Any], alone: Storage, pipeline: Storage, tmp_path: Path
@@ -245,8 +246,8 @@ def vqgan_alone(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> 
     "how",
     [
         {"parallel": "ddp"},
-        {"parallel": "ddp", "accumulate": 2, "recompute": True},
-        {"parallel": "fsdp", "accumulate": 2, "ema_decay": 0.5, "recompute": True},
+        {"parallel": "ddp", "micro_batch": 2, "recompute": True},
+        {"parallel": "fsdp", "micro_batch": 2, "ema_decay": 0.5, "recompute": True},
     ],
     ids=str,
 )
@@ -295,7 +296,7 @@ def test_a_clip_trains_where_the_last_batch_does_not_divide(
 def test_accumulating_gives_the_gradients_of_the_whole_batch(
     alone: Storage, pipeline: Storage, storage: Storage
 ) -> None:
-    train("transformer", config(accumulate=4), pipeline, storage)
+    train("transformer", config(micro_batch=2), pipeline, storage)
     assert curve(storage, "transformer") == pytest.approx(curve(alone, "transformer"), rel=1e-4)
 
 
@@ -305,10 +306,25 @@ def test_rows_of_which_different_parts_are_given_count_alike_in_two_processes(
 ) -> None:
     one, two = Storage(str(tmp_path / "one")), Storage(str(tmp_path / "two"))
     train("transformer", config("any"), pipeline, one)
-    in_two_processes("transformer", config("any", parallel=parallel, accumulate=2), pipeline, two)
+    in_two_processes("transformer", config("any", parallel=parallel, micro_batch=2), pipeline, two)
     assert curve(two, "transformer") == pytest.approx(curve(one, "transformer"), rel=1e-4)
 
 
-def test_a_batch_that_does_not_divide_is_refused(pipeline: Storage, storage: Storage) -> None:
-    with pytest.raises(ClipgenError, match="batch_size 8 is not divisible by accumulate 3"):
-        config(accumulate=3)
+@pytest.mark.parametrize(
+    ("micro_batch", "processes", "passes"),
+    [(None, 2, 1), (8, 1, 1), (7, 1, 2), (2, 1, 4), (2, 2, 2), (1, 4, 2)],
+)
+def test_a_step_is_split_into_the_fewest_passes(micro_batch: int | None, processes: int, passes: int) -> None:
+    assert config(micro_batch=micro_batch).train.passes(processes) == passes
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ClipgenError, match="batch_size 8 is not divisible by 3 processes: change one"):
+        config().train.passes(3)
+
+
+def test_records_of_earlier_versions_hold_the_number_of_passes() -> None:
+    record = config().train.model_dump() | {"accumulate": 4}
+    del record["micro_batch"]
+    assert TrainConfig.model_validate(record).passes() == 4
+    assert TrainConfig.model_validate(record | {"accumulate": 1}).passes() == 1

@@ -124,7 +124,7 @@ def test_what_may_change_is_how_it_computes_and_what_it_saves() -> None:
         for stage in (recipe.transformer, recipe.vqgan)
     )
     sampling = {f"sampling.{name}" for name in SamplingConfig.model_fields}
-    computes = {"train.accumulate", "train.precision", "train.compile", "train.parallel", "recompute"}
+    computes = {"train.micro_batch", "train.precision", "train.compile", "train.parallel", "recompute"}
     saves = {"train.log_every", "train.checkpoint_every", "train.keep_checkpoints"}
     assert marked == computes | saves | sampling
     assert of_vqgan == computes | saves
@@ -138,7 +138,7 @@ def test_what_may_change_is_how_it_computes_and_what_it_saves() -> None:
         ({"keep_checkpoints": 1}, 0.0),
         ({"parallel": "fsdp"}, 0.0),
         ({"recompute": True}, 1e-4),
-        ({"accumulate": 2}, 1e-3),
+        ({"micro_batch": 4}, 1e-3),
         ({"precision": "bf16"}, 1e-2),
     ],
     ids=str,
