@@ -11,13 +11,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu.inputs import Inputs
+from benchmarks.gpu.inputs import TEXTS, Inputs
 from benchmarks.timing import Row
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.generation.sampling import Sampler
-from clipgen_core.models.transformer import Transformer
 from clipgen_core.recipes import Recipe
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.settings.transformer import Config
@@ -29,7 +28,6 @@ from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.provenance import Provenance
 
-TEXTS = ["a red heart", "a green apple"]
 ROWS = 4
 KILLED_AT, STEPS = 6, 8  # of a small training, which keeps a checkpoint every 4 steps
 
@@ -43,7 +41,7 @@ def agreement(inputs: Inputs) -> Iterator[Row]:
     recipe = _smallest(inputs)
     yield _codes(inputs, recipe)
     torch.manual_seed(0)
-    model = _model(inputs, recipe, "raster")
+    model = inputs.transformer(recipe, "raster")
     embedding = F.normalize(torch.randn(ROWS, 1, model.embedding_dim), dim=-1)
     codes = torch.randint(model.head.out_features, (ROWS, model.positions - 1))
     with torch.no_grad():
@@ -61,12 +59,6 @@ def _smallest(inputs: Inputs) -> Recipe:
     return min(inputs.sizes.recipes.values(), key=lambda recipe: recipe.transformer.model.layers)
 
 
-def _model(inputs: Inputs, recipe: Recipe, order: str) -> Transformer:
-    shape = recipe.transformer.model.model_copy(update={"order": order})
-    codes, grid = recipe.vqgan.model.quantizer.codebook_size, recipe.vqgan.model.grid
-    return Transformer(shape, codes, grid, inputs.sizes.clip.embed_dim).eval().requires_grad_(False)
-
-
 @torch.no_grad()
 def _codes(inputs: Inputs, recipe: Recipe) -> Row:
     """The share of equal codes of images; features that lie between two codes may fall to either."""
@@ -80,7 +72,7 @@ def _codes(inputs: Inputs, recipe: Recipe) -> Row:
 def _samples(inputs: Inputs, recipe: Recipe, order: str) -> Row:
     """The share of equal codes of samples with the same seeds, in every mode."""
     torch.manual_seed(0)
-    model, config = _model(inputs, recipe, order), SamplingConfig(guidance_scale=2.0)
+    model, config = inputs.transformer(recipe, order), SamplingConfig(guidance_scale=2.0)
     embedding = F.normalize(torch.randn(ROWS, 1, model.embedding_dim), dim=-1)
     expected = Sampler(model, "eager")(embedding, range(ROWS), config)
     moved = model.to(inputs.device)

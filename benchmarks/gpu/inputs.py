@@ -18,6 +18,7 @@ from benchmarks.shards import write_shards
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.prefetch import pool_size
 from clipgen_core.models.clip import LOCAL, ClipEncoder
+from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.recipes import RECIPES, Recipe
 from clipgen_core.settings.clip import Config as ClipConfig
@@ -26,6 +27,7 @@ from clipgen_core.stages.clip import save_local_dir
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 from clipgen_core.training.provenance import Provenance, TrainingState
 
+TEXTS = ["a red heart", "a green apple"]  # like prompts
 VIT_B_32 = ClipConfig(
     image_size=224,
     patch_size=32,
@@ -118,6 +120,20 @@ class Inputs:
                 vqgan=vqgan,
             )
         return str(folder)
+
+    def transformer(self, recipe: Recipe, order: str) -> Transformer:
+        """An untrained transformer for sampling, on the CPU.
+
+        Args:
+            recipe: Gives its shape.
+            order: In which it generates.
+
+        Returns:
+            The model, frozen and in evaluation mode.
+        """
+        shape = recipe.transformer.model.model_copy(update={"order": order})
+        codes, grid = recipe.vqgan.model.quantizer.codebook_size, recipe.vqgan.model.grid
+        return Transformer(shape, codes, grid, self.sizes.clip.embed_dim).eval().requires_grad_(False)
 
     def jpegs(self) -> list[bytes]:
         """JPEGs of smooth random pictures; there are 64 different ones."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.gpu.inputs import Inputs, Pictures
+from benchmarks.gpu.inputs import TEXTS, Inputs, Pictures
 from benchmarks.gpu.spent import copy_speed, matrix_peak, seconds, spent
 from benchmarks.timing import Row
 from clipgen_core.data.decode import decode_stored
@@ -19,7 +19,6 @@ from clipgen_core.device import autocast, fast_dtype, tensor_cores
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.generation.sampling import Mode, Sampler
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.transformer import Transformer
 from clipgen_core.plan.memory import need_of
 from clipgen_core.recipes import Recipe
 from clipgen_core.settings.sampling import SamplingConfig
@@ -30,7 +29,6 @@ from clipgen_core.training.compiling import compile_model
 from clipgen_core.training.task import Task, train_step
 
 EMBEDDED, ENCODED = 256, 64  # images at once
-TEXTS = ["a red heart", "a green apple"]
 NOT_COUNTED = 3  # first steps of a training with its data
 GUIDANCE = 2.0
 
@@ -123,9 +121,10 @@ def _training(
     `clipgen plan` counts."""
     device, optimizers, transfer = inputs.device, task.optimizers(), Transfer(inputs.device)
     late, size = config.steps - 1, config.batch_size  # so late that a discriminator takes part
+    passes = config.passes()
 
     def load(step: int) -> list[Any]:
-        parts = (Share(i, config.passes()) for i in range(config.passes()))
+        parts = (Share(i, passes) for i in range(passes))
         return [transfer.begin(task.batch(step, part)) for part in parts]
 
     def step(ready: list[Any]) -> None:
@@ -135,10 +134,8 @@ def _training(
     batches = [transfer.end(moving) for moving in load(0)]
     task.model.train()
     alone = spent(lambda: step(batches), device, inputs.sizes.rounds)
-    passes = f"{config.passes()} passes of {size // config.passes()}"
-    detail = (
-        f"{passes}, {alone.memory / 1e9:.1f} GB of {need / 1e9:.1f} counted, {alone.kernels} kernels a step"
-    )
+    memory = f"{alone.memory / 1e9:.1f} GB of {need / 1e9:.1f} counted"
+    detail = f"{passes} passes of {size // passes}, {memory}, {alone.kernels} kernels a step"
     yield Row("training", f"{what}: images/s", size / alone.seconds, "", "", detail)
     yield Row("training", f"{what}: share of the peak", alone.share(inputs.peak), "", bar, "")
     waits = max(0.0, 1 - alone.seconds / _seconds_with_data(inputs, step, load, transfer))
@@ -170,7 +167,7 @@ def sampling(inputs: Inputs) -> Iterator[Row]:
     eager = dict[int, float]()
     modes: list[Mode] = ["eager", "fixed", *(["compiled"] if inputs.sizes.compiled else [])]  # type: ignore[list-item]
     for order, steps in (("raster", 0), ("any", inputs.sizes.steps)):
-        model = _model(inputs, recipe, order)
+        model = inputs.transformer(recipe, order).to(inputs.device, fast_dtype(inputs.device))
         for mode in modes:
             sampler = Sampler(model, mode)
             for rows in inputs.sizes.batches:
@@ -185,13 +182,6 @@ def sampling(inputs: Inputs) -> Iterator[Row]:
                     f"{name}, {order}{f' in {steps} steps' if steps else ''}, {mode}, batch {rows}: images/s"
                 )
                 yield Row("sampling", what, rows / took, "", bar, detail)
-
-
-def _model(inputs: Inputs, recipe: Recipe, order: str) -> Transformer:
-    shape = recipe.transformer.model.model_copy(update={"order": order})
-    codes, grid = recipe.vqgan.model.quantizer.codebook_size, recipe.vqgan.model.grid
-    model = Transformer(shape, codes, grid, inputs.sizes.clip.embed_dim).eval().requires_grad_(False)
-    return model.to(inputs.device, fast_dtype(inputs.device))
 
 
 def _sampling(inputs: Inputs, sampler: Sampler, rows: int, steps: int) -> tuple[float, float]:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from clipgen_core.plan import Line
     from clipgen_core.plan.verdict import Verdict
 
-PARTS = {
+PARTS = {  # of a Need, and what they are called
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
     "average": "average of the weights",
     "frozen": "frozen models",
     "batches": "loaded batches",
@@ -73,17 +76,8 @@ def memory(verdicts: Mapping[str, "Verdict"]) -> Table:
     """What the memory of each training is used for."""
     sheet = Table("memory of", *(Column(asset, justify="right") for asset in verdicts), box=None)
     needs = [verdict.need for verdict in verdicts.values()]
-    for part in (
-        "weights",
-        "gradients",
-        "optimizer",
-        "average",
-        "frozen",
-        "batches",
-        "activations",
-        "context",
-    ):
-        sheet.add_row(PARTS.get(part, part), *(gigabytes(getattr(need, part)) for need in needs))
+    for part, name in PARTS.items():
+        sheet.add_row(name, *(gigabytes(getattr(need, part)) for need in needs))
     sheet.add_row("images in a pass", *(str(need.images) for need in needs))
     sheet.add_row("activations an image", *(gigabytes(need.per_image) for need in needs))
     return sheet

@@ -210,8 +210,9 @@ class Registry:
 
     def _require_there(self, *versions: str) -> None:
         """Refuse to go on with versions that were champion, but that MLflow has no longer."""
+        lost = self._lost()
         for version in versions:
-            if version and version in self._lost():
+            if version in lost:
                 raise ClipgenError(
                     f"version {version} of {self.name}, which {self.ledger} names, is no longer in MLflow: "
                     "`clipgen champions --repair` chooses the last champion that is, or none"

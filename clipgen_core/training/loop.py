@@ -141,7 +141,8 @@ class _Run:
     def batches(self, step: int) -> list[Moving]:
         """This process's part of a step's batch, one entry a backward pass, on its way to the device."""
         processes = distributed.world_size()
-        passes, first = self.config.passes(processes), distributed.rank() * self.config.passes(processes)
+        passes = self.config.passes(processes)
+        first = distributed.rank() * passes
         shares = [Share(first + i, processes * passes) for i in range(passes)]
         return [self.transfer.begin(self.task.batch(step, share)) for share in shares]
 
