@@ -6,6 +6,7 @@ import json
 import platform
 import time
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from platformdirs import user_cache_path
@@ -71,13 +72,13 @@ def autocast(device: str | torch.device, precision: Precision = "auto") -> torch
 
 
 @contextlib.contextmanager
-def tensor_cores(device: str | torch.device) -> Iterator[None]:
-    """Let fp32 matrix products on a GPU use its tensor cores (TF32) for the length of a `with`.
-
-    TF32 has the range of fp32 and 10 bits of mantissa, and is several times as fast. CPUs compute as before.
+def fp32_products(device: str | torch.device, precision: Literal["highest", "high"]) -> Iterator[None]:
+    """How exact fp32 matrix products are on a GPU for the length of a `with`. CPUs compute as before.
 
     Args:
         device: The device.
+        precision: "highest" is fp32. "high" allows the tensor cores, which compute in TF32: it has the range
+            of fp32 and 10 bits of mantissa, and is several times as fast.
 
     Yields:
         Nothing.
@@ -86,7 +87,7 @@ def tensor_cores(device: str | torch.device) -> Iterator[None]:
         yield
         return
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(precision)
     try:
         yield
     finally:

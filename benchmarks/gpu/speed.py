@@ -15,7 +15,7 @@ from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import bounded_map, pool_size, prefetch
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.data.transfer import Transfer
-from clipgen_core.device import autocast, fast_dtype, tensor_cores
+from clipgen_core.device import autocast, fast_dtype, fp32_products
 from clipgen_core.generation.load import load_vqgan
 from clipgen_core.generation.sampling import Mode, Sampler
 from clipgen_core.models.clip import ClipEncoder
@@ -128,7 +128,7 @@ def _training(
         return [transfer.begin(task.batch(step, part)) for part in parts]
 
     def step(ready: list[Any]) -> None:
-        with tensor_cores(device):
+        with fp32_products(device, "high"):
             train_step(task, optimizers, ready, late, config)
 
     batches = [transfer.end(moving) for moving in load(0)]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, SimVQ
 
+from clipgen_core.device import fp32_products
 from clipgen_core.models.codebook import Codebook
 from clipgen_core.models.ibq import IndexPropagation
 from clipgen_core.settings.models import QuantizerConfig
@@ -42,7 +43,8 @@ class Quantizer(nn.Module):
             The quantized features, float32 [n, d, h, w]; the codes, int64 [n, h, w]; and the commitment
             loss, a scalar that is 0 where the method has none.
         """
-        with torch.autocast(features.device.type, enabled=False):
+        where = features.device
+        with torch.autocast(where.type, enabled=False), fp32_products(where, "highest"):
             quantized, codes, *loss = self.vq(features.float())
         codes = codes.long()
         if self.training and torch.is_grad_enabled():
@@ -64,7 +66,8 @@ class Quantizer(nn.Module):
         self.passes.clear()
         figures = {"codes_in_batch": float(codes.unique().numel())}
         if isinstance(self.vq, RunningMeans):
-            replaced = self.vq.learn(features.flatten(0, 2), codes.flatten(), seed)
+            with fp32_products(features.device, "highest"):  # k-means searches for the nearest codes
+                replaced = self.vq.learn(features.flatten(0, 2), codes.flatten(), seed)
             figures["codes_replaced"] = replaced / self.codebook_size
         return figures
 

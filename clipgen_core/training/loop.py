@@ -20,7 +20,7 @@ from clipgen_core import logs
 from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.data.transfer import Moving, Transfer
-from clipgen_core.device import resolved, tensor_cores
+from clipgen_core.device import fp32_products, resolved
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import clear_drafts
 from clipgen_core.progress import Meter, track
@@ -78,7 +78,7 @@ def fit(
         _spread(task, config)
         run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
         run.tracker.tags({"precision": config.precision})
-        with tensor_cores(run.device), closing(run.publisher):
+        with fp32_products(run.device, "high"), closing(run.publisher):
             if newest:
                 run.resume(newest)
             elif checkpoints.provenance.started_from:
