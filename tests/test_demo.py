@@ -1,16 +1,18 @@
-"""The product's front door: the quick demo as `make demo QUICK=1` runs it, on the real pictures."""
+"""The product's front door: the quick demo as `make demo QUICK=1` runs it, on a part of its pictures."""
 
 import csv
 import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from PIL import Image
@@ -57,8 +59,7 @@ def test_the_summary_is_a_few_figures_and_the_report(tmp_path: Path) -> None:
 @needs_emoji
 @pytest.mark.timeout(1800)
 def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> None:
-    (tmp_path / ".clipgen").mkdir()
-    (tmp_path / ".clipgen" / "emoji").symlink_to(EMOJI)
+    lay_out_a_part(tmp_path / ".clipgen" / "emoji")
     (tmp_path / "dagster").mkdir()
     (tmp_path / "dagster" / "dagster.yaml").write_bytes(
         (REPOSITORY / "infra" / "dagster" / "local.yaml").read_bytes()
@@ -96,6 +97,21 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
         run("python", "use.py")
         assert Image.open(tmp_path / "heart.png").size == (64, 64)
     assert_dagsters_page_shows_the_run(tmp_path, environment)
+
+
+def lay_out_a_part(folder: Path) -> None:
+    """An eighth of the demo's names with all that it has of them, so that the test is fast."""
+    for name in ("captions.csv", "prompts.csv"):
+        with (EMOJI / name).open(encoding="utf-8", newline="") as file:
+            header, *rows = csv.reader(file)
+        at = header.index("file")
+        kept = [row for row in rows if crc32(Path(row[at]).name.encode()) % 8 == 0]
+        for picture in {row[at] for row in kept}:
+            (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(EMOJI / picture, folder / picture)
+        with (folder / name).open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([header, *kept])
+    shutil.copy(EMOJI / "texts.txt", folder)
 
 
 def documented_python() -> list[str]:

@@ -35,6 +35,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.size, self.decay = config.codebook_size, config.decay
         self.cosine, self.replace_below = config.kind == "cosine", config.replace_below
+        self._started = False
         vectors = self.on_sphere(torch.randn(1, config.codebook_size, config.code_dim))
         self.register_buffer("initted", torch.tensor(False))
         self.register_buffer("cluster_size", torch.ones(1, config.codebook_size))
@@ -46,6 +47,12 @@ class Codebook(nn.Module):
         """The code vectors e, float32 [codebook_size, code_dim]."""
         return self.embed[0]
 
+    @property
+    def started(self) -> bool:
+        """Whether the codes have features. The device is asked until it says so for the first time."""
+        self._started = self._started or bool(self.initted)
+        return self._started
+
     def on_sphere(self, vectors: Tensor) -> Tensor:
         """Vectors [..., code_dim] at length 1 where the codebook compares directions alone."""
         return F.normalize(vectors, dim=-1) if self.cosine else vectors
@@ -55,7 +62,7 @@ class Codebook(nn.Module):
         return nearest(features, self.vectors)
 
     @torch.no_grad()
-    def learn(self, features: Tensor, codes: Tensor, seed: int) -> int:
+    def learn(self, features: Tensor, codes: Tensor, seed: int) -> Tensor:
         """Update the codes by all features of an optimizer step; the first features start them by k-means.
 
         N_i <- d N_i + (1 - d) n_i and m_i <- d m_i + (1 - d) s_i, with n_i features of sum s_i at code i and
@@ -67,12 +74,12 @@ class Codebook(nn.Module):
             seed: Of the random draws.
 
         Returns:
-            The number of codes that were replaced.
+            The number of codes that were replaced, on the device.
         """
         draws = torch.Generator().manual_seed(seed)
-        if not self.initted:
+        if not self.started:
             self._start(features, draws)
-            return 0
+            return codes.new_zeros(())
         counts, sums = totals(features, codes, self.size)
         self.cluster_size[0].lerp_(counts, 1 - self.decay)
         self.embed_avg[0].lerp_(sums, 1 - self.decay)
@@ -93,20 +100,24 @@ class Codebook(nn.Module):
         self.embed_avg[0] = vectors * counts.unsqueeze(1)
         self.initted.fill_(True)
 
-    def _replace(self, features: Tensor, draws: torch.Generator) -> int:
+    def _replace(self, features: Tensor, draws: torch.Generator) -> Tensor:
         """Put codes of which N_i is below a share of its mean on random features, no two on the same.
 
-        They begin with the mean count, so that they have time to win features of their own.
+        They begin with the mean count, so that they have time to win features of their own. The CPU never
+        waits for their number: every code is given a feature, and only the rare ones take it.
         """
         mean_count = len(features) / self.size
-        rare = (self.cluster_size[0] < self.replace_below * mean_count).nonzero().squeeze(1)
-        count = min(len(rare), len(features))
-        rare = rare[torch.randperm(len(rare), generator=draws)[:count].to(rare.device)]
-        placed = features[torch.randperm(len(features), generator=draws)[:count].to(rare.device)]
-        self.embed[0, rare] = placed
-        self.cluster_size[0, rare] = mean_count
-        self.embed_avg[0, rare] = placed * mean_count
-        return count
+        order, rows = (
+            torch.randperm(n, generator=draws).to(features.device) for n in (self.size, len(features))
+        )
+        rare = self.cluster_size[0] < self.replace_below * mean_count
+        rank = torch.empty_like(order).scatter_(0, order, rare[order].cumsum(0) - 1)  # among the rare ones
+        rare = (rare & (rank < len(rows))).unsqueeze(1)
+        placed = features[rows[rank.clamp(0, len(rows) - 1)]]
+        self.embed[0] = torch.where(rare, placed, self.vectors)
+        self.cluster_size[0] = torch.where(rare[:, 0], mean_count, self.cluster_size[0])
+        self.embed_avg[0] = torch.where(rare, placed * mean_count, self.embed_avg[0])
+        return rare.sum()
 
 
 def nearest(features: Tensor, vectors: Tensor) -> Tensor:
@@ -134,6 +145,20 @@ def totals(features: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Returns:
         The numbers, float32 [k], and the sums, float32 [k, d].
     """
-    counts = codes.bincount(minlength=size)
+    counts = occurrences(codes, size)
     ordered = features[codes.argsort(stable=True)]
-    return counts.float(), torch.segment_reduce(ordered, "sum", lengths=counts, axis=0, initial=0)
+    sums = torch.segment_reduce(ordered, "sum", lengths=counts, axis=0, initial=0, unsafe=True)  # or it waits
+    return counts.float(), sums
+
+
+def occurrences(codes: Tensor, size: int) -> Tensor:
+    """How often each code occurs, without waiting for the device as `bincount` does.
+
+    Args:
+        codes: int64 [n].
+        size: Number of codes k.
+
+    Returns:
+        int64 [k].
+    """
+    return codes.new_zeros(size).scatter_add_(0, codes, torch.ones_like(codes))

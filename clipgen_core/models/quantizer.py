@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vector_quantize_pytorch import FSQ, SimVQ
 
 from clipgen_core.device import fp32_products
-from clipgen_core.models.codebook import Codebook
+from clipgen_core.models.codebook import Codebook, occurrences
 from clipgen_core.models.ibq import IndexPropagation
 from clipgen_core.settings.models import QuantizerConfig
 
@@ -51,7 +51,7 @@ class Quantizer(nn.Module):
             self.passes.append((features.detach().float().permute(0, 2, 3, 1), codes))
         return quantized, codes, loss[0].sum() if loss else quantized.new_zeros(())
 
-    def learn(self, features: Tensor, codes: Tensor, seed: int) -> dict[str, float]:
+    def learn(self, features: Tensor, codes: Tensor, seed: int) -> dict[str, Tensor]:
         """Update the codebook after an optimizer step, and forget its passes.
 
         Args:
@@ -60,11 +60,11 @@ class Quantizer(nn.Module):
             seed: Of the random draws.
 
         Returns:
-            `codes_in_batch`, the number of codes that occur; for codebooks of running means also
-            `codes_replaced`, the share of the codebook that was replaced.
+            On the device: `codes_in_batch`, the number of codes that occur; for codebooks of running means
+            also `codes_replaced`, the share of the codebook that was replaced.
         """
         self.passes.clear()
-        figures = {"codes_in_batch": float(codes.unique().numel())}
+        figures = {"codes_in_batch": (occurrences(codes.flatten(), self.codebook_size) > 0).sum()}
         if isinstance(self.vq, RunningMeans):
             with fp32_products(features.device, "highest"):  # k-means searches for the nearest codes
                 replaced = self.vq.learn(features.flatten(0, 2), codes.flatten(), seed)
@@ -115,14 +115,14 @@ class RunningMeans(nn.Module):
         x = self._codebook.on_sphere(features.permute(0, 2, 3, 1).flatten(0, 2))
         codes = self._codebook.nearest(x)
         vectors, loss = self._codebook.vectors[codes], x.new_zeros(())
-        if self.training and not self._codebook.initted:
+        if self.training and not self._codebook.started:
             vectors = x
         elif self.training:
             loss = self.commitment * F.mse_loss(x, vectors)
             vectors = rotate_to(x, vectors) if self.rotation_trick else x + (vectors - x).detach()
         return vectors.view(n, h, w, -1).permute(0, 3, 1, 2), codes.view(n, h, w), loss
 
-    def learn(self, features: Tensor, codes: Tensor, seed: int) -> int:
+    def learn(self, features: Tensor, codes: Tensor, seed: int) -> Tensor:
         """Update the codebook; see `Codebook.learn`.
 
         Args:
@@ -131,7 +131,7 @@ class RunningMeans(nn.Module):
             seed: Of the random draws.
 
         Returns:
-            The number of codes that were replaced.
+            The number of codes that were replaced, on the device.
         """
         return self._codebook.learn(self._codebook.on_sphere(features), codes, seed)
 

@@ -4,6 +4,7 @@ torchrun starts the processes (`torchrun --nproc-per-node 8 -m clipgen_core.cli 
 anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrainer does.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._composable.replicate import replicate
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clipgen_core.device import default_device
@@ -23,6 +24,7 @@ from clipgen_core.settings.training import Precision
 # NCCL ends a training whose processes wait longer for each other than 10 minutes by default. The others wait
 # while the first one uploads a checkpoint; 13 GB take 17 minutes at 100 Mbit/s.
 TIMEOUT = timedelta(hours=1)
+CALLED = ("encode", "decode")  # methods besides `forward` that need a model's weights whole
 T = TypeVar("T")
 
 
@@ -95,6 +97,8 @@ def spread(model: nn.Module, how: str, precision: Precision = "fp32") -> None:
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mp_policy=policy)
     fully_shard(model)
+    for method in filter(functools.partial(hasattr, model), CALLED):
+        register_fsdp_forward_method(model, method)
 
 
 def synchronise(model: nn.Module, enabled: bool) -> None:
