@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import in_turn, ratio
+from clipgen_core import filesystem
 from clipgen_core.data.prompts import Prompt, read_prompts
 from clipgen_core.data.tokens import read_manifest
 from clipgen_core.device import autocast, default_device
@@ -80,6 +81,9 @@ def main(
     steps: Annotated[str, typer.Option(help="Numbers of steps for any order.")] = "8,12,16,64",
     most: Annotated[int, typer.Option(help="Prompts of each kind at the most.")] = 96,
     seeds: Annotated[int, typer.Option(help="Trainings of each order.")] = 2,
+    training_steps: Annotated[
+        int | None, typer.Option(help="Of the raster transformer; the recipe's.")
+    ] = None,
     recipe: str = "demo",
     candidates: int = 4,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -90,6 +94,7 @@ def main(
     scorer = Judge(ClipEncoder(judge), known)
     reference = Reference(scorer, choose_stored(Storage(root).images, _side(recipe), 2560, ()))
     config = named(recipe)
+    config = config.override({"transformer.train.steps": training_steps or config.transformer.train.steps})
     lasting = equal_steps(config, Storage(root))
     rows = []
     for order in ORDERS:
@@ -139,6 +144,8 @@ def _side(recipe: str) -> int:
 def equal_steps(config: Recipe, storage: Storage) -> dict[str, int]:
     """Training steps of each order that take as long as the recipe's in raster order.
 
+    They are measured once, and kept beside the checkpoints, so that trainings that were stopped go on.
+
     Args:
         config: The recipe.
         storage: The root with the token shards.
@@ -146,10 +153,15 @@ def equal_steps(config: Recipe, storage: Storage) -> dict[str, int]:
     Returns:
         The steps by order.
     """
-    manifest = read_manifest(storage.current("tokens", "the comparison").path)
-    times = in_turn(*(_step(config, order, manifest) for order in ORDERS), rounds=4)
     planned = config.transformer.train.steps
-    return {order: round(planned * ratio(times[0], own)) for order, own in zip(ORDERS, times, strict=True)}
+    kept = storage.path("orders", f"steps-{planned}.json")
+    if not filesystem.exists(kept):
+        manifest = read_manifest(storage.current("tokens", "the comparison").path)
+        times = in_turn(*(_step(config, order, manifest) for order in ORDERS), rounds=4)
+        ratios = [ratio(times[0], own) for own in times]
+        lasting = {order: round(planned * own) for order, own in zip(ORDERS, ratios, strict=True)}
+        filesystem.write_bytes(kept, json.dumps(lasting).encode())
+    return dict(json.loads(filesystem.read_bytes(kept)))
 
 
 def _step(config: Recipe, order: str, manifest: TokenManifest) -> Callable[[], None]:

@@ -5,7 +5,8 @@ Out: OUT/pictures/{google,twitter}/NAME.png   what the pipeline trains on
      OUT/held_out/{google,twitter}/NAME.png   of 90 names; only a judge sees these
      OUT/clip/fluent/NAME.png                 a third vendor's, of all names, for the small CLIP alone: the
                                               method's CLIP knows words that the images do not show
-     OUT/captions.csv  (file, caption, keywords)  of pictures/ and clip/, read by `clip_checkpoint` only
+     OUT/captions.csv  (file, caption)        of pictures/ and clip/, read by `clip_checkpoint` only
+     OUT/keywords.csv  (file, caption, keywords)  the same, for `benchmarks.reading`
      OUT/judge.csv     (file, caption)        of pictures/ and held_out/, for a CLIP that only judges
      OUT/texts.txt     names, one a line      what prompts are like; no image is named
      OUT/prompts.csv   (prompt, split, file)  read by the evaluation only
@@ -147,7 +148,8 @@ def lay_out(
     names = dict.fromkeys(prompt for prompt, split, _ in prompts if split == "train")
     (out / "texts.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     write_csv(out / "judge.csv", ["file", "caption"], judged)
-    write_csv(out / "captions.csv", ["file", "caption", "keywords"], captions)
+    write_csv(out / "captions.csv", ["file", "caption"], [row[:2] for row in captions])
+    write_csv(out / "keywords.csv", ["file", "caption", "keywords"], captions)
     write_csv(out / "prompts.csv", ["prompt", "split", "file"], prompts)
 
 
