@@ -4,6 +4,7 @@ Knows the shape of Dagster's run configs, the names of the assets and of their j
 which finds the same mistakes when the run starts, but does not say which name was meant.
 """
 
+import difflib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ class Run:
         overrides: Number of settings that are not the recipe's.
         problems: One sentence for each mistake in the run config.
         unclear: Names of the assets whose configs have mistakes; their settings may be meant otherwise.
+        misspelt: Those of them whose names the run config seems to misspell.
     """
 
     assets: frozenset[str]
@@ -53,6 +55,7 @@ class Run:
     overrides: int
     problems: tuple[str, ...]
     unclear: frozenset[str]
+    misspelt: frozenset[str]
 
     @property
     def root(self) -> str:
@@ -87,11 +90,17 @@ def read_files(files: Sequence[str]) -> dict[str, Any]:
         try:
             read = yaml.safe_load(filesystem.read_bytes(file)) or {}
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise ClipgenError(f"run config {file} is no YAML ({first_line(error)}): repair it") from error
+            raise ClipgenError(f"run config {file} is no YAML ({_place(error)}): repair it") from error
         if not isinstance(read, dict):
             raise ClipgenError(f"run config {file} holds no mapping: see infra/run_configs for examples")
         merged = _merged(merged, read)
     return merged
+
+
+def _place(error: Exception) -> str:
+    """What a parser of YAML complains of, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else first_line(error)
 
 
 def _merged(first: Any, second: Any) -> Any:
@@ -123,7 +132,8 @@ def read_run(
     recipe = reader.recipe(str(resources["recipe"]["name"]))
     own: dict[str, dict[str, Any]] = {name: {} for name in ASSETS}
     overrides = 0
-    unclear = set[str]()
+    misspelt = reader.misspelt(assets)
+    unclear = set(misspelt)
     for name, values in reader.configs("ops", assets):
         before = len(reader.problems)
         if name in ASSETS:
@@ -135,7 +145,14 @@ def read_run(
             reader.own(f"ops.{name}.config", values, WITHOUT_STAGE[name])
         unclear |= {name} if len(reader.problems) > before else set()
     return Run(
-        frozenset(assets), recipe, resources, own, overrides, tuple(reader.problems), frozenset(unclear)
+        frozenset(assets),
+        recipe,
+        resources,
+        own,
+        overrides,
+        tuple(reader.problems),
+        frozenset(unclear),
+        frozenset(misspelt),
     )
 
 
@@ -249,6 +266,11 @@ class _Reader:
                 yield name, _from_environment(config, self.environment)
             except ClipgenError as error:
                 self.problems.append(f"{where}.config: {error}")
+
+    def misspelt(self, known: Sequence[str]) -> set[str]:
+        """Of the names that the config may have ops for, those that others are similar to."""
+        unknown = set(map(str, self.config.get("ops") or ())) - {*known, *ASSETS, *WITHOUT_STAGE}
+        return {name for one in unknown for name in difflib.get_close_matches(one, known, n=1)}
 
     def mapping(self, values: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
         """A member of a mapping that is one itself; an empty one if it is null, or no mapping.

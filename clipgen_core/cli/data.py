@@ -103,9 +103,13 @@ def rejects(
 ) -> None:
     """List the images that could not be used, and why."""
     from clipgen_core.data.overview import rejects
+    from clipgen_core.data.tables import open_table
 
     storage = Storage(root or last_root("embeddings"))
     rows = list(rejects(storage, reason))
+    if not rows:
+        open_table(storage.images)  # or nothing was read at all
+        console.print(f"no image was rejected{f' as {reason}' if reason else ''} under {storage.root}")
     if output:
         require_writable(output, ".csv")
         with output.open("w", newline="", encoding="utf-8") as file:

@@ -1,16 +1,17 @@
 """Commands about models: published weights, and the registry."""
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from pydantic import JsonValue
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from clipgen_core.cli.options import Command, Name, Root, app, console
-from clipgen_core.storage import Storage, last_root
+from clipgen_core.storage import ASSETS, Storage, last_root
 
 if TYPE_CHECKING:
     from clipgen_core.published.generator import Imported
@@ -35,7 +36,7 @@ def import_vqgan(
     """Make a published VQGAN the current one of a root; to fine-tune it, set vqgan.start_from."""
     from clipgen_core.published import generator
 
-    _show_start("vqgan", generator.import_vqgan(kind, file, Storage(root), image_size))
+    _show_start("vqgan", root, generator.import_vqgan(kind, file, Storage(root), image_size))
 
 
 @app.command(cls=Command, name="import-transformer")
@@ -49,7 +50,7 @@ def import_transformer(
     """Import a transformer for the root's imported VQGAN; to train it, set transformer.start_from."""
     from clipgen_core.published import generator
 
-    _show_start("transformer", generator.import_transformer(file, Storage(root), clip, heads))
+    _show_start("transformer", root, generator.import_transformer(file, Storage(root), clip, heads))
 
 
 @app.command(cls=Command, name="import-generator")
@@ -87,7 +88,7 @@ def champions(
     for row in registry.history():
         when = f"{row.at:%Y-%m-%d %H:%M} UTC"
         sheet.add_row(str(row.number), row.version or "none", row.before or "-", row.reason, when)
-    console.print(sheet)
+    console.print(sheet if sheet.row_count else registry.without_history())
 
 
 @app.command(cls=Command)
@@ -119,16 +120,15 @@ def lineage(
 
     tags = describe(model)
     console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
-    sheet = Table("made from", Column("where", overflow="fold"), Column("digest", no_wrap=True), "", box=None)
-    for step in way_back(tags):
-        sheet.add_row(step.name, step.where, step.digest, "" if step.there else Text("gone", style="red"))
-    console.print(sheet)
+    for step in way_back(tags):  # one line each, however long, so that addresses can be copied
+        line = Text(f"{step.name:<12} {step.digest or '-':<28} {step.where}")
+        console.print(line if step.there else line.append("  (gone)", style="red"))
     for key, said in sorted(tags.items()):
         if key.startswith("check."):
             console.print(f"{key.removeprefix('check.')}: {said}")
 
 
-def _show_start(stage: str, imported: "Imported") -> None:
+def _show_start(stage: str, root: str, imported: "Imported") -> None:
     """Print the settings that start a training from imported weights, for the recipe with the fewest."""
     from clipgen_core.recipes import RECIPES
 
@@ -138,11 +138,19 @@ def _show_start(stage: str, imported: "Imported") -> None:
         return {key: value for key, value in needed.items() if value != shape.get(key)}
 
     recipe = min(RECIPES, key=lambda name: len(settings(name)))
-    console.print(f"the {stage} is at {imported.url}\nto start a training from it, set")
-    for key, value in {"start_from": imported.url, **settings(recipe)}.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        console.print(f"  --set {stage}.{key if key == 'start_from' else f'model.{key}'}={text}")
-    console.print(f"for the recipe {recipe}")
+    needed = {"start_from": imported.url} | {f"model.{key}": value for key, value in settings(recipe).items()}
+    console.print(f"the {stage} is at {imported.url}\nto start a training from it:")
+    console.print(f"  clipgen train {stage} --root {shlex.quote(root)} --recipe {recipe} \\")
+    given = [f"{key}={value if isinstance(value, str) else compact(value)}" for key, value in needed.items()]
+    console.print(" \\\n".join(f"    --set {shlex.quote(one)}" for one in given))
+    console.print(f"or, in a run config of the recipe {recipe}, in the config of {ASSETS[stage][0]}:")
+    for key, value in _nested(needed).items():
+        console.print(f"  {key}: {json.dumps(value)}")
+
+
+def compact(value: JsonValue) -> str:
+    """JSON without spaces, which is one word in a shell."""
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, JsonValue]:
@@ -151,6 +159,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, JsonValue]:
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def _nested(flat: dict[str, JsonValue]) -> dict[str, Any]:
+    """Settings by dotted name as a run config holds them."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = value
+    return nested
 
 
 def _registry(root: str | None, name: str) -> "Registry":

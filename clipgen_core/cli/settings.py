@@ -19,7 +19,7 @@ Every setting of every stage. This file is generated: `python -m clipgen_core.cl
 
 Ways to set one:
 
-- on the command line: `clipgen train vqgan --set train.steps=10`
+- on the command line: `clipgen train vqgan --root ROOT --recipe demo --set train.steps=10`
 - in Dagster's launchpad or a run config: `vqgan_checkpoint: {config: {train: {steps: 10}}}`
 - in Python: `named("demo").override({"vqgan.train.steps": 10})`, from `clipgen_core.recipes`
 

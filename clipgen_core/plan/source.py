@@ -91,7 +91,8 @@ def _listed(source: Source) -> tuple[int, int, list[File]]:
         files, size = files + 1, size + file.size
     if not files:
         raise ClipgenError(f"the source folder {source.url} is empty: put images into it")
-    return files, size, sample[:: math.ceil(len(sample) / SAMPLE)]
+    taken = min(len(sample), SAMPLE)
+    return files, size, [sample[i * len(sample) // taken] for i in range(taken)]
 
 
 def _sides(item: Item, config: images.Config) -> Iterator[float]:

@@ -72,6 +72,10 @@ def findings(run: Run) -> Iterator[Finding]:
     said = set[str]()
     for name, needed_by, check in CHECKS:
         if not needed_by or needed_by & run.assets:
+            if needed_by and needed_by <= run.misspelt:
+                asset = ", ".join(sorted(needed_by))
+                yield Finding(name, "warning", f"not checked: correct the name of {asset} first")
+                continue
             finding = _finding(name, check, run)
             if finding.text and finding.text not in said:
                 yield finding

@@ -14,7 +14,8 @@ from clipgen_core.settings import images
 from clipgen_core.settings.evaluation import Config
 
 LISTED = 1000  # files of the source
-DECODED = 8
+DECODED = 8  # images
+OPENED = 64  # files, some of which may be no images
 
 
 def source(run: Run) -> str:
@@ -26,11 +27,12 @@ def source(run: Run) -> str:
     files = list(itertools.islice(opened.files(), LISTED))
     if not files:
         raise ClipgenError(f"the source folder {url} is empty: put images into it")
-    reasons = _rejected(opened, files, run.recipe.images)
-    tried = min(len(files), DECODED)
+    tried, reasons = _tried(opened, files, run.recipe.images)
+    if not tried:
+        raise ClipgenError(f"no image was found in {url}, where {files[0].uri} is none: check the folder")
     if len(reasons) == tried:
         raise ClipgenError(
-            f"none of the {tried} files tried of {url} can be used ({reasons[0]}): check the folder"
+            f"none of the {tried} images tried of {url} can be used ({reasons[0]}): check the folder"
         )
     more = " or more" if len(files) == LISTED else ""
     said = f"{url} has {len(files)}{more} files"
@@ -41,26 +43,35 @@ def source(run: Run) -> str:
     return said
 
 
-def _rejected(opened: Source, files: list[File], settings: images.Config) -> list[str]:
-    """Why some of the files, spread over all of them, cannot be used; of an archive, its first image."""
+def _tried(opened: Source, files: list[File], settings: images.Config) -> tuple[int, list[str]]:
+    """How many images, spread over the files, were decoded, and why some cannot be used; one of an archive.
+
+    Files that are no images, such as captions, count as nothing.
+    """
     from clipgen_core.data.decode import decode
     from clipgen_core.data.rejected import Rejected
 
-    reasons = []
+    tried, reasons = 0, []
     for file in _spread(files):
         item = next(opened.items(file), None)
+        if item is None:
+            continue
+        tried += 1
         try:
-            if item is None or item.problem:
-                raise Rejected("unreadable", item.problem or "" if item else "it holds no image")
+            if item.problem:
+                raise Rejected("unreadable", item.problem)
             decode(item.data, settings)
         except Rejected as error:
             reasons.append(f"{file.uri}: {error}")
-    return reasons
+        if tried == DECODED:
+            break
+    return tried, reasons
 
 
 def _spread(files: list[File]) -> list[File]:
-    """A few files, spread over all of them."""
-    return files[:: -(-len(files) // DECODED) or 1][:DECODED]
+    """At most OPENED files, of which the first ones are spread over all."""
+    step = -(-len(files) // DECODED) or 1
+    return [file for start in range(step) for file in files[start::step]][:OPENED]
 
 
 def captions(run: Run) -> str:
@@ -143,6 +154,6 @@ def reference(run: Run) -> str:
                 f"evaluation.reference is {url}, where {item and item.uri} cannot be used ({error}): take it "
                 "out"
             ) from error
-    if not usable and len(files) <= DECODED:
+    if not usable and len(files) <= OPENED:
         raise ClipgenError(f"evaluation.reference is {url}, which holds no image: put some into it")
     return f"evaluation.reference is {url}"

@@ -75,9 +75,11 @@ def _start(run: Run, asset: str, label: str, source: Callable[[str], Checkpoint]
     """Whether the address that `start_from` gives is that of weights which fit; "" if there is none."""
     stage = ASSETS[asset].stage
     address = getattr(run.recipe, stage).start_from
-    if not address or asset in run.unclear:
+    if not address:
         return ""
     setting = f"{stage}.start_from"
+    if asset in run.unclear:
+        raise Doubt(f"{setting} is not checked: correct the config of {asset} first")
     registered = address.startswith(REGISTERED) and label != "CLIP"
     try:
         if registered:

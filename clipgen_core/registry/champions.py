@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import list_folder
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.judging.checks import NOT_MEASURED, PASSED
 from clipgen_core.registry.lineage import lineage
@@ -78,6 +79,13 @@ class Registry:
         table = find_table(self.ledger)
         rows = table.to_table().to_pylist() if table else []
         return sorted((Promotion(**row) for row in rows), key=lambda row: row.number)
+
+    def without_history(self) -> str:
+        """What to say where no version was ever promoted: which models of the root have champions."""
+        found = list_folder(self.ledger.rpartition("/")[0])
+        others = sorted(one.removesuffix(".lance") for one in found if one.endswith(".lance"))
+        hint = f"; name a model of this root by --name: {', '.join(others)}" if others else ""
+        return f"no version of {self.name} was promoted yet ({self.ledger}){hint}"
 
     def champion(self) -> str | None:
         """The version in use, None before the first promotion."""

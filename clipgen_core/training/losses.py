@@ -33,7 +33,7 @@ class ClipFeatureDistance(nn.Module):
         if blocks and blocks > clip.blocks:
             raise ClipgenError(
                 f"perceptual_blocks is {blocks}, and the image tower of CLIP {clip.reference!r} has only "
-                f"{clip.blocks}: lower vqgan.perceptual_blocks to {clip.blocks}, or leave it unset"
+                f"{clip.blocks}: set vqgan.perceptual_blocks to {clip.blocks}, or to null for all of them"
             )
         self.clip, self.blocks = clip, blocks
 

@@ -130,11 +130,11 @@ def test_files_are_merged_and_the_last_value_wins(tmp_path: Path) -> None:
     assert merged == {"ops": {"clip_checkpoint": {"config": {"captions": "x.csv", "text_layers": 3}}}}
     assert (job_of(merged), job_of({"ops": None})) == ("clip_training", "clip_gen")
     Path(list_only).write_text("- a")
-    Path(broken).write_text("ops: {")
+    Path(broken).write_text("ops:\n  images:\n\tx: 1")
     for file, message in (
         (str(tmp_path / "none.yaml"), "does not exist"),
         (list_only, "holds no mapping"),
-        (broken, "is no YAML"),
+        (broken, r"is no YAML \(line 3, column 1: found character"),
     ):
         with pytest.raises(ClipgenError, match=message):
             read_files([file])

@@ -203,6 +203,8 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
     Image.new("RGB", (9, 9)).save(source / "c.png")
     (source / "d.png").write_text("no image")
     (source / "notes.txt").write_text("x")
+    nothing = runner.invoke(app, ["rejects", "--root", root])
+    assert nothing.exit_code == 2 and "materialise raw_images first" in nothing.output
     embedded = runner.invoke(app, ["embed", str(source), "--root", root, "--clip", clip_reference])
     assert embedded.exit_code == 0 and "1 files are no images: 1 .txt" in embedded.output
     shown = [
@@ -221,6 +223,8 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
     assert shown[-1].endswith(": 0% 20, 5% 20, 50% 25, 95% 29, 100% 30")
     listed = runner.invoke(app, ["rejects", "--root", root, "--reason", "too_small"]).output
     assert "c.png" in listed and "d.png" not in listed
+    none = runner.invoke(app, ["rejects", "--root", root, "--reason", "damaged"])
+    assert none.output == f"no image was rejected as damaged under {root}\n"
     listed = runner.invoke(app, ["rejects", "--root", root, "-n", "1"]).output
     assert "and 1 more" in listed
     file = tmp_path / "rejects.csv"

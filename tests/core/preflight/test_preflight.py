@@ -136,7 +136,7 @@ def test_all_problems_are_found_in_one_go(config: dict[str, Any], tmp_path: Path
             "texts file /no.txt does not exist",
         ),
         ("images", "vqgan_checkpoint", {"train": {"batch_size": 512}}, "warning", "fewer than one batch"),
-        ("images", "raw_images", {"min_side": 4096}, "problem", "none of the 8 files tried"),
+        ("images", "raw_images", {"min_side": 4096}, "problem", "none of the 8 images tried"),
         (
             "memory",
             "transformer_checkpoint",
@@ -177,12 +177,20 @@ def test_too_few_prompts_stop_a_training_that_is_to_be_promoted_only(config: dic
     ]
 
 
+def test_what_a_misspelt_asset_configures_is_not_checked(config: dict[str, Any]) -> None:
+    config["ops"]["evaluation_reports"] = config["ops"].pop("evaluation_report")
+    said = found(config)
+    assert "did you mean 'evaluation_report'" in said["settings"].text
+    assert said["prompts"].text == "not checked: correct the name of evaluation_report first"
+    assert said["images"].status == "ok" and "start_from" not in said
+
+
 def test_a_source_without_a_usable_image(config: dict[str, Any], tmp_path: Path) -> None:
     empty, texts = tmp_path / "empty", tmp_path / "texts"
     empty.mkdir(), texts.mkdir()
     (texts / "a.txt").write_text("a disc")
     assert "is empty: put images into it" in found(of(config, "images", source=str(empty)))["images"].text
-    assert "none of the 1 files tried" in found(of(config, "images", source=str(texts)))["images"].text
+    assert "no image was found in" in found(of(config, "images", source=str(texts)))["images"].text
     assert "CLIPGEN_SOURCE" in found(of(config, "images", source=""))["images"].text
 
 
@@ -190,8 +198,11 @@ def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Pat
     shutil.copytree(pictures / "pictures" / "disc", tmp_path / "in" / "disc")
     (tmp_path / "in" / "disc" / ".hidden").write_text("")
     (tmp_path / "in" / "disc" / "a.txt").write_text("a disc")
-    finding = found(of(config, "images", source=str(tmp_path / "in")))["images"]
-    assert finding.status == "warning" and "has 25 files, and 1 of the 8 tried cannot" in finding.text
+    given = of(config, "images", source=str(tmp_path / "in"))
+    assert found(given)["images"].status == "ok"  # a text is no image that cannot be used
+    (tmp_path / "in" / "disc" / "a.png").write_text("a disc")
+    finding = found(given)["images"]
+    assert finding.status == "warning" and "has 26 files, and 1 of the 8 tried cannot" in finding.text
 
 
 def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:

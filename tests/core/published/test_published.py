@@ -1,14 +1,17 @@
 """Published weights: tiny checkpoints with the published names, compared with the published networks."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
+from clipgen_core.cli.train import read_settings
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.load import load_vqgan
@@ -22,6 +25,8 @@ from clipgen_core.published.generator import import_generator, import_transforme
 from clipgen_core.published.transformer import convert_clip_gen, convert_llamagen
 from clipgen_core.published.vqgan import Kind, convert_vqgan
 from clipgen_core.published.weights import Weights
+from clipgen_core.recipes import named
+from clipgen_core.settings.catalogue import flatten
 from clipgen_core.settings.models import QuantizerConfig
 from clipgen_core.storage import Storage
 from clipgen_core.training.checkpoint import Checkpoint
@@ -185,13 +190,18 @@ def test_the_commands_print_what_starts_a_training(clip_reference: str, tmp_path
     torch.save({"model": llamagen()}, tmp_path / "vq.pt")
     arguments = ["import-vqgan", "llamagen", str(tmp_path / "vq.pt"), "--root", str(tmp_path), "--image-size"]
     printed = CliRunner().invoke(app, [*arguments, "64"]).output
-    assert "--set vqgan.start_from=" in printed and "--set vqgan.model.image_size=64" in printed
-    assert "--set vqgan.model.quantizer.code_dim=6" in printed and "for the recipe b" in printed
+    command, _, config = printed.partition("or, in a run config of the recipe b, in the config of vqgan_chec")
+    program, *words = shlex.split(command[command.index("  clipgen train") :].replace("\\\n", ""))
+    assert program == "clipgen" and words[:5] == ["train", "vqgan", "--root", str(tmp_path), "--recipe"]
+    given = read_settings("vqgan", words[7::2])
+    assert set(words[6::2]) == {"--set"} and str(given["vqgan.start_from"]).startswith(str(tmp_path))
+    assert named("b").override(given).vqgan.model.image_size == 64
+    in_yaml = flatten(yaml.safe_load(config.partition("\n")[2]))
+    assert {f"vqgan.{name}": value for name, value in in_yaml.items()} == given
     options = ["--root", str(tmp_path), "--clip", clip_reference, "--heads", "4"]
     file = gpt(tmp_path / "gpt.pt")
     printed = CliRunner().invoke(app, ["import-transformer", "llamagen", str(file), *options]).output
-    assert "--set transformer.model.details=llamagen" in printed
-    assert "--set transformer.model.qk_norm=false" in printed
+    assert "--set model.details=llamagen" in printed and "--set model.qk_norm=false" in printed
 
 
 def test_the_public_generator_makes_pictures(clip_reference: str, tmp_path: Path) -> None:

@@ -273,6 +273,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
 
     shown = CliRunner().invoke(app, ["lineage", "models:/clip-gen@candidate"]).output
     assert "gone" not in shown and shown.count("@ version") == 2
+    assert any(line.split()[0] == "transformer" and line.endswith(checkpoint) for line in shown.splitlines())
     tags = describe("models:/clip-gen@candidate")
     way = {step.name: step for step in way_back(tags)}
     assert way["transformer"].where == checkpoint
@@ -280,6 +281,13 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     assert way["embeddings"].where.startswith(pipeline.current("embeddings", "tests").path)
     missing = way_back({**tags, "vqgan": "/no/longer/there", "images_version": "999"})
     assert [step.name for step in missing if not step.there] == ["vqgan", "images"]
+
+
+def test_a_model_without_champions_names_those_that_have_some(tmp_path: Path) -> None:
+    (tmp_path / "champions" / "mine.lance").mkdir(parents=True)
+    registry = Registry.at(f"sqlite:///{tmp_path}/mlflow.db", Storage(str(tmp_path)), "clip-gen")
+    said = registry.without_history()
+    assert said.startswith("no version of clip-gen was promoted yet") and said.endswith("by --name: mine")
 
 
 @pytest.mark.slow

@@ -62,7 +62,8 @@ def test_more_blocks_than_the_clip_has_are_refused(clip_reference: str) -> None:
     clip = ClipEncoder(clip_reference)
     assert ClipFeatureDistance(clip, clip.blocks).blocks == 2
     with pytest.raises(
-        ClipgenError, match="perceptual_blocks is 3, and .* only 2: lower vqgan.perceptual_blo"
+        ClipgenError,
+        match="perceptual_blocks is 3, and .* only 2: set vqgan.perceptual_blocks to 2, or",
     ):
         ClipFeatureDistance(clip, 3)
 
