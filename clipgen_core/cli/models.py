@@ -112,6 +112,9 @@ def rollback(root: Root = None, name: Name = "clip-gen") -> None:
 @app.command(cls=Command)
 def lineage(
     model: Annotated[str, typer.Argument(help="models:/clip-gen@champion, or models:/clip-gen/VERSION.")],
+    root: Annotated[
+        str | None, typer.Option(help="Where its root lies now, if it was moved since the registration.")
+    ] = None,
 ) -> None:
     """Print what a registered model was made from, back to the images it was trained on."""
     from clipgen_core.registry.lineage import way_back
@@ -120,7 +123,7 @@ def lineage(
     tags = describe(model)
     console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
     sheet = Table("made from", Column("where", overflow="fold"), Column("digest", no_wrap=True), "", box=None)
-    for step in way_back(tags):
+    for step in way_back(tags, Storage(root).root if root else None):
         sheet.add_row(step.name, step.where, step.digest, "" if step.there else Text("gone", style="red"))
     console.print(sheet)
     for key, said in sorted(tags.items()):

@@ -15,6 +15,7 @@ from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.storage import is_located, located, root_of
 from clipgen_core.training.checkpoint import MODELS, PROVENANCE, Checkpoint
 
 FILE = "generator.json"
@@ -108,13 +109,18 @@ def read_parts(source: str) -> Parts:
             parts = Parts.model_validate_json(filesystem.read_bytes(f"{source}/{FILE}"))
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
-        return _absolute(parts, source)
+        return _absolute(located(parts, root_of(source)), source)
     if not filesystem.exists(f"{source}/{PROVENANCE}"):
         raise ClipgenError(f"{source} is no model, as it has neither {FILE} nor {PROVENANCE}: give {MODELS}")
     checkpoint = Checkpoint(source)
     tokens = checkpoint.codes
     if not isinstance(tokens, TokenManifest):
         raise ClipgenError(f"{source} was imported: give the folder that holds it and {FILE}")
+    if not is_located(tokens.vqgan):
+        raise ClipgenError(
+            f"{source} was taken out of its root, where its VQGAN and its embeddings are: give its address "
+            "under the root, or take a generator folder instead, which TextToImage.save_pretrained writes"
+        )
     return Parts(
         clip=tokens.clip,
         clip_key=tokens.clip_key,

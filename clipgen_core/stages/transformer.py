@@ -96,7 +96,7 @@ def run(
         source=lambda address: transformer_to_start_from(address, config.model, manifest),
     )
     training = place(spec)
-    trained_on = training.checkpoints.provenance.tokens
+    trained_on = storage.located(training.checkpoints.provenance.tokens, out.root)
     if isinstance(trained_on, TokenManifest):  # maybe of an earlier version of the table than the shards
         tag(trained_on.embeddings, trained_on.embeddings_version, f"transformer-{training.name}")
 
