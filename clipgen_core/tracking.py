@@ -217,8 +217,8 @@ def download_registered(model_uri: str) -> Path:
     if not mlflow.is_tracking_uri_set():
         mlflow.set_tracking_uri(registry_uri())
     require_store(mlflow.get_tracking_uri())
-    follow(mlflow.get_tracking_uri())
     try:
+        follow(mlflow.get_tracking_uri())
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
     except Exception as error:
         where = without_password(mlflow.get_tracking_uri())

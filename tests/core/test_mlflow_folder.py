@@ -43,8 +43,8 @@ def test_a_copy_reads_and_writes_its_own_artifacts(tmp_path: Path, monkeypatch: 
     file.write_text("of the original")
     run = track(tmp_path / "it's first", file, register=True)
     shutil.copytree(tmp_path / "it's first", tmp_path / "second")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/second/mlflow.db")
     mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/second/mlflow.db")
     before = sorted((tmp_path / "it's first").rglob("*"))
     another = track(tmp_path / "second", file, register=False)
     assert sorted((tmp_path / "it's first").rglob("*")) == before

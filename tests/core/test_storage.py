@@ -54,9 +54,9 @@ def test_what_lies_under_a_root_is_found_where_the_root_is(root: str, path: str)
     )
 
 
-@given(ROOTS)
+@pytest.mark.parametrize("root", ["/", "/a", "/a/b c", "/a/tokens", "memory://a", "memory://a/b/"])
 def test_artefacts_know_their_root(root: str) -> None:
-    out = Storage(root.replace("memory://", "s3://"))
+    out = Storage(root)
     training = out.checkpoints("vqgan", "0123")
     for url in (training, f"{training}/step-00000001", out.tokens("a", "b", "c"), out.embeddings("clip")):
         for written in (url, f"{url}/"):
