@@ -198,9 +198,21 @@ def located(record: Record, root: str | None) -> Record:
     return usable
 
 
-def is_located(address: str) -> bool:
-    """Whether an address can be used: not if it is relative to a root that `located` was not given."""
-    return not address.removeprefix(LOCAL).startswith(f"{HERE}/")
+def require_root(url: str, needed: str) -> None:
+    """Refuse an artefact that was taken out of its root, where it needs the rest of that root.
+
+    Args:
+        url: The artefact.
+        needed: The address of something that it needs, as `located` returned it.
+
+    Raises:
+        ClipgenError: The address is relative to a root, and which one is not known.
+    """
+    if needed.startswith(f"{HERE}/"):
+        raise ClipgenError(
+            f"{url} was taken out of its root, where {needed.removeprefix(HERE + '/')} is, which it needs: "
+            "give its address under the root, or of a model save a generator folder (save_pretrained)"
+        )
 
 
 def root_of(url: str) -> str | None:

@@ -15,7 +15,7 @@ from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.storage import is_located, located, root_of
+from clipgen_core.storage import located, require_root, root_of
 from clipgen_core.training.checkpoint import MODELS, PROVENANCE, Checkpoint
 
 FILE = "generator.json"
@@ -116,11 +116,7 @@ def read_parts(source: str) -> Parts:
     tokens = checkpoint.codes
     if not isinstance(tokens, TokenManifest):
         raise ClipgenError(f"{source} was imported: give the folder that holds it and {FILE}")
-    if not is_located(tokens.vqgan):
-        raise ClipgenError(
-            f"{source} was taken out of its root, where its VQGAN and its embeddings are: give its address "
-            "under the root, or take a generator folder instead, which TextToImage.save_pretrained writes"
-        )
+    require_root(source, tokens.vqgan)
     return Parts(
         clip=tokens.clip,
         clip_key=tokens.clip_key,

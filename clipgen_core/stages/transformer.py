@@ -83,6 +83,7 @@ def run(
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
     manifest = shards.manifest
+    storage.require_root(tokens, manifest.vqgan)
     provenance = Provenance(config=config.model_dump(mode="json"), tokens=manifest, texts=digest_of(lines))
     tracker.params({"config": provenance.config})
     tracker.tags(upstream_tags(manifest))

@@ -150,10 +150,16 @@ def test_a_pointer_of_an_earlier_version_means_what_it_meant(original: Made, sto
     assert storage.current("tokens", "tests").path == original.shards.shards
 
 
-def test_a_checkpoint_outside_of_its_root_says_what_it_lacks(original: Made, tmp_path: Path) -> None:
+def test_what_was_taken_out_of_its_root_says_what_it_lacks(original: Made, tmp_path: Path) -> None:
     alone = shutil.copytree(original.transformer.checkpoint, tmp_path / "alone")
-    with pytest.raises(ClipgenError, match=r"alone was taken out of its root, where its VQGAN and its embed"):
+    lacks = r"taken out of its root, where checkpoints/vqgan/\w+/step-00000002 is, which it needs: give its"
+    with pytest.raises(ClipgenError, match=f"alone was {lacks}"):
         read_parts(str(alone))
+    shards = str(shutil.copytree(original.shards.shards, tmp_path / "shards"))
+    with pytest.raises(ClipgenError, match=f"shards was {lacks}"):
+        transformer.run(
+            tiny_transformer_config(4), tokens=shards, out=Storage(str(tmp_path)), tracker=TRACKER
+        )
 
 
 def test_a_generator_folder_needs_no_root(original: Made, moved: Path, tmp_path: Path) -> None:
