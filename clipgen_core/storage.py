@@ -1,19 +1,27 @@
 """Where artefacts live: paths under one root, and a pointer to each stage's latest artefact.
 
-The root is a local folder or any fsspec URL. Knows nothing of what the artefacts hold.
+The root is a local folder or any fsspec URL. A root can be moved: in records, such as manifests, addresses
+under it are stored relative to it. Knows nothing of what the artefacts hold.
 """
 
 import re
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, read_bytes, url_to_fs, write_bytes
-from clipgen_core.schema import Frozen
+from clipgen_core.schema import LOCAL, Frozen
 
 DEFAULT_ROOT = ".clipgen/default"
 SAFE_PART = re.compile(r"[\w.@=+,-]+")
+HERE = "{root}"  # in a stored record: the root under which the record lies
+WITH_RECORDS = re.compile(  # the artefacts of a root whose records name others
+    r"(.*)/(?:checkpoints/[^/]+/[^/]+(?:/step-\d+)?|(?:tokens|embeddings|imported)/[^/]+)"
+)
+
+Record = TypeVar("Record")
 
 JOB = "dagster job execute -m pipelines.definitions -j"
 ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command that makes it
@@ -27,10 +35,15 @@ ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command th
 
 
 class Pointer(Frozen):
-    """The latest finished artefact of a stage."""
+    """The latest finished artefact of a stage.
+
+    `path` is in full, also in the file, for scripts that read it. `root` is the root under which the file was
+    written; earlier versions did not store it.
+    """
 
     path: str
     digest: str
+    root: str | None = None
 
 
 class Storage:
@@ -46,7 +59,7 @@ class Storage:
     def __init__(self, root: str = DEFAULT_ROOT) -> None:
         if "://" in root:
             url_to_fs(root)
-        self.root = root if "://" in root else str(Path(root).expanduser().resolve())
+        self.root = _full(root)
 
     def path(self, *parts: str) -> str:
         """`{root}/a/b/c`.
@@ -135,12 +148,14 @@ class Storage:
                 f"or run `{command}` first"
             )
         try:
-            return Pointer.model_validate_json(read_bytes(path))
+            pointer = Pointer.model_validate_json(read_bytes(path))
         except ValidationError as error:
             raise ClipgenError(
                 f"{path}, which says where the newest {asset} is, is damaged ({first_line(error)}): "
                 f"materialise {asset} again, which writes it anew and keeps what is finished"
             ) from error
+        moved = pointer.root and located(portable(pointer.path, pointer.root), self.root)
+        return Pointer(path=moved or pointer.path, digest=pointer.digest)
 
     def publish_current(self, stage: str, path: str, digest: str) -> None:
         """Point to a finished artefact.
@@ -150,8 +165,88 @@ class Storage:
             path: Where the artefact is.
             digest: Of what it was made from.
         """
-        pointer = Pointer(path=path, digest=digest).model_dump_json()
+        pointer = Pointer(path=path, digest=digest, root=self.root).model_dump_json()
         write_bytes(self.path("current", f"{stage}.json"), pointer.encode())
+
+
+def portable(record: Record, root: str | None) -> Record:
+    """A record as it is stored: it stays true, and its digest the same, where the root is copied or moved.
+
+    Args:
+        record: A model of pydantic, an address, or a value of JSON.
+        root: The root under which the record lies; None if it lies under no root.
+
+    Returns:
+        The record, with the addresses under the root relative to it.
+    """
+    stored: Record = record if root is None else _with_other_root(record, root.rstrip("/"), HERE)
+    return stored
+
+
+def located(record: Record, root: str | None) -> Record:
+    """A stored record as it can be used: the other direction of `portable`.
+
+    Args:
+        record: A model of pydantic, an address, or a value of JSON.
+        root: The root under which the record lies now; None if it lies under no root.
+
+    Returns:
+        The record, with addresses in full. Under no root, and where they were stored so, they stay as they
+        are.
+    """
+    usable: Record = record if root is None else _with_other_root(record, HERE, root.rstrip("/"))
+    return usable
+
+
+def require_root(url: str, needed: str) -> None:
+    """Refuse an artefact that was taken out of its root, where it needs the rest of that root.
+
+    Args:
+        url: The artefact.
+        needed: The address of something that it needs, as `located` returned it.
+
+    Raises:
+        ClipgenError: The address is relative to a root, and which one is not known.
+    """
+    if needed.startswith(f"{HERE}/"):
+        raise ClipgenError(
+            f"{url} was taken out of its root, where {needed.removeprefix(HERE + '/')} is, which it needs: "
+            "give its address under the root, or of a model save a generator folder (save_pretrained)"
+        )
+
+
+def root_of(url: str) -> str | None:
+    """The root of a checkpoint, of a training, or of a folder or table whose records name other artefacts.
+
+    Args:
+        url: A local path or an fsspec URL.
+
+    Returns:
+        The root; None if the artefact does not lie where a root has it, such as in a generator folder.
+    """
+    address = url.rstrip("/") if "://" in url else str(Path(url).expanduser().absolute())
+    found = WITH_RECORDS.fullmatch(address)
+    return _full(found[1] or "/") if found else None
+
+
+def _full(root: str) -> str:
+    return root if "://" in root else str(Path(root).expanduser().resolve())
+
+
+def _with_other_root(value: Any, old: str, new: str) -> Any:
+    """A value with another root in all texts in it that are addresses under the old root."""
+    if isinstance(value, Frozen):
+        stored = value.model_dump(mode="json", exclude_unset=True)
+        return type(value).model_validate(_with_other_root(stored, old, new))
+    if isinstance(value, dict):
+        return {key: _with_other_root(one, old, new) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_other_root(one, old, new) for one in value]
+    if isinstance(value, str):
+        kind = LOCAL if value.startswith(LOCAL) else ""
+        if value.startswith(f"{kind}{old}/"):
+            return kind + new + value.removeprefix(kind + old)
+    return value
 
 
 def last_root(stage: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
+from clipgen_core.mlflow_folder import follow
 from clipgen_core.settings.catalogue import flatten
 
 EXPERIMENT = "clip-gen"
@@ -188,6 +189,7 @@ def mlflow_client(tracking_uri: str) -> Any:
     try:
         if tracking_uri.startswith("sqlite:///"):
             Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        follow(tracking_uri)
         client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         client.search_experiments(max_results=1)
     except Exception as error:
@@ -216,6 +218,7 @@ def download_registered(model_uri: str) -> Path:
         mlflow.set_tracking_uri(registry_uri())
     require_store(mlflow.get_tracking_uri())
     try:
+        follow(mlflow.get_tracking_uri())
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
     except Exception as error:
         where = without_password(mlflow.get_tracking_uri())

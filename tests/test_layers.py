@@ -13,6 +13,7 @@ GROUND = {
     "device",
     "filesystem",
     "logs",
+    "mlflow_folder",
     "progress",
     "schema",
     "settings",

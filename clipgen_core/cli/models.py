@@ -113,6 +113,9 @@ def rollback(root: Root = None, name: Name = "clip-gen") -> None:
 @app.command(cls=Command)
 def lineage(
     model: Annotated[str, typer.Argument(help="models:/clip-gen@champion, or models:/clip-gen/VERSION.")],
+    root: Annotated[
+        str | None, typer.Option(help="Where its root lies now, if it was moved since the registration.")
+    ] = None,
 ) -> None:
     """Print what a registered model was made from, back to the images it was trained on."""
     from clipgen_core.registry.lineage import way_back
@@ -120,7 +123,8 @@ def lineage(
 
     tags = describe(model)
     console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
-    for step in way_back(tags):  # one line each, however long, so that addresses can be copied
+    own = Storage(root).root if root else None
+    for step in way_back(tags, own):  # one line each, however long, so that addresses can be copied
         line = Text(f"{step.name:<12} {step.digest or '-':<28} {step.where}")
         console.print(line if step.there else line.append("  (gone)", style="red"))
     for key, said in sorted(tags.items()):

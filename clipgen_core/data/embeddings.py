@@ -13,6 +13,7 @@ import torch
 from clipgen_core.data.keys import joined
 from clipgen_core.data.tables import nearest, open_table, scan_keys, searching, vectors
 from clipgen_core.errors import ClipgenError
+from clipgen_core.storage import located, root_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class EmbeddingTable:
     @property
     def clip(self) -> str:
         """The reference of the CLIP, as ClipEncoder takes it."""
-        return self._metadata("clip")
+        return located(self._metadata("clip"), root_of(self.url))
 
     @property
     def clip_key(self) -> str:

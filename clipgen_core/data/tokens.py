@@ -20,6 +20,7 @@ from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.tables import vectors
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Part, TokenManifest
+from clipgen_core.storage import located, portable, root_of
 
 MANIFEST = "manifest.json"
 READERS = 4  # files that are read at once
@@ -48,7 +49,7 @@ def publish(draft: Path, manifest: TokenManifest, url: str) -> None:
         manifest: The manifest.
         url: The folder to publish.
     """
-    (draft / MANIFEST).write_text(manifest.model_dump_json(indent=2))
+    (draft / MANIFEST).write_text(portable(manifest, root_of(url)).model_dump_json(indent=2))
     filesystem.publish_folder(draft, url, MANIFEST)
 
 
@@ -65,11 +66,12 @@ def read_manifest(url: str) -> TokenManifest:
             "writes token_shards"
         )
     try:
-        return TokenManifest.model_validate_json(filesystem.read_bytes(path))
+        stored = TokenManifest.model_validate_json(filesystem.read_bytes(path))
     except ValidationError as error:
         raise ClipgenError(
             f"{path} is damaged ({first_line(error)}): materialise token_shards again"
         ) from error
+    return located(stored, root_of(url))
 
 
 def is_whole(url: str) -> bool:

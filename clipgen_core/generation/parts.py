@@ -15,6 +15,7 @@ from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.settings.models import Order, TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
+from clipgen_core.storage import located, require_root, root_of
 from clipgen_core.training.checkpoint import MODELS, PROVENANCE, Checkpoint
 
 FILE = "generator.json"
@@ -108,13 +109,14 @@ def read_parts(source: str) -> Parts:
             parts = Parts.model_validate_json(filesystem.read_bytes(f"{source}/{FILE}"))
         except ValidationError as error:
             raise ClipgenError(f"{source}/{FILE} is damaged ({first_line(error)})") from error
-        return _absolute(parts, source)
+        return _absolute(located(parts, root_of(source)), source)
     if not filesystem.exists(f"{source}/{PROVENANCE}"):
         raise ClipgenError(f"{source} is no model, as it has neither {FILE} nor {PROVENANCE}: give {MODELS}")
     checkpoint = Checkpoint(source)
     tokens = checkpoint.codes
     if not isinstance(tokens, TokenManifest):
         raise ClipgenError(f"{source} was imported: give the folder that holds it and {FILE}")
+    require_root(source, tokens.vqgan)
     return Parts(
         clip=tokens.clip,
         clip_key=tokens.clip_key,

@@ -168,7 +168,7 @@ def starts(parts: Parts, states: Mapping[str, TrainingState]) -> list[str]:
     Returns:
         A sentence a training, with its first and its lowest validation loss.
     """
-    sources = {stage: checkpoint.provenance.started_from for stage, checkpoint in _trained(parts).items()}
+    sources = {stage: checkpoint.started_from for stage, checkpoint in _trained(parts).items()}
     return [started(stage, source.url, states[stage]) for stage, source in sources.items() if source]
 
 

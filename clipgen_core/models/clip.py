@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipgen_core.device import default_device, fast_dtype
-from clipgen_core.models.clip_files import key, load
+from clipgen_core.models.clip_files import absolute, key, load
 from clipgen_core.schema import LOCAL
 
 __all__ = ["LOCAL", "ClipEncoder"]
@@ -35,6 +35,7 @@ class ClipEncoder:
         device: The device that it runs on; by default the GPU if there is one.
 
     Attributes:
+        reference: The same, with an absolute path to a folder.
         key: Name and digest of the weights, which names the embeddings table of this CLIP.
 
     Raises:
@@ -43,7 +44,7 @@ class ClipEncoder:
     """
 
     def __init__(self, reference: str, device: str | None = None) -> None:
-        self.reference = reference
+        self.reference = absolute(reference)
         self.device = torch.device(device or default_device())
         self.model, self.preprocess, self.tokenizer = load(reference)
         self.model.eval().requires_grad_(False).to(self.device)

@@ -49,6 +49,14 @@ def load(reference: str) -> tuple[nn.Module, Any, Any]:
     return model, preprocess, _tokenizer(reference, name)
 
 
+def absolute(reference: str) -> str:
+    """A reference as it can be used from another working directory."""
+    folder = reference.removeprefix(LOCAL)
+    if folder == reference or "://" in folder:
+        return reference
+    return f"{LOCAL}{Path(folder).resolve()}"
+
+
 def key(reference: str, model: nn.Module) -> str:
     """Name a model by its reference and its weights.
 

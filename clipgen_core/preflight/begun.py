@@ -7,7 +7,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.run_config import Run
 from clipgen_core.schema import Frozen
 from clipgen_core.settings.catalogue import identity
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, located
 from clipgen_core.training import runs
 
 
@@ -21,12 +21,14 @@ def begun(run: Run, asset: str) -> list[runs.Run]:
     Returns:
         The trainings; whether their images are the same is not known.
     """
-    config = getattr(run.recipe, ASSETS[asset].stage)
-    return [one for one in runs.runs(Storage(run.root), ASSETS[asset].stage) if _same(one, config)]
+    stage, out = ASSETS[asset].stage, Storage(run.root)
+    config = getattr(run.recipe, stage)
+    return [one for one in runs.runs(out, stage) if _same(one, config, out)]
 
 
-def _same(one: runs.Run, config: Frozen) -> bool:
+def _same(one: runs.Run, config: Frozen, out: Storage) -> bool:
     try:
-        return identity(type(config).model_validate(one.newest.provenance.config)) == identity(config)
+        earlier = located(one.newest.provenance.config, out.root)
+        return identity(type(config).model_validate(earlier)) == identity(config)
     except (ClipgenError, ValidationError):
         return False

@@ -14,7 +14,7 @@ from clipgen_core.published.vqgan import IMAGE_SIZE, Kind, convert_vqgan
 from clipgen_core.published.weights import published
 from clipgen_core.settings.models import GapConfig, TransformerConfig, VqganConfig
 from clipgen_core.settings.sampling import SamplingConfig
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, portable
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.provenance import ImportedCodes, ImportedFile, Provenance, TrainingState
 
@@ -86,13 +86,13 @@ def import_transformer(file: Path, out: Storage, clip: str, heads: int | None = 
     folder = out.path("imported", f"transformer-{provenance.digest}")
     save(f"{folder}/transformer", provenance, weights)
     parts = Parts(
-        clip=clip,
+        clip=encoder.reference,
         clip_key=encoder.key,
         vqgan=vqgan,
         transformer="transformer/step-00000000",
         sampling=SamplingConfig(condition="text"),
     )
-    write_bytes(f"{folder}/{FILE}", parts.model_dump_json(indent=2).encode())
+    write_bytes(f"{folder}/{FILE}", portable(parts, out.root).model_dump_json(indent=2).encode())
     return Imported(folder, config)
 
 
@@ -130,7 +130,7 @@ def import_generator(
         "transformer": save(str(folder / "transformer"), provenance, weights),
     }
     parts = Parts(
-        clip=clip,
+        clip=encoder.reference,
         clip_key=encoder.key,
         **{name: Path(url).relative_to(folder).as_posix() for name, url in saved.items()},
         sampling=SamplingConfig(

@@ -25,7 +25,7 @@ from clipgen_core.judging.checks import NOT_MEASURED, PASSED
 from clipgen_core.registry.lineage import lineage
 from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
 from clipgen_core.schema import CHAMPIONS
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, portable, root_of
 from clipgen_core.tracking import MlflowTracker, find_version, mlflow_client
 
 MODEL = "clip-gen"
@@ -131,11 +131,13 @@ class Registry:
         return str(mlflow.register_model(model, self.name, tags=tags).version)
 
     def _registered(self, transformer: str, digest: str) -> str | None:
-        """The newest version that was registered from this checkpoint."""
+        """The newest version that was registered from this checkpoint, wherever its root lay then."""
         same = self.client.search_model_versions(
             f"name = '{self.name}' and tags.transformer_digest = '{digest}'"
         )
-        versions = [int(one.version) for one in same if one.tags.get("transformer") == transformer]
+        relative = portable(transformer, root_of(transformer))
+        tagged = ((one, one.tags.get("transformer", "")) for one in same)
+        versions = [int(one.version) for one, url in tagged if portable(url, root_of(url)) == relative]
         return str(max(versions)) if versions else None
 
     def mark(

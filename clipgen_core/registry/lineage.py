@@ -10,7 +10,8 @@ from typing import NamedTuple
 from clipgen_core import filesystem
 from clipgen_core.data.tables import find_table
 from clipgen_core.generation.parts import Parts
-from clipgen_core.schema import digest_of
+from clipgen_core.schema import LOCAL, digest_of
+from clipgen_core.storage import located, portable, root_of
 from clipgen_core.training.checkpoint import Checkpoint
 
 
@@ -18,7 +19,7 @@ def lineage(parts: Parts) -> dict[str, str]:
     """What the generator was made from: for the report, and as tags of a registered version."""
     checkpoint = Checkpoint(parts.transformer)
     provenance, codes = checkpoint.provenance, checkpoint.codes
-    started = {"started_from": provenance.started_from.url} if provenance.started_from else {}
+    started = {"started_from": checkpoint.started_from.url} if checkpoint.started_from else {}
     return {
         "transformer": parts.transformer,
         "transformer_digest": provenance.digest,
@@ -48,14 +49,24 @@ class Step(NamedTuple):
     there: bool
 
 
-def way_back(tags: Mapping[str, str]) -> list[Step]:
-    """The inputs from the transformer back to the images, by the tags of a registered version."""
+def way_back(tags: Mapping[str, str], root: str | None = None) -> list[Step]:
+    """The inputs from the transformer back to the images.
+
+    Args:
+        tags: Of a registered version.
+        root: Where the root lies now; where it lay when the version was registered if None.
+
+    Returns:
+        The steps.
+    """
+    if root:
+        tags = located(portable(dict(tags), root_of(tags.get("transformer", ""))), root)
     steps = [
         Step(name, tags.get(name, ""), tags.get(f"{name}_digest", ""), filesystem.exists(tags.get(name, "")))
         for name in ("transformer", "vqgan")
     ]
     clip = tags.get("clip", "")
-    local = clip.removeprefix("local-dir:")
+    local = clip.removeprefix(LOCAL)
     steps.append(Step("clip", clip, tags.get("clip_key", ""), local == clip or filesystem.exists(local)))
     for name in ("embeddings", "images"):
         url, version = tags.get(name, ""), tags.get(f"{name}_version", "")

@@ -9,7 +9,6 @@ Run: `clip_embeddings` in Dagster, or `clipgen embed FOLDER`.
 import functools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.tables import open_table, vector_array
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import update_indexes
-from clipgen_core.models.clip import LOCAL, ClipEncoder
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.schema import digest_of, embeddings_schema
 from clipgen_core.settings.embeddings import Config
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, portable
 from clipgen_core.tracking import Tracker
 
 __all__ = ["Config", "Result", "run"]
@@ -69,13 +68,13 @@ def run(
     Raises:
         ClipgenError: The CLIP or the images table is not available.
     """
-    clip = _absolute(clip)
-    tracker.params({"config": config.model_dump(), "clip": clip})
     encoder, source = ClipEncoder(clip), open_table(images)
+    clip = encoder.reference
+    tracker.params({"config": config.model_dump(), "clip": clip})
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size, rejects=out.rejects)
     here = config.compute.where == "local"
-    make = functools.partial(Embedder, clip, encoder if here else None)
+    make = functools.partial(Embedder, clip, portable(clip, out.root), encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)
     table = open_table(url)
@@ -96,23 +95,18 @@ def run(
     )
 
 
-def _absolute(clip: str) -> str:
-    """The reference as it can be used from another working directory: the table keeps it."""
-    folder = clip.removeprefix(LOCAL)
-    return f"{LOCAL}{Path(folder).resolve()}" if clip.startswith(LOCAL) and "://" not in folder else clip
-
-
 class Embedder:
     """A worker that embeds batches of images.
 
     Args:
         clip: The CLIP, as ClipEncoder takes it.
+        stored: The reference that the table keeps of it.
         encoder: That CLIP where it is loaded already.
     """
 
-    def __init__(self, clip: str, encoder: ClipEncoder | None = None) -> None:
+    def __init__(self, clip: str, stored: str, encoder: ClipEncoder | None = None) -> None:
         self.encoder = encoder or ClipEncoder(clip)
-        self.schema = embeddings_schema(self.encoder.dim, self.encoder.reference, self.encoder.key)
+        self.schema = embeddings_schema(self.encoder.dim, stored, self.encoder.key)
         self.decoders = ThreadPoolExecutor(pool_size())
         self.transfer = Transfer(self.encoder.device)
 

@@ -209,8 +209,7 @@ class _Shards:
 
     def publish(self, inputs: TokenInputs, images: str, out: storage.Storage) -> tuple[TokenManifest, str]:
         """Write the shards unless they are there and whole; returns their manifest and URL."""
-        fingerprint = digest_of([inputs.model_dump(), self.config.rows_per_part])
-        url = out.tokens(inputs.vqgan_digest, inputs.clip_key, fingerprint)
+        fingerprint, url = self._place(inputs, out)
         tag(inputs.embeddings, inputs.embeddings_version, f"tokens-{fingerprint}")
         if tokens.is_whole(url):
             return tokens.read_manifest(url), url
@@ -235,6 +234,16 @@ class _Shards:
             )
             tokens.publish(draft, manifest, url)
         return manifest, url
+
+    def _place(self, inputs: TokenInputs, out: storage.Storage) -> tuple[str, str]:
+        """The fingerprint and the URL of the shards; those of an earlier version, whose fingerprint depended
+        on where the root lies, if they are there."""
+        for counted in (inputs, storage.portable(inputs, out.root)):
+            fingerprint = digest_of([counted.model_dump(), self.config.rows_per_part])
+            url = out.tokens(inputs.vqgan_digest, inputs.clip_key, fingerprint)
+            if filesystem.exists(f"{url}/{tokens.MANIFEST}"):
+                break
+        return fingerprint, url
 
     def _write(self, draft: Path, rows: np.ndarray, split: str) -> tuple[Part, ...]:
         return tuple(

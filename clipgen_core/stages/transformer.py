@@ -83,6 +83,7 @@ def run(
     shards = TokenShards(tokens, config.train.seed)
     lines = read_texts(texts) if texts else list(IMAGENET_CLASSNAMES)
     manifest = shards.manifest
+    storage.require_root(tokens, manifest.vqgan)
     provenance = Provenance(config=config.model_dump(mode="json"), tokens=manifest, texts=digest_of(lines))
     tracker.params({"config": provenance.config})
     tracker.tags(upstream_tags(manifest))
@@ -96,7 +97,7 @@ def run(
         source=lambda address: transformer_to_start_from(address, config.model, manifest),
     )
     training = place(spec)
-    trained_on = training.checkpoints.provenance.tokens
+    trained_on = storage.located(training.checkpoints.provenance.tokens, out.root)
     if isinstance(trained_on, TokenManifest):  # maybe of an earlier version of the table than the shards
         tag(trained_on.embeddings, trained_on.embeddings_version, f"transformer-{training.name}")
 

@@ -26,6 +26,7 @@ from clipgen_core.device import autocast, default_device
 from clipgen_core.generation.load import vqgan_to_start_from
 from clipgen_core.judging.metrics import Reconstruction
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.clip_files import absolute
 from clipgen_core.models.discriminator import PatchDiscriminator
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.settings.vqgan import Config
@@ -82,7 +83,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
         ClipgenError: Too few images, no such CLIP, weights to start from that do not fit, or a loss that is
             not finite.
     """
-    table = ImageTable(images)
+    table, clip = ImageTable(images), absolute(clip)
     provenance = Provenance(
         config=config.model_dump(mode="json"),
         images_digest=table.digest,

@@ -24,7 +24,8 @@ from torch import Tensor
 from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Frozen, TokenManifest
-from clipgen_core.training.provenance import ImportedCodes, Provenance, TrainingState
+from clipgen_core.storage import located, root_of
+from clipgen_core.training.provenance import ImportedCodes, Provenance, StartedFrom, TrainingState
 
 MARKER, PROVENANCE, WEIGHTS, RESUME = "state.json", "config.json", "model.safetensors", "training.pt"
 VALIDATION = "validation"
@@ -57,6 +58,7 @@ class Checkpoint:
 
     @cached_property
     def provenance(self) -> Provenance:
+        """The record as it is stored, with addresses relative to the root."""
         return self._record(PROVENANCE, Provenance)
 
     @cached_property
@@ -76,7 +78,12 @@ class Checkpoint:
         """
         if self.provenance.tokens is None:
             raise ClipgenError(f"{self.url} is no transformer checkpoint: give {MODELS}")
-        return self.provenance.tokens
+        return located(self.provenance.tokens, root_of(self.url))
+
+    @property
+    def started_from(self) -> StartedFrom | None:
+        """The weights that its training started from; None from random ones."""
+        return located(self.provenance.started_from, root_of(self.url))
 
     def settings(self, part: str, kind: type[Settings]) -> Settings:
         """One part of the stage's configuration.
@@ -157,7 +164,7 @@ class Checkpoints:
 
     Args:
         url: `{root}/checkpoints/{stage}/{run}`.
-        provenance: What all of them are made from.
+        provenance: What all of them are made from, as it is stored.
         keep: How many of the newest stay, beside the best.
     """
 

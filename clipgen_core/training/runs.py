@@ -18,7 +18,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import TokenManifest
 from clipgen_core.settings import clip, transformer, vqgan
 from clipgen_core.settings.catalogue import identity
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, located, portable, root_of
 from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import MARKER, Checkpoint, Checkpoints, newest_in
 from clipgen_core.training.provenance import Provenance, StartedFrom
@@ -34,9 +34,9 @@ class Spec:
     stage: Its folder under `checkpoints`.
     label: What messages call its model.
     config: The settings of the stage.
-    provenance: What it is made from.
+    provenance: What it is made from, with addresses in full.
     out: The root.
-    name_of: The folder's name for a training with a record.
+    name_of: The folder's name for a training with a record, as it is stored.
     source: The checkpoint at an address that `start_from` gives; a ClipgenError if its weights do not fit.
     """
 
@@ -62,7 +62,7 @@ class Training:
     def started_from(self) -> str | None:
         """The address of the weights that it started from."""
         source = self.checkpoints.provenance.started_from
-        return source.url if source else None
+        return located(source.url, root_of(self.checkpoints.url)) if source else None
 
     @property
     def of_imported(self) -> bool:
@@ -107,7 +107,8 @@ def place(spec: Spec) -> Training:
     Raises:
         ClipgenError: `start_from` names no checkpoint, or one that does not fit.
     """
-    name = spec.name_of(spec.provenance)
+    stored = portable(spec.provenance, spec.out.root)
+    name = spec.name_of(stored)
     if newest := newest_in(spec.out.checkpoints(spec.stage, name)):
         return _found(spec, Run(name, newest))
     compared = [(run, differences(spec, run)) for run in runs(spec.out, spec.stage)]
@@ -117,7 +118,7 @@ def place(spec: Spec) -> Training:
         return _started(spec, spec.config.start_from, [run for run, _ in compared])
     if distributed.rank() == 0 and (text := _comparison(spec, compared)):
         logs.line(text, stage=spec.stage)
-    return Training(name=name, checkpoints=_checkpoints(spec, name, spec.provenance))
+    return Training(name=name, checkpoints=_checkpoints(spec, name, stored))
 
 
 def runs(out: Storage, stage: str) -> list[Run]:
@@ -168,7 +169,7 @@ def differences(spec: Spec, run: Run) -> list[str] | None:
         A phrase each; none if it is the same. None for what is no training with settings of this version.
     """
     try:
-        record = run.newest.provenance
+        record = located(run.newest.provenance, spec.out.root)
         earlier = identity(type(spec.config).model_validate(record.config))
     except (ClipgenError, ValidationError):
         return None
@@ -177,10 +178,10 @@ def differences(spec: Spec, run: Run) -> list[str] | None:
         for name, value in identity(spec.config).items()
         if earlier.get(name) != value
     ]
-    return settings + _other_inputs(spec, record, run.name)
+    return settings + _other_inputs(spec, record, run)
 
 
-def _other_inputs(spec: Spec, record: Provenance, name: str) -> list[str]:
+def _other_inputs(spec: Spec, record: Provenance, run: Run) -> list[str]:
     now, other = spec.provenance, list[str]()
     if _images(now)[0] != _images(record)[0]:
         what = "captions" if now.captions else "images"
@@ -189,7 +190,8 @@ def _other_inputs(spec: Spec, record: Provenance, name: str) -> list[str]:
         other.append(f"CLIP {record.clip} -> {now.clip}")
     if isinstance(now.tokens, TokenManifest):
         other += _other_codes(now.tokens, record.tokens) if now.tokens != record.tokens else []
-    if now.texts != record.texts and (record.texts or spec.name_of(record) != name):  # 0.1 noted no texts
+    named_by_texts = spec.name_of(run.newest.provenance) == run.name  # 0.1 stored no texts
+    if now.texts != record.texts and (record.texts or not named_by_texts):
         other.append("other texts")
     return list(filter(None, other))
 
@@ -263,7 +265,7 @@ def _started(spec: Spec, address: str, there: list[Run]) -> Training:
     earlier = start.provenance
     imported = bool(earlier.imported or (earlier.started_from and earlier.started_from.imported))
     source = StartedFrom(url=address, digest=earlier.digest, imported=imported)
-    provenance = spec.provenance.model_copy(update={"started_from": source})
+    provenance = portable(spec.provenance.model_copy(update={"started_from": source}), spec.out.root)
     name = spec.name_of(provenance)
     if distributed.rank() == 0:
         logs.line(f"the training of the {spec.label} starts from the weights of {address}", stage=spec.stage)

@@ -42,12 +42,13 @@ def vqgan_checkpoint(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The VQGAN that turns images into a grid of discrete codes and back."""
+    from clipgen_core.data.embeddings import EmbeddingTable
     from clipgen_core.data.tables import open_table
     from clipgen_core.stages import vqgan
 
     out = storage.open()
     table = upstream(context, out, "embeddings")
-    clip = open_table(table.path).schema.metadata[b"clip"].decode()
+    clip = EmbeddingTable(table.path).clip
     stage = recipe.override(config.overrides()).vqgan
     with mlflow.run(context, {"embeddings": table.digest}) as tracker:
         train_in_processes("vqgan", config, recipe, out, tracker, clip=clip)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def test_the_whole_pipeline_with_everything_on_s3(
     spoken = caplog.text + "".join(capfd.readouterr())
     assert SECRET not in spoken
     assert not any(SECRET.encode() in body for body in everything_stored())
+
+
+@pytest.mark.slow
+def test_a_local_root_is_copied_to_a_bucket(
+    store: tuple[str, int], pipeline: Storage, tmp_path: Path
+) -> None:
+    local = Storage(str(shutil.copytree(pipeline.root, tmp_path / "root")))
+    shards = local.current("tokens", "tests").path
+    transformer.run(tiny_transformer_config(2), tokens=shards, out=local, tracker=TRACKER)
+    s3fs.S3FileSystem().put(f"{local.root}/", "clipgen/copied/", recursive=True)
+    shutil.rmtree(local.root)
+    out = Storage("s3://clipgen/copied")
+    generator = TextToImage.from_pretrained(out.current("transformer", "tests").path)
+    assert generator.parts.embeddings == out.current("embeddings", "tests").path
+    assert generator.generate(["a red disc"])[0][0].size == (32, 32)
+    again = out.current("tokens", "tests").path
+    trained = transformer.run(tiny_transformer_config(2), tokens=again, out=out, tracker=TRACKER)
+    assert trained.checkpoint == generator.parts.transformer, "it is found again, and finished"
 
 
 def everything_stored() -> Iterator[bytes]:

@@ -34,9 +34,9 @@ def test_every_view_has_the_vqgans_codes_and_the_pictures_embedding(shards: str,
     assert len(rows) == manifest.rows == 2 * 72
     stored = lance.dataset(pipeline.images).to_table()
     images = dict(zip(stored["id"].to_pylist(), stored["image"].to_pylist(), strict=True))
-    table = lance.dataset(manifest.embeddings).to_table()
+    table = lance.dataset(pipeline.current("embeddings", "tests").path).to_table()
     embedded = dict(zip(table["id"].to_pylist(), vectors(table), strict=True))
-    model = load_vqgan(manifest.vqgan)
+    model = load_vqgan(pipeline.current("vqgan", "tests").path)
     first = [row for row in rows if row["view"] == 0]
     batch = to_tensor([fit_square(decode(images[row["id"]]).image, 32) for row in first])
     with autocast("cpu"):
