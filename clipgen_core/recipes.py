@@ -142,9 +142,9 @@ def quick() -> Recipe:
     """The demo with a handful of steps, and thresholds that every model reaches."""
     return demo().override(
         {
-            "clip.train.steps": 12,
-            "vqgan.train.steps": 8,
-            "transformer.train.steps": 8,
+            "clip.train.steps": 4,
+            "vqgan.train.steps": 4,
+            "transformer.train.steps": 4,
             "evaluation.images_shown": 1,
             "evaluation.scored": 16,
             "evaluation.candidates": 1,
