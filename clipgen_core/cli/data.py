@@ -28,6 +28,9 @@ def embed(
     retry_rejects: Annotated[
         bool, typer.Option(help="Read files again that had unusable images before.")
     ] = False,
+    read_again: Annotated[
+        bool, typer.Option(help="Read all files again, for metadata that is new or has changed.")
+    ] = False,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
     from clipgen_core.stages import embeddings, images
@@ -35,9 +38,8 @@ def embed(
 
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
-    ingested = images.run(
-        images.Config(retry_rejects=retry_rejects), source=folder, out=storage, tracker=NullTracker()
-    )
+    config = images.Config(retry_rejects=retry_rejects, read_again=read_again)
+    ingested = images.run(config, source=folder, out=storage, tracker=NullTracker())
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
@@ -72,7 +74,7 @@ def folders(root: Root = None) -> None:
 
 @app.command(cls=Command)
 def stats(root: Root = None) -> None:
-    """Show what was read: images, formats, sizes, copies, rejects."""
+    """Show what was read: images, formats, sizes, copies, rejects, metadata."""
     from clipgen_core.data.overview import SHARES, overview
 
     storage = Storage(root or last_root("embeddings"))
@@ -87,9 +89,17 @@ def stats(root: Root = None) -> None:
     sheet.add_row("rejects", str(sum(seen.rejects.values())))
     for reason, count in seen.rejects.items():
         sheet.add_row(f"  {reason}", str(count))
+    for column in seen.columns:
+        sheet.add_row(f"with {column.name}{_span(column.range)}", str(column.count))
+        for value, count in column.values:
+            sheet.add_row(f"  {value}", str(count))
     console.print(sheet)
     sides = ", ".join(f"{share:.0%} {side}" for share, side in zip(SHARES, seen.sides, strict=False))
     console.print(f"short sides in pixels, from the smallest to the largest: {sides}")
+
+
+def _span(values: tuple[float, float] | None) -> str:
+    return f" ({values[0]:g} to {values[1]:g})" if values else ""
 
 
 @app.command(cls=Command)

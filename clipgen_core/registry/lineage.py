@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clipgen_core import filesystem
 from clipgen_core.data.tables import find_table
 from clipgen_core.generation.parts import Parts
-from clipgen_core.schema import digest_of
+from clipgen_core.schema import TokenManifest, digest_of
 from clipgen_core.training.checkpoint import Checkpoint
 
 
@@ -19,6 +19,9 @@ def lineage(parts: Parts) -> dict[str, str]:
     checkpoint = Checkpoint(parts.transformer)
     provenance, codes = checkpoint.provenance, checkpoint.codes
     started = {"started_from": provenance.started_from.url} if provenance.started_from else {}
+    selected = {}
+    if isinstance(codes, TokenManifest) and codes.where:
+        selected = {"images_where": codes.where, "images_selected": str(codes.images_count)}
     return {
         "transformer": parts.transformer,
         "transformer_digest": provenance.digest,
@@ -32,6 +35,7 @@ def lineage(parts: Parts) -> dict[str, str]:
         "images": codes.images,
         "images_version": str(codes.images_version),
         "images_digest": codes.images_digest,
+        **selected,
         **started,
         "order": parts.order,
         "sampling": parts.sampling.model_dump_json(),
