@@ -56,6 +56,45 @@ def embed(
     console.print(f"{embedded.embedded} embedded in {embedded.table}")
 
 
+@app.command(cls=Command, name="import-embeddings")
+def import_embeddings(
+    folder: Annotated[str, typer.Argument(help="Holds img_emb and metadata, as clip-retrieval has.")],
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where the images table is.")],
+    clip: Annotated[str, typer.Option(help="The CLIP that made them, such as hub:MODEL/PRETRAINED.")],
+    source: Annotated[
+        str | None, typer.Option(help="The folder that relative names of images are in.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option(help="Leave out rows whose images the images table lacks.")
+    ] = False,
+) -> None:
+    """Take over embeddings that another program computed, for images that were read."""
+    from clipgen_core.stages import embeddings
+
+    done = embeddings.import_from(
+        folder, clip=clip, out=Storage(root), source=source, skip_missing=skip_missing
+    )
+    console.print(f"{done.added} of {done.rows} embeddings are new in {done.table}")
+    if done.missing:
+        console.print(f"{done.missing} are left out: their images were not read")
+
+
+@app.command(cls=Command, name="export-embeddings")
+def export_embeddings(
+    folder: Annotated[str, typer.Argument(help="A new folder, or an fsspec URL.")], root: Root = None
+) -> None:
+    """Write the newest embeddings of a root as clip-retrieval does: .npy and Parquet files."""
+    from clipgen_core.data.embeddings import EmbeddingTable
+    from clipgen_core.data.exchange import export
+
+    storage = Storage(root or last_root("embeddings"))
+    table = EmbeddingTable(storage.current("embeddings", "the export").path)
+    rows, gone = export(table, storage.images, folder)
+    console.print(f"{rows} embeddings of {table.clip} are in {folder}")
+    if gone:
+        console.print(f"{gone} are left out: their images are gone")
+
+
 @app.command(cls=Command)
 def folders(root: Root = None) -> None:
     """Show the top-level folders that images were ingested from, and how many each has (.: in no folder)."""
