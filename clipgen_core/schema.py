@@ -7,7 +7,7 @@ import hashlib
 import json
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from clipgen_core.errors import ClipgenError
 
@@ -192,6 +192,7 @@ class TokenInputs(Frozen):
     views: int
     smallest_crop: float
     exclude_duplicates: float | None = None
+    where: str | None = Field(default=None, exclude_if=lambda where: where is None)  # digests stay the same
     images_digest: str
     clip: str
     clip_key: str
@@ -214,6 +215,10 @@ class TokenManifest(TokenInputs):
     @property
     def rows(self) -> int:
         return sum(part.rows for part in (*self.train, *self.validation))
+
+    @property
+    def images_count(self) -> int:
+        return self.rows // self.views
 
 
 def digest_of(value: object) -> str:

@@ -28,6 +28,9 @@ def embed(
     retry_rejects: Annotated[
         bool, typer.Option(help="Read files again that had unusable images before.")
     ] = False,
+    read_again: Annotated[
+        bool, typer.Option(help="Read all files again, for metadata that is new or has changed.")
+    ] = False,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
     from clipgen_core.stages import embeddings, images
@@ -35,9 +38,8 @@ def embed(
 
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
-    ingested = images.run(
-        images.Config(retry_rejects=retry_rejects), source=folder, out=storage, tracker=NullTracker()
-    )
+    config = images.Config(retry_rejects=retry_rejects, read_again=read_again)
+    ingested = images.run(config, source=folder, out=storage, tracker=NullTracker())
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
@@ -52,6 +54,45 @@ def embed(
     for reason, count in sorted(ingested.rejects.items()):
         console.print(f"{count} rejected: {reason} (see `clipgen rejects`)")
     console.print(f"{embedded.embedded} embedded in {embedded.table}")
+
+
+@app.command(cls=Command, name="import-embeddings")
+def import_embeddings(
+    folder: Annotated[str, typer.Argument(help="Holds img_emb and metadata, as clip-retrieval has.")],
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where the images table is.")],
+    clip: Annotated[str, typer.Option(help="The CLIP that made them, such as hub:MODEL/PRETRAINED.")],
+    source: Annotated[
+        str | None, typer.Option(help="The folder that relative names of images are in.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option(help="Leave out rows whose images the images table lacks.")
+    ] = False,
+) -> None:
+    """Take over embeddings that another program computed, for images that were read."""
+    from clipgen_core.stages import embeddings
+
+    done = embeddings.import_from(
+        folder, clip=clip, out=Storage(root), source=source, skip_missing=skip_missing
+    )
+    console.print(f"{done.added} of {done.rows} embeddings are new in {done.table}")
+    if done.missing:
+        console.print(f"{done.missing} are left out: their images were not read")
+
+
+@app.command(cls=Command, name="export-embeddings")
+def export_embeddings(
+    folder: Annotated[str, typer.Argument(help="A new folder, or an fsspec URL.")], root: Root = None
+) -> None:
+    """Write the newest embeddings of a root as clip-retrieval does: .npy and Parquet files."""
+    from clipgen_core.data.embeddings import EmbeddingTable
+    from clipgen_core.data.exchange import export
+
+    storage = Storage(root or last_root("embeddings"))
+    table = EmbeddingTable(storage.current("embeddings", "the export").path)
+    rows, gone = export(table, storage.images, folder)
+    console.print(f"{rows} embeddings of {table.clip} are in {folder}")
+    if gone:
+        console.print(f"{gone} are left out: their images are gone")
 
 
 @app.command(cls=Command)
@@ -72,7 +113,7 @@ def folders(root: Root = None) -> None:
 
 @app.command(cls=Command)
 def stats(root: Root = None) -> None:
-    """Show what was read: images, formats, sizes, copies, rejects."""
+    """Show what was read: images, formats, sizes, copies, rejects, metadata."""
     from clipgen_core.data.overview import SHARES, overview
 
     storage = Storage(root or last_root("embeddings"))
@@ -87,9 +128,17 @@ def stats(root: Root = None) -> None:
     sheet.add_row("rejects", str(sum(seen.rejects.values())))
     for reason, count in seen.rejects.items():
         sheet.add_row(f"  {reason}", str(count))
+    for column in seen.columns:
+        sheet.add_row(f"with {column.name}{_span(column.range)}", str(column.count))
+        for value, count in column.values:
+            sheet.add_row(f"  {value}", str(count))
     console.print(sheet)
     sides = ", ".join(f"{share:.0%} {side}" for share, side in zip(SHARES, seen.sides, strict=False))
     console.print(f"short sides in pixels, from the smallest to the largest: {sides}")
+
+
+def _span(values: tuple[float, float] | None) -> str:
+    return f" ({values[0]:g} to {values[1]:g})" if values else ""
 
 
 @app.command(cls=Command)

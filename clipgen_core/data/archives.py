@@ -5,29 +5,29 @@ contrast, is passed on as it is: it says nothing of the file.
 """
 
 import io
-import json
 import lzma
 import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from contextlib import suppress
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clipgen_core.data.kinds import SNIFFED, looks_like_image, starts_as_image
-from clipgen_core.data.names import Unique, text_of
+from clipgen_core.data.columns import Columns, sample_of
+from clipgen_core.data.kinds import SNIFFED, looks_like_image
+from clipgen_core.data.member import Member
+from clipgen_core.data.names import Unique
+from clipgen_core.data.parquet import read_parquet
+from clipgen_core.data.samples import Sample
 from clipgen_core.errors import first_line
 from clipgen_core.filesystem import retried
 from clipgen_core.settings.images import Wanted
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
 ZIP, PARQUET = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.parquet$", re.IGNORECASE)
-IMAGE_COLUMN = re.compile(r"(image|img|picture|photo|jpe?g|png|webp|bytes|image_bytes|content)(_?\d+)?$")
-ROWS = 64  # of a Parquet file at once
-BUFFER = 2**20
 NESTED = 3  # tars in tars in a tar
 DAMAGE = (
     tarfile.TarError,
@@ -45,24 +45,6 @@ DAMAGE = (
 
 class StoreFault(Exception):
     """A read that failed; its cause is the store's error."""
-
-
-class Member(NamedTuple):
-    """An image of an archive, or a problem in the place of images.
-
-    Attributes:
-        name: Unique in the archive; "" for the archive itself.
-        data: The bytes of the image.
-        problem: Why they could not be read.
-        reason: Of the reject that a problem becomes.
-        lost: How many images the problem stands for; 0 if that is not known.
-    """
-
-    name: str
-    data: bytes = b""
-    problem: str | None = None
-    reason: str = "damaged"
-    lost: int = 1
 
 
 def is_archive(path: str) -> bool:
@@ -94,7 +76,7 @@ def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
 
 def _reader(path: str) -> Callable[[Any, Wanted], Iterator[Member]] | None:
     """What reads archives of this ending; None for other files."""
-    readers = ((TAR, _tar), (ZIP, _zip), (PARQUET, _parquet))
+    readers = ((TAR, _tar), (ZIP, _zip), (PARQUET, read_parquet))
     return next((read for ending, read in readers if ending.search(path)), None)
 
 
@@ -144,7 +126,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _tar(opened: Any, wanted: Wanted, depth: int = 1) -> Iterator[Member]:
-    unique, problem = Unique(), ""
+    unique, sample, problem = Unique(), Sample(Columns(wanted)), ""
     with tarfile.open(
         fileobj=opened, mode="r|*", ignore_zeros=True, tarinfo=_Header, errors="surrogateescape"
     ) as archive:
@@ -155,15 +137,19 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1) -> Iterator[Member]:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is None:
                     continue
+                yield from sample.ended_by(member.name)
                 if TAR.search(member.name) and depth < NESTED:
                     yield from (
                         one._replace(name=unique.name(f"{member.name}/{one.name}"))
                         for one in _tar(content, wanted, depth + 1)
                     )
+                elif sample.takes(member.name, member.size):
+                    sample.add_file(member.name, content.read())
                 else:
-                    yield from _member(member.name, member.size, content, wanted, unique)
+                    sample.add_images(_member(member.name, member.size, content, wanted, unique))
         except DAMAGE as error:
             problem = first_line(error)
+    yield from sample.end()
     if state.broken:
         problem = problem or "blocks between its members are damaged"
     elif not state.ended:
@@ -186,94 +172,18 @@ def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) 
 
 
 def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
-    unique = Unique()
+    unique, columns = Unique(), Columns(wanted)
     with zipfile.ZipFile(opened) as archive:
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
+        files = [member for member in archive.infolist() if not member.is_dir()]
+        beside = columns.beside((member.filename, member.file_size) for member in files)
+        for member in files:
             try:
                 with archive.open(member) as content:
-                    yield from _member(member.filename, member.file_size, content, wanted, unique)
+                    images = [*_member(member.filename, member.file_size, content, wanted, unique)]
             except DAMAGE as error:
-                yield Member(unique.name(member.filename), problem=first_line(error))
-
-
-def _parquet(opened: Any, wanted: Wanted) -> Iterator[Member]:
-    file = pq.ParquetFile(opened, buffer_size=BUFFER, pre_buffer=False)
-    rows, schema = file.metadata.num_rows, file.schema_arrow
-    holding = [field.name for field in schema if _holds_bytes(field.type)]
-    if wanted.key is not None:
-        columns = [wanted.key] if wanted.key in holding else []
-    else:
-        columns = _image_columns(schema, holding) or _by_content(file, holding)
-    if not columns:
-        if holding or wanted.key:
-            named = f"no column {wanted.key!r}" if wanted.key else f"no image in {', '.join(holding)}"
-            problem = f"{named} that holds images: set images.key to one of {', '.join(schema.names)}"
-            yield Member("", problem=problem, lost=rows)
-        return
-    row = 0
-    for batch in file.iter_batches(batch_size=ROWS, columns=columns):
-        for values in batch.to_pylist():
-            yield from _row(row, values, len(columns) > 1, wanted)
-            row += 1
-
-
-def _row(row: int, values: dict[str, Any], several: bool, wanted: Wanted) -> Iterator[Member]:
-    """The images of a row, each of its own column; a row without any is a problem."""
-    images = [(name, data) for name, value in values.items() for data in _bytes_of(value)]
-    for number, (name, data) in enumerate(images):
-        more = f".{name}" if several else ""
-        more += f".{number}" if len(images) > len(values) or (not several and len(images) > 1) else ""
-        if problem := wanted.too_large(len(data)):
-            yield Member(f"{row}{more}", problem=problem, reason="too_large")
-        else:
-            yield Member(f"{row}{more}", data)
-    if not images:
-        path = next(
-            (value["path"] for value in values.values() if isinstance(value, dict) and value.get("path")),
-            None,
-        )
-        named = f", but names the file {text_of(str(path))}: put the files into the source" if path else ""
-        yield Member(str(row), problem=f"the row holds no bytes of an image{named}", reason="empty")
-
-
-def _bytes_of(value: Any) -> list[bytes]:
-    if isinstance(value, bytes):
-        return [value] if value else []
-    if isinstance(value, dict):
-        found = value.get("bytes") or next((one for one in value.values() if isinstance(one, bytes)), None)
-        return [found] if found else []
-    return [data for one in value for data in _bytes_of(one)] if isinstance(value, list) else []
-
-
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_bytes(kind.value_type)
-    return bool(
-        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
-    )
-
-
-def _image_columns(schema: pa.Schema, holding: list[str]) -> list[str]:
-    """The columns that Hugging Face's metadata calls images, or whose names do."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        said = [name for name in holding if features.get(name, {}).get("_type") == "Image"]
-    except (KeyError, ValueError, TypeError, AttributeError):
-        said = []
-    return said or [name for name in holding if IMAGE_COLUMN.match(name.lower())]
-
-
-def _by_content(file: pq.ParquetFile, holding: list[str]) -> list[str]:
-    """The columns whose first values begin as images do."""
-    if not holding or not file.metadata.num_rows:
-        return []
-    first = next(file.iter_batches(batch_size=ROWS, columns=holding)).to_pylist()
-    return [
-        name
-        for name in holding
-        if any(starts_as_image(data[:SNIFFED]) for row in first for data in _bytes_of(row[name])[:1])
-    ]
+                images = [Member(unique.name(member.filename), problem=first_line(error))]
+            sample = Sample(columns, images)
+            for name in beside.get(sample_of(member.filename), ()) if images else ():
+                with suppress(*DAMAGE):
+                    sample.add_file(name, archive.read(name))
+            yield from sample.end()

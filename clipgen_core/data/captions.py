@@ -1,4 +1,4 @@
-"""Captions and keywords of images, from a CSV file. Read by the CLIP stage alone."""
+"""Captions and keywords of images, from a CSV file or an images table. Read by the CLIP stage alone."""
 
 import random
 from collections import defaultdict
@@ -35,8 +35,11 @@ def read_captioned(url: str) -> dict[str, Captioned]:
     """The captions and keywords of each image file, from a CSV file with the columns `file` and `caption`.
 
     It may have a column `keywords`, separated by commas. The names of the files are relative to the CSV
-    file's folder. ClipgenError if a row lacks a file or a caption, or the file names fewer than two images.
+    file's folder. Of an images table, the images' ids stand for files. ClipgenError if a row lacks a file or
+    a caption, or fewer than two images have one.
     """
+    if url.endswith(".lance"):
+        return _of_table(url)
     read = defaultdict[str, Captioned](Captioned)
     for line, row in read_rows(url, "captions", ("file", "caption")):
         if empty := [name for name in ("file", "caption") if not row[name].strip()]:
@@ -49,6 +52,15 @@ def read_captioned(url: str) -> dict[str, Captioned]:
     if len(read) < 2:
         raise ClipgenError(f"captions file {url} names {len(read)} images: at least 2 are needed")
     return dict(read)
+
+
+def _of_table(url: str) -> dict[str, Captioned]:
+    from clipgen_core.data.captioned import captions_of
+
+    read = {image_id: Captioned(captions) for image_id, captions in captions_of(url)}
+    if len(read) < 2:
+        raise ClipgenError(f"{len(read)} images of {url} have captions: at least 2 are needed")
+    return read
 
 
 def combined(file: str, captions: Sequence[str], keywords: Sequence[str]) -> list[str]:
@@ -86,4 +98,6 @@ def require_captioned(url: str, files: Iterable[str]) -> None:
     Raises:
         ClipgenError: One does not exist, or lies outside the file's folder.
     """
+    if url.endswith(".lance"):
+        return  # its images are beside the captions
     require_files(f"captions file {url}", [filesystem.inside(folder_of(url), file) for file in files])

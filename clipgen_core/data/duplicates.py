@@ -31,12 +31,13 @@ def pairs_of(url: str, threshold: float) -> Iterator[tuple[np.ndarray, np.ndarra
         yield keys_of_ids(batch["id"]), keys_of_ids(batch["nearest"])
 
 
-def redundant_keys(url: str, threshold: float) -> set[bytes]:
+def redundant_keys(url: str, threshold: float, among: np.ndarray | None = None) -> set[bytes]:
     """The images to leave out: of each group of near-duplicates all but the one with the smallest id.
 
     Args:
         url: The table that the asset near_duplicates writes.
         threshold: The smallest cosine of two images of a group.
+        among: Keys of the images that count, S16 [n]; all if None.
 
     Returns:
         The keys of the images to leave out.
@@ -56,4 +57,8 @@ def redundant_keys(url: str, threshold: float) -> set[bytes]:
         for a, b in zip(one.tolist(), other.tolist(), strict=True):
             low, high = sorted((root(a), root(b)))
             parent[high] = low
-    return {key for key in parent if root(key) != key}
+    members = parent.keys() | {root(key) for key in parent}
+    if among is not None:
+        members &= set(among.tolist())
+    smallest = {root(key): key for key in sorted(members, reverse=True)}
+    return {key for key in members if smallest[root(key)] != key}

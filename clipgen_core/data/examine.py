@@ -55,5 +55,6 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         "width": decoded.image.width,
         "height": decoded.image.height,
         "image": item.data if decoded.plain else encoded(decoded),
+        **item.columns,
     }
     return Outcome(file, row)

@@ -4,10 +4,12 @@ Knows uris, stamps and counts; knows nothing of what is in a file.
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 
 from clipgen_core import logs
 from clipgen_core.data.archives import is_archive
@@ -62,6 +64,10 @@ class FilesRead:
             np.concatenate(rejected),
         )
 
+    def as_changed(self) -> "FilesRead":
+        """The same record, in which every file counts as changed since."""
+        return replace(self, rows=Lookup(keys_of_states([])))
+
 
 def known_folders(out: Storage, source: Source) -> list[str]:
     """The top-level folders of a source that images were ingested from.
@@ -99,18 +105,19 @@ def forget_unread(out: Storage, source: Source) -> None:
         delete(out.files, one_of("uri", some))
 
 
-def begin(out: Storage) -> None:
+def begin(out: Storage, columns: Iterable[pa.Field] = ()) -> None:
     """Create the images table. If it was lost, all files are read again: what they gave is gone with it.
 
     Args:
         out: The root.
+        columns: Of a new table, besides those of every images table.
     """
     files = find_table(out.files)
     if find_table(out.images) is None and files is not None and files.count_rows():
         logs.line(f"the images table {out.images} is gone: all files are read again")
         for url in (out.copies, out.rejects, out.files):
             delete(url, "true")
-    create_table(out.images, IMAGES)
+    create_table(out.images, pa.schema([*IMAGES, *columns]))
 
 
 def other_files(out: Storage, source: Source, folder: str | None) -> dict[str, int]:

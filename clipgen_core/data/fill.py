@@ -132,17 +132,25 @@ class Filling:
         upsert(self.rejects, pa.Table.from_pylist(rows, schema=REJECTS), "uri", overwrite=True)
         delete(self.source, where)
 
-    def missing(self, folder: str | None) -> Iterator[np.ndarray]:
-        """The rows of the source whose ids the target lacks, of one top-level folder if it is named.
+    def missing(self, folder: str | None, only: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """The rows of the source whose ids the target lacks.
+
+        Args:
+            folder: One top-level folder; all if None.
+            only: Keys of the images that are needed, S16 [m]; all if None.
 
         Yields:
             Row numbers in the source, int64 [n], n at most `block_size`.
         """
         target = find_table(self.target)
         existing = Lookup(joined(scan_keys(target) if target else iter(())))
+        needed = None if only is None else Lookup(only)
         first, waiting = 0, np.zeros(0, np.int64)
         for batch in scan(open_table(self.source, self.version), ["id", "folder"]):
-            selected = existing.find(keys_of_ids(batch["id"])) < 0
+            keys = keys_of_ids(batch["id"])
+            selected = existing.find(keys) < 0
+            if needed is not None:
+                selected &= needed.find(keys) >= 0
             if folder is not None:
                 selected &= np.array(batch["folder"].to_pylist()) == folder
             waiting = np.concatenate([waiting, first + np.flatnonzero(selected)])
@@ -160,6 +168,7 @@ def fill(
     compute: ComputeConfig,
     label: str,
     folder: str | None = None,
+    only: np.ndarray | None = None,
 ) -> tuple[int, float]:
     """Compute and commit all missing rows.
 
@@ -169,6 +178,7 @@ def fill(
         compute: Where the workers run.
         label: Name of the work in progress bars and logs.
         folder: The top-level folder whose images are done; all by default.
+        only: Keys of the images that are done, S16 [m]; all by default.
 
     Returns:
         The number of images done, and images per second.
@@ -176,11 +186,11 @@ def fill(
     Raises:
         ClipgenError: Ray is configured but not installed.
     """
-    total = sum(len(rows) for rows in filling.missing(folder))
+    total = sum(len(rows) for rows in filling.missing(folder, only))
     if not total:
         create_table(filling.target, make_worker().schema)
         return 0, 0.0
-    blocks = filling.missing(folder)
+    blocks = filling.missing(folder, only)
     done = _on_ray(filling, make_worker, blocks, compute) if compute.where == "ray" else None
     with track(label, total, "images") as meter:
         for count in done or _in_process(filling, make_worker, blocks):

@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 
 from clipgen_core.data.decode import decode_stored
-from clipgen_core.data.keys import digest_of_keys, joined, numbers
+from clipgen_core.data.keys import Lookup, digest_of_keys, joined, numbers
 from clipgen_core.data.prefetch import pool_size
+from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.tables import one_of, open_table, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE
@@ -25,23 +26,31 @@ class ImageTable:
 
     Args:
         url: The images table, which the asset raw_images writes.
+        where: Which of its images; all if None.
+        setting: The name of the setting that holds `where`, for messages.
 
     Attributes:
+        keys: Keys of the images, S16 [n].
+        total: How many images the table holds, selected or not.
         train: Row numbers of the training images, int64.
         validation: Row numbers of the held-out images, int64; at least one.
 
     Raises:
-        ClipgenError: The table does not exist, or holds fewer than three images.
+        ClipgenError: The table does not exist, has fewer than three such images, or `where` is no condition.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, where: str | None = None, setting: str = "where") -> None:
         self.url = url
         self.table = open_table(url)
-        self.keys = joined(scan_keys(self.table))
-        if len(self.keys) < 3:
-            raise ClipgenError(f"{url} holds {len(self.keys)} images, too few to train on: add more")
+        every = joined(scan_keys(self.table))
+        chosen = every if where is None else selected_keys(self.table, where, setting)
+        rows = np.sort(Lookup(every).find(chosen))
+        self.keys, self.total = every[rows], len(every)
+        if len(rows) < 3:
+            which = f"of the {len(every)} images that {setting} selects from" if where else "images"
+            raise ClipgenError(f"{url} holds {len(rows)} {which}, too few to train on: add more")
         held = held_out(self.keys)
-        self.train, self.validation = np.flatnonzero(~held), np.flatnonzero(held)
+        self.train, self.validation = rows[~held], rows[held]
         self._decoders = ThreadPoolExecutor(pool_size())
 
     @property

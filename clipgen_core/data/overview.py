@@ -1,16 +1,41 @@
 """What a root's tables hold, in figures: sizes, formats, rejects. Reads the tables and changes nothing."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipgen_core.data.tables import find_table, open_table, quoted, scan
+from clipgen_core.schema import IMAGES
 from clipgen_core.storage import Storage
 
+if TYPE_CHECKING:
+    import lance
+
+DIFFERENT, SHOWN = 1000, 5  # texts of a column that are counted, and those that are shown
 SHARES = (0.0, 0.05, 0.5, 0.95, 1.0)  # the quantiles of the sides that are shown
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of metadata.
+
+    Attributes:
+        name: Its name.
+        count: Images that have a value in it.
+        values: Images of its most frequent values, of texts that repeat.
+        range: The smallest and the largest value, of numbers.
+    """
+
+    name: str
+    count: int
+    values: tuple[tuple[str, int], ...] = ()
+    range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -24,6 +49,7 @@ class Overview:
         formats: Images of each format.
         sides: The short side in pixels at each of SHARES, from the smallest to the largest.
         rejects: Rejects for each reason.
+        columns: The metadata of the images.
     """
 
     images: int
@@ -33,6 +59,7 @@ class Overview:
     formats: dict[str, int]
     sides: tuple[int, ...]
     rejects: dict[str, int] = field(default_factory=dict)
+    columns: tuple["Column", ...] = ()
 
 
 def overview(out: Storage) -> Overview:
@@ -54,7 +81,25 @@ def overview(out: Storage) -> Overview:
         formats=dict(formats.most_common()),
         sides=tuple(int(side) for side in np.quantile(short, SHARES)) if len(short) else (),
         rejects=dict(Counter(row["reason"] for row in rejects(out)).most_common()),
+        columns=tuple(_columns(images)),
     )
+
+
+def _columns(images: "lance.LanceDataset") -> Iterator[Column]:
+    for one in images.schema:
+        if one.name in IMAGES.names:
+            continue
+        where = f"`{one.name}` IS NOT NULL"
+        count, values = images.count_rows(filter=where), Counter[str]()
+        smallest, largest = math.inf, -math.inf
+        for batch in scan(images, [one.name], where):
+            if not pa.types.is_string(one.type):
+                least, most = pc.min_max(batch[one.name]).as_py().values()
+                smallest, largest = min(smallest, least), max(largest, most)
+            elif len(values) <= DIFFERENT:
+                values.update(batch[one.name].to_pylist())
+        shown = values.most_common(SHOWN) if len(values) <= min(DIFFERENT, count // 2) else []
+        yield Column(one.name, count, tuple(shown), (smallest, largest) if smallest <= largest else None)
 
 
 def rejects(out: Storage, reason: str | None = None) -> Iterator[dict[str, Any]]:

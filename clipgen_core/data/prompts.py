@@ -18,11 +18,13 @@ DELIMITERS = (",", ";", "\t")  # Excel writes a semicolon where the comma is the
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, the split that it belongs to, and the URL of an image of it if the file names one."""
+    """A prompt, the split that it belongs to, and the URL of an image of it if the file names one; or that of
+    an images table, and the id of the image in it."""
 
     text: str
     split: str
     file: str | None
+    image: str | None = None
 
 
 def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
@@ -30,7 +32,8 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
 
     The file's ending decides the format. A `.csv` or `.tsv` file has the column `prompt`, and may have
     `split` and `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and
-    `images` with `id` and `file_name`. Any other file has one prompt a line.
+    `images` with `id` and `file_name`. Of an images table (`.lance`), the first captions of its held-out
+    images are prompts, as far as they are not too long. Any other file has one prompt a line.
 
     Args:
         url: The file.
@@ -44,6 +47,8 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
         ClipgenError: The file does not exist, has another format or holds no prompt.
     """
     ending = url.rpartition(".")[2].lower()
+    if ending == "lance":
+        return _of_table(url)
     read = {"csv": _csv_prompts, "tsv": _csv_prompts, "json": _coco_prompts}.get(ending, _plain_prompts)
     folder = images or (folder_of(url) if read is _csv_prompts else None)
     prompts = [
@@ -53,6 +58,16 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     ]
     if not prompts:
         raise ClipgenError(f"prompts file {url} holds no prompt: add some")
+    return prompts
+
+
+def _of_table(url: str) -> list[Prompt]:
+    from clipgen_core.data.captioned import held_out_captions
+
+    read = [Prompt(text, "held out", url, image_id) for image_id, text in held_out_captions(url)]
+    prompts = [prompt for prompt in read if len(prompt.text) <= MAX_PROMPT_LENGTH]
+    if not prompts:
+        raise ClipgenError(f"no held-out image of {url} has a caption: name a prompts file")
     return prompts
 
 
@@ -85,7 +100,8 @@ def require_scorable(url: str, prompts: Sequence[Prompt]) -> None:
             raise ClipgenError(
                 f"the split {split!r} of prompts file {url} has one prompt: at least 2 are needed"
             )
-    require_files(f"prompts file {url}", [prompt.file for prompt in prompts if prompt.file])
+    files = [prompt.file for prompt in prompts if prompt.file and not prompt.image]
+    require_files(f"prompts file {url}", files)
 
 
 def require_files(named_by: str, urls: Sequence[str]) -> None:

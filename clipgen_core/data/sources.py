@@ -4,15 +4,16 @@ Knows how files are listed and read; knows nothing of decoding or of tables.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.archives import StoreFault, is_archive, members
+from clipgen_core.data.columns import Columns, ending_of, sample_of
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
@@ -35,6 +36,7 @@ class File(NamedTuple):
         folder: The top-level folder that holds it, "" for files that are in none.
         size: Size in bytes.
         stamp: Changes when the content does: the store's ETag, else size and modification time.
+        beside: Names of the files in its folder that may hold metadata of it.
     """
 
     path: str
@@ -42,6 +44,7 @@ class File(NamedTuple):
     folder: str
     size: int
     stamp: str
+    beside: Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Item:
         problem: Why there are none.
         reason: Of the reject that the problem becomes.
         lost: How many images the problem stands for; 0 if that is not known.
+        columns: Its metadata.
     """
 
     uri: str
@@ -61,6 +65,7 @@ class Item:
     problem: str | None = None
     reason: str = UNREADABLE
     lost: int = 1
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Source:
@@ -68,14 +73,14 @@ class Source:
 
     Args:
         url: A local path or an fsspec URL.
-        wanted: Which members of archives are read, and how large a file may be.
+        wanted: Which members of archives are read, how large a file may be, and which metadata is kept.
 
     Raises:
         ClipgenError: The folder does not exist, is a file, or cannot be listed.
     """
 
     def __init__(self, url: str, wanted: Wanted = ALL) -> None:
-        self.url, self.wanted = url, wanted
+        self.url, self.wanted, self.columns = url, wanted, Columns(wanted)
         self.filesystem, root = url_to_fs(url if "://" in url else str(Path(url).expanduser()))
         self.filesystem.invalidate_cache()
         self.root = root.rstrip("/")
@@ -103,10 +108,11 @@ class Source:
                 uri = self.base_uri + text_of(path[len(self.root) :])
                 if entries is None:
                     yield File(path, uri, top, 0, UNREADABLE)
-                for entry in entries or ():
-                    if not entry.is_folder:
-                        file = f"{path}/{entry.name}"
-                        yield File(file, f"{uri}/{text_of(entry.name)}", top, entry.size, entry.stamp)
+                there = [entry for entry in entries or () if not entry.is_folder]
+                metadata = self.columns.beside((entry.name, entry.size) for entry in there)
+                for entry in there:
+                    file, beside = f"{path}/{entry.name}", metadata.get(sample_of(entry.name), ())
+                    yield File(file, f"{uri}/{text_of(entry.name)}", top, entry.size, entry.stamp, beside)
 
     def _walk(self, folder: str) -> Iterator[tuple[str, list[Entry] | None]]:
         """A top-level folder and the folders in it, with their entries; None where they may not be read."""
@@ -215,7 +221,25 @@ class Source:
             if problem:
                 yield Item(file.uri, problem=problem, reason="too_large")
                 return
-        yield Item(file.uri, retried(self._whole, file))
+        yield Item(file.uri, retried(self._whole, file), columns=self._metadata(file))
+
+    def _metadata(self, file: File) -> dict[str, Any]:
+        """What the files beside an image say of it. Those of text are read for what JSON files leave open."""
+        values: dict[str, Any] = {}
+        for name in file.beside:
+            if name.lower().endswith("json") or self.columns.names[ending_of(name)] not in values:
+                data = self._beside(f"{file.path.rpartition('/')[0]}/{name}")
+                values = self.columns.of_file(name, data) | values
+        return values
+
+    def _beside(self, path: str) -> bytes:
+        """The bytes of a file of metadata; none if it is gone or may not be read."""
+        try:
+            return bytes(retried(self.filesystem.cat_file, path))
+        except (FileNotFoundError, PermissionError) as error:
+            if isinstance(error, PermissionError) and not self._answers():
+                raise
+            return b""
 
     def _whole(self, file: File) -> bytes:
         data: bytes = self.filesystem.cat_file(file.path)
@@ -227,7 +251,7 @@ class Source:
         with retried(self.filesystem.open, file.path, "rb") as opened:
             for member in members(file.path, opened, self.wanted):
                 uri = f"{file.uri}#{member.name}" if member.name else file.uri
-                yield Item(uri, member.data, member.problem, member.reason, member.lost)
+                yield Item(uri, member.data, member.problem, member.reason, member.lost, member.columns)
 
 
 def _no_answer(file: File, error: BaseException) -> ClipgenError:

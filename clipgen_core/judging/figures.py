@@ -39,7 +39,9 @@ def scores_of_splits(trials: Sequence[Trial], scores: Scores) -> dict[str, float
     return metrics
 
 
-def reference_set(config: Config, judge: Judge, trials: Sequence[Trial], images: str) -> Reference | None:
+def reference_set(
+    config: Config, judge: Judge, trials: Sequence[Trial], images: str, where: str | None = None
+) -> Reference | None:
     """The real images with which sets of images are compared.
 
     Args:
@@ -47,6 +49,7 @@ def reference_set(config: Config, judge: Judge, trials: Sequence[Trial], images:
         judge: Represents them.
         trials: One a split; their own real images are left out.
         images: The images table.
+        where: Which of them the generator was trained on; all if None.
 
     Returns:
         The reference set; None if there are too few prompts to compare sets of images, or if the images table
@@ -62,7 +65,7 @@ def reference_set(config: Config, judge: Judge, trials: Sequence[Trial], images:
     if config.reference:
         return Reference(judge, choose_files(config.reference, size, most))
     own = {id for trial in trials for id in trial.real_ids}
-    chosen = choose_stored(images, size, most, own)
+    chosen = choose_stored(images, size, most, own, where)
     return Reference(judge, chosen) if chosen.most >= FEWEST else None
 
 

@@ -21,6 +21,7 @@ from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import digest_of_keys, joined, keys_of_ids
 from clipgen_core.data.pixels import fit_square
 from clipgen_core.data.rejected import Rejected
+from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.sources import Item, Source
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.errors import ClipgenError
@@ -58,7 +59,9 @@ class Chosen(NamedTuple):
     origin: str
 
 
-def choose_stored(images: str, size: int, most: int, without: Collection[str]) -> Chosen:
+def choose_stored(
+    images: str, size: int, most: int, without: Collection[str], where: str | None = None
+) -> Chosen:
     """Choose images of the images table: those with the lowest ids, of which the first are held out.
 
     Args:
@@ -66,15 +69,18 @@ def choose_stored(images: str, size: int, most: int, without: Collection[str]) -
         size: Their side, in pixels.
         most: How many at the most.
         without: Ids of images to leave out.
+        where: Which images the generator was trained on; all if None.
 
     Returns:
         The reference set.
     """
     table = open_table(images)
-    keys = joined(scan_keys(table))
+    keys, chosen = joined(scan_keys(table)), selected_keys(table, where, "tokens.where")
     order = np.argsort(keys)
+    order = order[np.isin(keys[order], chosen)]
     rows = order[~np.isin(keys[order], keys_of_ids(pa.array(sorted(without), pa.string())))][:most]
-    validation = int(held_out(keys)[rows].sum()) if len(rows) else 0
+    held = chosen[held_out(chosen)] if len(chosen) else chosen
+    validation = int(np.isin(keys[rows], held).sum())
     origin = (
         f"{validation:,} held-out and {len(rows) - validation:,} training images, none of them a prompt's"
     )

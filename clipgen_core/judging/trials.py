@@ -136,6 +136,9 @@ def _real_images(
 def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> tuple[str, Image.Image]:
     """The prompt's own image; the stored image nearest to it if it names none."""
     size = generator.vqgan.config.image_size
+    if prompt.file and prompt.image:
+        (image,) = images_by_id(open_table(prompt.file), [prompt.image]).values()
+        return prompt.image, fit_square(image, size)
     if prompt.file:
         data = filesystem.read_bytes(prompt.file)
         return hashlib.sha256(data).hexdigest(), fit_square(decode(data).image, size)

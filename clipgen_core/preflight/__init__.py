@@ -25,6 +25,7 @@ Check = Callable[[Run], str]
 ALL = frozenset[str]()
 CHECKS: tuple[tuple[str, frozenset[str], Check], ...] = (  # name, assets that need it (none: all), check
     ("images", frozenset({"raw_images"}), inputs.source),
+    ("where", frozenset({"vqgan_checkpoint", "token_shards"}), inputs.where),
     ("captions", frozenset({"clip_checkpoint"}), inputs.captions),
     ("texts", frozenset({"transformer_checkpoint"}), inputs.texts),
     ("prompts", frozenset({"evaluation_report"}), inputs.prompts),

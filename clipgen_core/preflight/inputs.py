@@ -4,14 +4,21 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 
+import pyarrow as pa
+
 from clipgen_core.data.captions import every_caption, read_captioned, require_captioned
+from clipgen_core.data.columns import Columns
 from clipgen_core.data.prompts import Prompt, by_split, read_prompts, read_texts, require_scorable
+from clipgen_core.data.selection import require_condition
 from clipgen_core.data.sources import File, Source
+from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
+from clipgen_core.schema import IMAGES
 from clipgen_core.settings import images
 from clipgen_core.settings.evaluation import Config
+from clipgen_core.storage import Storage
 
 LISTED = 1000  # files of the source
 DECODED = 8  # images
@@ -72,6 +79,25 @@ def _spread(files: list[File]) -> list[File]:
     """At most OPENED files, of which the first ones are spread over all."""
     step = -(-len(files) // DECODED) or 1
     return [file for start in range(step) for file in files[start::step]][:OPENED]
+
+
+def where(run: Run) -> str:
+    """Whether the conditions on the images can be used, and whether they are alike."""
+    vqgan, tokens = run.recipe.vqgan.where, run.recipe.tokens.where
+    if not (vqgan or tokens):
+        return ""
+    table = find_table(Storage(run.root).images)
+    fields = {field.name: field for field in (*IMAGES, *Columns(run.recipe.images).fields)}
+    fields |= {field.name: field for field in table.schema} if table else {}
+    for setting, condition in (("vqgan.where", vqgan), ("tokens.where", tokens)):
+        if condition:
+            require_condition(pa.schema(fields.values()), condition, setting)
+    if vqgan != tokens:
+        raise Doubt(
+            f"vqgan.where is {vqgan!r} and tokens.where is {tokens!r}: the VQGAN is trained on other images "
+            "than the transformer, unless you set both alike"
+        )
+    return f"both models are trained on the images where {tokens}"
 
 
 def captions(run: Run) -> str:

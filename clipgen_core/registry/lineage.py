@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clipgen_core import filesystem
 from clipgen_core.data.tables import find_table
 from clipgen_core.generation.parts import Parts
-from clipgen_core.schema import LOCAL, digest_of
+from clipgen_core.schema import LOCAL, TokenManifest, digest_of
 from clipgen_core.storage import located, portable, root_of
 from clipgen_core.training.checkpoint import Checkpoint
 
@@ -20,6 +20,9 @@ def lineage(parts: Parts) -> dict[str, str]:
     checkpoint = Checkpoint(parts.transformer)
     provenance, codes = checkpoint.provenance, checkpoint.codes
     started = {"started_from": checkpoint.started_from.url} if checkpoint.started_from else {}
+    selected = {}
+    if isinstance(codes, TokenManifest) and codes.where:
+        selected = {"images_where": codes.where, "images_selected": str(codes.images_count)}
     return {
         "transformer": parts.transformer,
         "transformer_digest": provenance.digest,
@@ -33,6 +36,7 @@ def lineage(parts: Parts) -> dict[str, str]:
         "images": codes.images,
         "images_version": str(codes.images_version),
         "images_digest": codes.images_digest,
+        **selected,
         **started,
         "order": parts.order,
         "sampling": parts.sampling.model_dump_json(),

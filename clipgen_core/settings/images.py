@@ -1,12 +1,16 @@
 """Settings of the stage images."""
 
+import re
 import sys
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import Frozen
+from clipgen_core.schema import IMAGES, Frozen
+
+COLUMN = re.compile(r"([a-z][a-z0-9_]*)(?::(text|number))?")
+KINDS = {"score": "number"}  # of the values of columns that say none; others are texts
 
 
 class Accepted(Frozen):
@@ -59,6 +63,29 @@ class Wanted(Frozen):
     `mask.png`; the column of a Parquet file. Null: all members and columns that are images."""
     max_bytes: int = Field(default=2**28, gt=0)
     """Largest image file, in bytes. Larger files are rejected unread."""
+    columns: tuple[str, ...] = ()
+    """Metadata to keep with each image, as optional columns of the images table: `NAME`, or `NAME:number`
+    for numbers. It is read from the JSON and text files beside an image, also in archives, and from the
+    columns of a Parquet file."""
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> "Wanted":
+        for one in self.columns:
+            parsed = COLUMN.fullmatch(one)
+            if not parsed or parsed[1] in IMAGES.names:
+                raise ClipgenError(
+                    f"images.columns names {one!r}: write NAME, NAME:text or NAME:number in small letters, "
+                    f"other than {', '.join(IMAGES.names)}"
+                )
+        if len(self.kinds) < len(self.columns):
+            raise ClipgenError(f"images.columns names a column twice: {', '.join(self.columns)}")
+        return self
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What each column holds, text or number, by its name."""
+        parsed = [one.partition(":") for one in self.columns]
+        return {name: kind or KINDS.get(name, "text") for name, _, kind in parsed}
 
     def too_large(self, size: int) -> str | None:
         """Why a file of `size` bytes is not read; None if it is."""
@@ -75,6 +102,10 @@ class Config(Wanted, Accepted):
     longest_side: int | None = Field(default=None, gt=0)
     """Longest side of a stored image, in pixels; larger images are reduced to it. Null: images are stored as
     their files are."""
+    columns: tuple[str, ...] = ("caption", "license", "url", "score", "label")
+    """Metadata to keep with each image, as optional columns of the images table: `NAME`, or `NAME:number`
+    for numbers. It is read from the JSON and text files beside an image, also in archives, and from the
+    columns of a Parquet file."""
     batch_size: int = Field(default=4096, gt=0)
     """Most images in one commit. A killed run repeats at most one commit."""
     batch_bytes: int = Field(default=2**28, gt=0)
@@ -83,3 +114,6 @@ class Config(Wanted, Accepted):
     """Threads that read and decode image files."""
     retry_rejects: bool = False
     """Whether to read files with rejected images again although they have not changed."""
+    read_again: bool = False
+    """Whether to read all files again although they have not changed: for columns that are new, and for
+    metadata beside images."""

@@ -9,6 +9,10 @@ from clipgen_core.settings.compute import ComputeConfig
 class Config(Frozen):
     """The encoding of all images by the VQGAN."""
 
+    where: str | None = Field(default=None, min_length=1)
+    """Which images the transformer is trained on: an SQL condition on the columns of the images table, such
+    as `score > 5 AND license IN ('cc0', 'cc-by')`. Set `vqgan.where` alike, or the VQGAN is trained on
+    others. Null: all."""
     views: int = Field(default=1, ge=1, le=255)
     """Crops of each image to encode: its central square first, then random crops, half of them mirrored."""
     smallest_crop: float = Field(default=0.85, gt=0, le=1)

@@ -18,6 +18,10 @@ class Config(Frozen):
     """Architecture of the VQGAN."""
     train: TrainConfig
     """Optimization of the VQGAN and of its discriminator."""
+    where: str | None = Field(default=None, min_length=1)
+    """Which images the VQGAN is trained on: an SQL condition on the columns of the images table, such
+    as `score > 5 AND license IN ('cc0', 'cc-by')`. Set `tokens.where` alike, or the transformer is trained on
+    others. Null: all."""
     smallest_crop: float = Field(default=0.8, gt=0, le=1)
     """Smallest side of the random training crops, as a share of the image's short side."""
     perceptual: float = Field(default=1.0, ge=0, allow_inf_nan=False)

@@ -24,12 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgen_core import filesystem, logs, storage
+from clipgen_core.data.captioned import reader
 from clipgen_core.data.captions import read_captions, require_captioned
 from clipgen_core.data.decode import decode
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import random_crop, to_bytes, to_float
 from clipgen_core.data.prefetch import pool_size
-from clipgen_core.data.prompts import folder_of
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.transfer import moved
 from clipgen_core.device import default_device
@@ -80,7 +80,7 @@ def run(config: Config, *, captions: str, out: storage.Storage, tracker: Tracker
 
     Args:
         config: The dual encoder and its training.
-        captions: A CSV with the columns file and caption.
+        captions: A CSV with the columns file and caption, or an images table that has captions.
         out: The root that gets the checkpoints and the CLIP.
         tracker: Gets parameters and metrics.
 
@@ -137,7 +137,7 @@ class ClipTask:
 
     Args:
         config: Of the stage.
-        captions: The CSV, which the files are relative to.
+        captions: The CSV, which the files are relative to, or the images table.
         pairs: Captions of each file.
         start: Weights to start from; random ones if None.
 
@@ -153,7 +153,7 @@ class ClipTask:
         start: Checkpoint | None = None,
     ) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.folder = config, folder_of(captions)
+        self.config, self.read = config, reader(captions)
         self.files, self.captions = list(pairs), list(pairs.values())
         require_captioned(captions, self.files)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
@@ -221,7 +221,7 @@ class ClipTask:
     def _image(self, i: int) -> Image.Image:
         file = self.files[i]
         try:
-            image = decode(filesystem.read_bytes(filesystem.inside(self.folder, file))).image
+            image = decode(self.read(file)).image
         except (OSError, Rejected) as error:
             raise ClipgenError(
                 f"the captions file names {file}, which cannot be used ({first_line(error)}): "

@@ -49,7 +49,7 @@ from clipgen_core.judging.report import Curve, Report, Sample, render, sheet
 from clipgen_core.judging.trials import GENERATED, Trial, reconstruct, trials
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.registry.lineage import lineage
-from clipgen_core.schema import digest_of
+from clipgen_core.schema import TokenManifest, digest_of
 from clipgen_core.settings.evaluation import Config
 from clipgen_core.tracking import Tracker
 from clipgen_core.training.checkpoint import Checkpoint
@@ -108,7 +108,9 @@ def run(
     training = TrainingImages(generator, images)
     tried = trials(config, all_prompts, generator, in_use, training)
     scores = {trial.split: trial.scored(judge) for trial in tried}
-    reference = reference_set(config, judge, tried, images)
+    codes = Checkpoint(transformer).codes
+    where = codes.where if isinstance(codes, TokenManifest) else None
+    reference = reference_set(config, judge, tried, images, where)
     states = training_states(generator.parts)
     metrics = scores_of_splits(tried, scores) | against_reference(reference, tried, scores)
     metrics |= above_shuffled(scores.values())

@@ -30,6 +30,7 @@ from clipgen_core.data.files import (
     reject_reasons,
 )
 from clipgen_core.data.forget import forget_places
+from clipgen_core.data.ingested import begin_columns, store
 from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
@@ -37,7 +38,7 @@ from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lis
 from clipgen_core.data.tables import delete, one_of, open_table, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
-from clipgen_core.schema import COPIES, FILES, IMAGES, REJECTS
+from clipgen_core.schema import FILES, REJECTS
 from clipgen_core.settings.images import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
@@ -95,7 +96,8 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     vanished = tuple(sorted(set(known_folders(out, opened)) - set(opened.folders())))
     if folder is not None and folder in vanished:
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
-    begin(out)
+    begin(out, opened.columns.fields)
+    begin_columns(out, opened.columns)
     ingest = _Ingest(config, out, opened)
     speed = ingest.read(folder)
     others = other_files(out, opened, folder)
@@ -180,6 +182,7 @@ class _Ingest:
         """The images of files that are new or have changed; the others are counted from the record."""
         forget_unread(self.out, self.source)
         record = FilesRead.of(self.out, self.source, folder, without_rejects=self.config.retry_rejects)
+        record = record.as_changed() if self.config.read_again else record
         self.archives = record.items[record.items > 1].tolist()
         for one in self.source.folders() if folder is None else [folder]:
             self.listings[one] = SetDigest()
@@ -252,24 +255,13 @@ class _Ingest:
         if self.places:
             now = {uri: image_id for uri, image_id in self.places.items() if image_id}
             self.replaced += forget_places(self.out, list(self.places), now)
-        rows = {row["id"]: row for row in reversed(self.rows)}
-        added = upsert(self.out.images, _table(list(rows.values()), IMAGES), "id", overwrite=False)
-        if added < len(self.rows):
-            upsert(self.out.copies, self._copies(), "uri", overwrite=True)
+        added = store(self.out, self.rows, self.source.columns)
         delete(self.out.rejects, one_of("file", self.started))
         upsert(self.out.rejects, _table(self.rejects, REJECTS), "uri", overwrite=True)
         upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
         self.added += added
         self.rows, self.rejects, self.files, self.started, self.size = [], [], [], [], 0
         self.places = {}
-
-    def _copies(self) -> pa.Table:
-        """The waiting rows whose image the images table has from another place."""
-        where = one_of("id", sorted({row["id"] for row in self.rows}))
-        stored = open_table(self.out.images).to_table(columns=["id", "uri"], filter=where)
-        uri_of = dict(zip(stored["id"].to_pylist(), stored["uri"].to_pylist(), strict=True))
-        copies = [row for row in self.rows if uri_of[row["id"]] != row["uri"]]
-        return _table([{name: row[name] for name in COPIES.names} for row in copies], COPIES)
 
 
 def _listed(others: dict[str, int]) -> str:

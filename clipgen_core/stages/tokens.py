@@ -29,6 +29,7 @@ from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
 from clipgen_core.data.pixels import fit_square, random_crop, to_bytes, to_float
 from clipgen_core.data.prefetch import pool_size
+from clipgen_core.data.selection import selected_embeddings, selected_keys
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import tag
@@ -59,11 +60,14 @@ __all__ = ["Config", "Result", "run"]
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The token shards and their manifest; `encoded` images had no codes before."""
+    """The token shards and their manifest; `encoded` images had no codes before, and `where` selects
+    `selected` of `total` images."""
 
     shards: str
     manifest: TokenManifest
     digest: str
+    selected: int
+    total: int
     encoded: int
     images_per_second: float
 
@@ -91,7 +95,7 @@ def run(
         The shards and their manifest.
 
     Raises:
-        ClipgenError: An image has no embedding, or the VQGAN is not available.
+        ClipgenError: An image has no embedding, `where` selects none, or the VQGAN is not available.
     """
     tracker.params({"config": config.model_dump()})
     model = load_vqgan(vqgan)
@@ -99,14 +103,18 @@ def run(
     codes = out.codes(codes_fingerprint(vqgan_digest, config.views, config.smallest_crop))
     source = open_table(images)
     filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
+    selected = selected_keys(source, config.where, "tokens.where")
     here = config.compute.where == "local"
     make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
-    encoded, speed = fill(filling, make, config.compute, "codes")
-    shards = _Shards(config, source, EmbeddingTable(embeddings), open_table(codes))
+    encoded, speed = fill(filling, make, config.compute, "codes", only=selected)
+    embedded = EmbeddingTable(embeddings)
+    if config.where is not None:
+        own = out.embeddings(f"{embedded.clip_key}-{digest_of(config.where)}")
+        embedded = selected_embeddings(embedded, selected, own)
+    shards = _Shards(config, source, embedded, open_table(codes), selected)
     if config.exclude_duplicates is not None:
-        shards.leave_out(
-            redundant_keys(out.duplicates(shards.embeddings.clip_key), config.exclude_duplicates)
-        )
+        duplicates = out.duplicates(embedded.clip_key)
+        shards.leave_out(redundant_keys(duplicates, config.exclude_duplicates, among=selected))
     manifest, url = shards.publish(shards.inputs(vqgan, vqgan_digest, model), images, out)
     usage = {
         "codebook_usage": manifest.codebook_usage,
@@ -116,11 +124,21 @@ def run(
         "rows": manifest.rows,
         "parts": len(manifest.train) + len(manifest.validation),
         "encoded": encoded,
+        "images": len(selected),
+        "images_total": source.count_rows(),
     }
     tracker.metrics(usage | counts | {"images_per_second": speed}, step=0)
     digest = digest_of([part.sha256 for part in (*manifest.train, *manifest.validation)])
     out.publish_current("tokens", url, digest)
-    return Result(shards=url, manifest=manifest, digest=digest, encoded=encoded, images_per_second=speed)
+    return Result(
+        shards=url,
+        manifest=manifest,
+        digest=digest,
+        selected=len(selected),
+        total=counts["images_total"],
+        encoded=encoded,
+        images_per_second=speed,
+    )
 
 
 class Encoder:
@@ -173,9 +191,10 @@ class _Shards:
         images: "lance.LanceDataset",
         embeddings: EmbeddingTable,
         codes: "lance.LanceDataset",
+        selected: np.ndarray,
     ) -> None:
         self.config, self.images, self.embeddings, self.codes = config, images, embeddings, codes
-        self.keys = np.sort(joined(scan_keys(images)))
+        self.keys = np.sort(selected)
         self.embedding_rows = Lookup(embeddings.keys()).find(self.keys)
         self.code_rows = Lookup(joined(scan_keys(codes))).find(self.keys)
         missing = int((self.embedding_rows < 0).sum())
@@ -198,6 +217,7 @@ class _Shards:
             views=self.config.views,
             smallest_crop=self.config.smallest_crop,
             exclude_duplicates=self.config.exclude_duplicates,
+            where=self.config.where,
             images_digest=digest_of_keys([self.keys]),
             clip=self.embeddings.clip,
             clip_key=self.embeddings.clip_key,

@@ -57,11 +57,13 @@ USAGE_IMAGES = 384  # enough codes (384 x 64 in the demo) to estimate usage in l
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The checkpoint to use, the digest of what it was made from, the weights that it started from, and the
-    training."""
+    """The checkpoint to use, the digest of what it was made from, how many of the images of the table it was
+    trained on or validated by, the weights that it started from, and the training."""
 
     checkpoint: str
     digest: str
+    images: int
+    images_total: int
     started_from: str | None
     fitted: Fitted
 
@@ -83,7 +85,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
         ClipgenError: Too few images, no such CLIP, weights to start from that do not fit, or a loss that is
             not finite.
     """
-    table, clip = ImageTable(images), absolute(clip)
+    table, clip = ImageTable(images, config.where, "vqgan.where"), absolute(clip)
     provenance = Provenance(
         config=config.model_dump(mode="json"),
         images_digest=table.digest,
@@ -91,6 +93,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
         clip=clip,
     )
     tracker.params(provenance.record)
+    tracker.metrics({"images": len(table.keys), "images_total": table.total}, step=0)
     tracker.tags({"upstream.images": table.digest, "upstream.clip": clip})
     spec = Spec(
         stage="vqgan",
@@ -111,6 +114,8 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     return Result(
         checkpoint=fitted.checkpoint,
         digest=training.name,
+        images=len(table.keys),
+        images_total=table.total,
         started_from=training.started_from,
         fitted=fitted,
     )

@@ -19,7 +19,10 @@ from pipelines.upstream import artefact
 class ClipCheckpointConfig(TrainingConfig):
     """Settings of the stage clip, and where it is trained."""
 
-    captions: str = Field(description="A CSV file with the columns file and caption.")
+    captions: str = Field(
+        description="A CSV file with the columns file and caption, or an images table with captions, such as "
+        "ROOT/images.lance."
+    )
 
 
 @dg.asset(

@@ -27,8 +27,9 @@ class EvaluationConfig(StageConfig):
 
     prompts: str | None = Field(
         default=None,
-        description="A CSV file with the column prompt, COCO captions, or a text file with one prompt per "
-        "line. Null: the file that CLIPGEN_PROMPTS names.",
+        description="A CSV file with the column prompt, COCO captions, a text file with one prompt per "
+        "line, or an images table, for the captions of its held-out images. Null: the file that "
+        "CLIPGEN_PROMPTS names.",
     )
     judge: str | None = Field(
         default=None,

@@ -43,7 +43,6 @@ def vqgan_checkpoint(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The VQGAN that turns images into a grid of discrete codes and back."""
     from clipgen_core.data.embeddings import EmbeddingTable
-    from clipgen_core.data.tables import open_table
     from clipgen_core.stages import vqgan
 
     out = storage.open()
@@ -58,7 +57,10 @@ def vqgan_checkpoint(
         metadata={
             **artefact(out, result.checkpoint, result.digest),
             **mlflow.links(tracker),
-            TRAINED_ON: open_table(out.images).count_rows(),
+            TRAINED_ON: result.images_total,
+            "where": stage.where or "all images",
+            "images_selected": result.images,
+            "images_total": result.images_total,
             "psnr_curve": report.curve(result.fitted.history, "psnr"),
             **report.fitted(result.fitted),
             **report.warm_start(result.started_from, result.fitted),

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -233,6 +234,25 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
         assert {row["reason"] for row in csv.DictReader(opened)} == {"too_small", "not_an_image"}
     refused = runner.invoke(app, ["rejects", "--root", root, "-o", str(tmp_path / "x.png")])
     assert refused.exit_code == 2 and "does not end in .csv" in " ".join(refused.output.split())
+
+
+def test_stats_show_the_metadata_of_the_images(clip_reference: str, tmp_path: Path) -> None:
+    source, root = tmp_path / "in", str(tmp_path / "root")
+    source.mkdir()
+    for side in range(20, 24):
+        Image.new("RGB", (side, 30), "red").save(source / f"{side}.png")
+        (source / f"{side}.json").write_text(json.dumps({"license": "cc0", "score": side, "url": f"u{side}"}))
+    (source / "23.json").write_text("{}")
+    command = ["embed", str(source), "--root", root, "--clip", clip_reference]
+    assert runner.invoke(app, command).exit_code == 0
+    shown = " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
+    assert "with caption 0 with license 3 cc0 3 with url 3 with score (20 to 22) 3 with label 0" in shown
+    (source / "23.json").write_text('{"score": 9}')
+    assert (
+        runner.invoke(app, command).exit_code == runner.invoke(app, [*command, "--read-again"]).exit_code == 0
+    )
+    shown = " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
+    assert "with score (9 to 22) 4" in shown
 
 
 def test_forget_counts_first_and_removes_with_yes(clip_reference: str, tmp_path: Path) -> None:

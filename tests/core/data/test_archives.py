@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipgen_core.data.archives import Member, is_archive, members
+from clipgen_core.data.archives import is_archive, members
+from clipgen_core.data.member import Member
 from clipgen_core.data.names import Unique, text_of
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.settings.images import Wanted

@@ -97,3 +97,10 @@ def test_a_folder_is_a_reference_set_too(pictures: Path, judge: Judge, tmp_path:
     (tmp_path / "one" / "2.png").write_bytes(b"no image")
     with pytest.raises(ClipgenError, match="no usable reference image"):
         Reference(judge, choose_files(str(tmp_path), 32, 10))
+
+
+def test_a_generator_of_selected_images_is_compared_with_these(pipeline: Storage) -> None:
+    every, some = (choose_stored(pipeline.images, 8, 72, (), where) for where in (None, "id < '8'"))
+    assert every.most == 72 > some.most > 0
+    keys = np.concatenate([block.keys for block in some.blocks])
+    assert len(keys) == some.most and all(key[0] < 0x80 for key in keys.tolist() if key)

@@ -205,6 +205,19 @@ def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Pat
     assert finding.status == "warning" and "has 26 files, and 1 of the 8 tried cannot" in finding.text
 
 
+def test_conditions_on_the_images(config: dict[str, Any]) -> None:
+    config = op(config, "token_shards", where="score > 5")
+    assert found(config)["where"].status == "warning"
+    assert "vqgan.where is None and tokens.where is 'score > 5'" in found(config)["where"].text
+    config = op(config, "vqgan_checkpoint", where="score > 5")
+    assert found(config)["where"].status == "ok"
+    config = op(config, "vqgan_checkpoint", where="aesthetic > 5")
+    assert found(config)["where"].status == "problem"
+    assert "No field named aesthetic" in found(config)["where"].text
+    config = op(config, "token_shards", where="aesthetic > 5")
+    assert found(op(config, "raw_images", columns=["aesthetic:number"]))["where"].status == "ok"
+
+
 def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
     config["ops"] = {"clip_checkpoint": {"config": {"captions": str(pictures / "captions.csv")}}}
     said = found(config, "clip_training")

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipgen_core.data.captions import read_captions
+from clipgen_core.data.prompts import read_prompts
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.recipes import named
-from clipgen_core.stages import clip
+from clipgen_core.stages import clip, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.conftest import COLOURS, SHAPES, draw, tiny_clip_config
@@ -191,3 +192,31 @@ def test_an_unusable_picture_is_named(tmp_path: Path, file: str, problem: str) -
 def test_settings_that_cannot_work_are_refused_at_once(setting: str, value: float, problem: str) -> None:
     with pytest.raises(ClipgenError, match=problem):
         named("demo").override({f"clip.{setting}": value})
+
+
+def test_an_images_table_with_captions_trains_as_its_files_do(
+    pictures: Path, storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i, colour in enumerate(COLOURS):
+        draw(colour, "disc").save(tmp_path / "in" / f"{i}.png")
+        (tmp_path / "in" / f"{i}.txt").write_text(f"a {colour} disc\na round thing in {colour}")
+    images.run(images.Config(), source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    result = clip.run(tiny_clip_config(), captions=storage.images, out=storage, tracker=NullTracker())
+    assert (result.images, result.captions) == (8, 16)
+    rows = [f"in/{i}.png,a {colour} disc" for i, colour in enumerate(COLOURS)]
+    from_files = task_for(tmp_path, rows)
+    from_table = clip.ClipTask(tiny_clip_config(), storage.images, read_captions(storage.images))
+    by_caption = {own[0]: i for i, own in enumerate(from_table.captions)}
+    for i, own in enumerate(from_files.captions):
+        assert from_files.image(i) == from_table.image(by_caption[own[0]])
+    (held_out, *_) = prompts = read_prompts(storage.images)
+    assert (held_out.split, held_out.file, len(prompts)) == ("held out", storage.images, 1)
+    assert held_out.text.startswith("a ") and held_out.text.endswith(" disc")
+
+
+def test_an_images_table_without_captions_is_one_sentence(pipeline: Storage) -> None:
+    with pytest.raises(ClipgenError, match="0 images of .*images.lance have captions: at least 2"):
+        read_captions(pipeline.images)
+    with pytest.raises(ClipgenError, match="no held-out image of .* has a caption: name a prompts file"):
+        read_prompts(pipeline.images)

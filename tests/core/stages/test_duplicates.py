@@ -53,6 +53,9 @@ def test_each_group_keeps_one_and_new_pictures_alone_are_looked_up(storage: Stor
     kept = {min(group, key=lambda i: keys[i]) for group in groups}
     dropped = redundant_keys(second.table, CONFIG.threshold)
     assert dropped == {keys[i] for group in groups for i in group} - {keys[i] for i in kept}
+    among = np.array([key for i, key in enumerate(keys) if i not in kept])  # what a condition has left
+    left = [sorted(group - kept, key=lambda i: keys[i]) for group in groups]
+    assert redundant_keys(second.table, CONFIG.threshold, among) == {keys[i] for own in left for i in own[1:]}
 
 
 def test_one_picture_alone_has_no_duplicate(storage: Storage, tmp_path: Path) -> None:

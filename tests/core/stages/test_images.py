@@ -14,7 +14,7 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import REJECTS
+from clipgen_core.schema import IMAGES, REJECTS
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -290,3 +290,41 @@ def test_a_shard_that_was_cut_weighs_as_the_images_that_it_lacks(storage: Storag
     (reject,) = lance.dataset(storage.rejects).to_table().to_pylist()
     assert reject["reason"] == "damaged" and "cut short" in reject["detail"]
     assert ingest(tmp_path / "in", storage).rejected == 6
+
+
+def test_metadata_goes_into_columns_and_follows_its_place(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    red, blue = (png_bytes(draw(colour, "disc")) for colour in ("red", "blue"))
+    write_tar(tmp_path / "in" / "0.tar", {"r.png": red, "r.json": b'{"score": 3}', "b.png": blue})
+    ingest(tmp_path / "in", storage)
+
+    def scores() -> list[float | None]:
+        rows = lance.dataset(storage.images).to_table(columns=["uri", "score"]).to_pylist()
+        return [row["score"] for row in sorted(rows, key=lambda row: str(row["uri"]), reverse=True)]
+
+    assert scores() == [3.0, None]
+    write_tar(tmp_path / "in" / "1.tar", {"x.png": red, "x.json": b'{"score": 9}'})  # a copy elsewhere
+    ingest(tmp_path / "in", storage)
+    assert scores() == [3.0, None]
+    write_tar(tmp_path / "in" / "0.tar", {"r.png": red, "b.png": blue, "b.json": b'{"score": 4}'})
+    again = ingest(tmp_path / "in", storage)
+    assert (again.added, again.replaced, again.total) == (0, 0, 2)
+    assert scores() == [None, 4.0]
+    ingest(tmp_path / "in", storage, images.Config(columns=(), read_again=True))
+    assert scores() == [None, 4.0]
+
+
+def test_a_table_of_an_earlier_version_gets_its_columns(
+    storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    draw("red", "disc").save(tmp_path / "in" / "1.png")
+    (tmp_path / "in" / "1.txt").write_text("a red disc")
+    ingest(tmp_path / "in", storage, images.Config(columns=()))
+    assert lance.dataset(storage.images).schema.names == IMAGES.names
+    assert ingest(tmp_path / "in", storage).total == 1
+    assert "the columns caption, license, url, score, label are new: 1 images" in capsys.readouterr().err
+    assert column(storage.images, "caption") == [None]
+    again = ingest(tmp_path / "in", storage, images.Config(read_again=True))
+    assert (again.found, again.added, again.total) == (1, 0, 1)
+    assert column(storage.images, "caption") == ["a red disc"]

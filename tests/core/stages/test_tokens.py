@@ -1,13 +1,16 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import lance
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from clipgen_core.data.decode import decode
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.images import ImageTable
 from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.tables import vectors
@@ -140,3 +143,65 @@ def test_an_image_without_an_embedding_stops_with_the_way_out(
             out=storage,
             tracker=NullTracker(),
         )
+
+
+def with_columns(pipeline: Storage, folder: Path, **columns: list[Any]) -> str:
+    """A copy of the images table with metadata, as `raw_images` would have written it."""
+    table = lance.dataset(pipeline.images).to_table()
+    table = table.drop_columns([name for name in columns if name in table.schema.names])
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    url = str(folder / "images.lance")
+    lance.write_dataset(table, url, mode="overwrite")
+    return url
+
+
+def run_on(images: str, pipeline: Storage, out: Storage, **config: Any) -> tokens.Result:
+    inputs = {stage: pipeline.current(stage, "tests").path for stage in ("embeddings", "vqgan")}
+    return tokens.run(tokens.Config(**config), images=images, **inputs, out=out, tracker=NullTracker())
+
+
+def test_a_condition_chooses_the_images_and_their_embeddings(
+    pipeline: Storage, storage: Storage, tmp_path: Path
+) -> None:
+    scores = [float(i) for i in range(72)]
+    images = with_columns(pipeline, tmp_path, score=scores)
+    whole, chosen = (run_on(images, pipeline, storage, where=where) for where in (None, "score >= 60"))
+    assert (chosen.selected, chosen.total, chosen.manifest.rows) == (12, 72, 12)
+    assert chosen.shards != whole.shards and chosen.manifest.where == "score >= 60"
+    ids = set(lance.dataset(images).to_table(columns=["id"], filter="score >= 60")["id"].to_pylist())
+    stored = EmbeddingTable(chosen.manifest.embeddings, chosen.manifest.embeddings_version)
+    assert set(stored.table.to_table(columns=["id"])["id"].to_pylist()) == ids
+    assert stored.clip == EmbeddingTable(whole.manifest.embeddings).clip
+    images = with_columns(pipeline, tmp_path, score=scores[::-1])
+    again = run_on(images, pipeline, storage, where="score >= 60")
+    assert again.digest != chosen.digest
+    now = EmbeddingTable(again.manifest.embeddings)
+    assert set(now.table.to_table(columns=["id"])["id"].to_pylist()).isdisjoint(ids)
+    assert now.table.count_rows() == 12
+
+
+def test_a_manifest_without_a_condition_is_as_it_was(shards: str) -> None:
+    manifest = read_manifest(shards)
+    assert "where" not in manifest.model_dump() and manifest.where is None
+
+
+def test_only_the_selected_images_are_encoded(pipeline: Storage, storage: Storage, tmp_path: Path) -> None:
+    images = with_columns(pipeline, tmp_path, license=["cc0"] * 10 + ["mine"] * 62)
+    assert run_on(images, pipeline, storage, where="license = 'cc0'").encoded == 10
+
+
+def test_the_transformer_never_meets_a_caption(pipeline: Storage, storage: Storage, tmp_path: Path) -> None:
+    """The method is language-free: captions change nothing of what it is trained on, and cannot select it."""
+    made = list[tokens.Result]()
+    for captions in (["a disc"] * 72, ["a square"] * 72):
+        images = with_columns(pipeline, tmp_path, caption=captions)
+        made.append(run_on(images, pipeline, Storage(f"{storage.root}-{len(made)}"), views=1))
+        with pytest.raises(ClipgenError, match="No field named caption"):
+            run_on(images, pipeline, storage, where="caption = 'a disc'")
+    assert (
+        made[0].digest == made[1].digest and made[0].manifest.images_digest == made[1].manifest.images_digest
+    )
+    files = [part.file for part in (*made[0].manifest.train, *made[0].manifest.validation)]
+    names = {name for file in files for name in pq.read_schema(f"{made[0].shards}/{file}").names}
+    assert names == {"id", "view", "codes", "embedding"}

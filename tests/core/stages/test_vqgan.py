@@ -167,3 +167,17 @@ def test_fine_tuning_starts_from_the_weights_given(
     other = other.model_copy(update={"model": shape, "start_from": first.checkpoint})
     with pytest.raises(ClipgenError, match="has another shape"):
         train(other, pipeline, clip_reference, storage)
+
+
+def test_another_condition_on_the_images_begins_another_training(
+    pipeline: Storage, clip_reference: str, storage: Storage
+) -> None:
+    def run(where: str) -> vqgan.Result:
+        config = tiny_vqgan_config(1).model_copy(update={"where": where})
+        return train(config, pipeline, clip_reference, storage)
+
+    all_of_them, some = run("width >= 32"), run("id < '8'")
+    assert all_of_them.images == all_of_them.images_total == some.images_total == 72 > some.images
+    assert all_of_them.digest != some.digest
+    assert run("width >= 32").checkpoint == all_of_them.checkpoint
+    assert Checkpoint(some.checkpoint).provenance.image_count == some.images
