@@ -2,6 +2,7 @@
 
 import csv
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
@@ -189,6 +190,29 @@ def prune(
     console.print(f"{gone.images} images of {folder} {verb}")
     if gone.moved:
         console.print(f"{gone.moved} are in other folders too and stay")
+
+
+@app.command(cls=Command)
+def gc(
+    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+    days: Annotated[int, typer.Option(min=1, help="Keep what is younger, whatever names it.")] = 30,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Remove it; without it, only report what would be removed.")
+    ] = False,
+) -> None:
+    """Remove old checkpoints, shards, tables and reports that neither the newest artefacts nor a registered
+    model were made from."""
+    from clipgen_core.registry.unused import remove, unused
+    from clipgen_core.tracking import mlflow_client, registry_uri
+
+    storage = Storage(root)
+    found = unused(storage, mlflow_client(registry_uri()), timedelta(days=days))
+    for one in found:
+        console.print(f"{one.size / 1e6:10.1f} MB  {one.changed:%Y-%m-%d}  {one.name}")
+    if yes:
+        remove(storage, found)
+    verb = "are removed" if yes else "would be removed; repeat with --yes" if found else "would be removed"
+    console.print(f"{len(found)} artefacts, {sum(one.size for one in found) / 1e6:.1f} MB, {verb}")
 
 
 @app.command(cls=Command)

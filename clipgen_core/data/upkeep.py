@@ -4,6 +4,7 @@ An index helps from some thousand rows on; below that, Lance's exact search is a
 """
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,19 @@ def tag(url: str, version: int, name: str) -> None:
     named = _tags(url)[name]
     if named != version:
         raise ClipgenError(f"the tag {name} of {url} names version {named}, not {version}: delete the tag")
+
+
+def remove_tags(url: str, gone: Callable[[str], bool]) -> None:
+    """Remove tags, so that the versions that they name are removed with the other old ones.
+
+    Args:
+        url: The table, which need not exist.
+        gone: Whether a tag of this name is removed.
+    """
+    if find_table(url) is None:
+        return
+    for name in filter(gone, _tags(url)):
+        open_table(url).tags.delete(name)
 
 
 def _tags(url: str) -> dict[str, int]:

@@ -218,6 +218,10 @@ class Registry:
                 f"give each root an mlflow.model of its own, or delete the alias if {self.ledger} is lost"
             )
 
+    def require_all(self) -> None:
+        """Raise if MLflow lacks a version of the table, as a registry that is not this root's does."""
+        self._require_there(*(row.version for row in self.history() if row.version))
+
     def _require_there(self, *versions: str) -> None:
         """Refuse to go on with versions that were champion, but that MLflow has no longer."""
         lost = self._lost()
