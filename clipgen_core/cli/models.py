@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from pydantic import JsonValue
@@ -135,46 +135,27 @@ def lineage(
 def _show_start(stage: str, root: str, imported: "Imported") -> None:
     """Print the settings that start a training from imported weights, for the recipe with the fewest."""
     from clipgen_core.recipes import RECIPES
+    from clipgen_core.settings.catalogue import flatten, nested
 
     def settings(name: str) -> dict[str, JsonValue]:
-        shape = _flat(getattr(RECIPES[name], stage).model.model_dump(mode="json"))
-        needed = _flat(imported.model.model_dump(mode="json"))
+        shape = flatten(getattr(RECIPES[name], stage).model.model_dump(mode="json"))
+        needed = flatten(imported.model.model_dump(mode="json"))
         return {key: value for key, value in needed.items() if value != shape.get(key)}
 
     recipe = min(RECIPES, key=lambda name: len(settings(name)))
     needed = {"start_from": imported.url} | {f"model.{key}": value for key, value in settings(recipe).items()}
     console.print(f"the {stage} is at {imported.url}\nto start a training from it:")
     console.print(f"  clipgen train {stage} --root {shlex.quote(root)} --recipe {recipe} \\")
-    given = [f"{key}={value if isinstance(value, str) else compact(value)}" for key, value in needed.items()]
+    given = [f"{key}={value if isinstance(value, str) else _compact(value)}" for key, value in needed.items()]
     console.print(" \\\n".join(f"    --set {shlex.quote(one)}" for one in given))
     console.print(f"or, in a run config of the recipe {recipe}, in the config of {ASSETS[stage][0]}:")
-    for key, value in _nested(needed).items():
+    for key, value in nested(needed).items():
         console.print(f"  {key}: {json.dumps(value)}")
 
 
-def compact(value: JsonValue) -> str:
+def _compact(value: JsonValue) -> str:
     """JSON without spaces, which is one word in a shell."""
     return json.dumps(value, separators=(",", ":"))
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, JsonValue]:
-    """Nested settings by dotted name."""
-    flat: dict[str, JsonValue] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _nested(flat: dict[str, JsonValue]) -> dict[str, Any]:
-    """Settings by dotted name as a run config holds them."""
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *groups, last = name.split(".")
-        inner = nested
-        for group in groups:
-            inner = inner.setdefault(group, {})
-        inner[last] = value
-    return nested
 
 
 def _registry(root: str | None, name: str) -> "Registry":

@@ -236,8 +236,10 @@ class Source:
         """The bytes of a file of metadata; none if it is gone or may not be read."""
         try:
             return bytes(retried(self.filesystem.cat_file, path))
-        except (FileNotFoundError, PermissionError) as error:
-            if isinstance(error, PermissionError) and not self._answers():
+        except FileNotFoundError:
+            return b""
+        except PermissionError:
+            if not self._answers():
                 raise
             return b""
 

@@ -75,7 +75,8 @@ def choose_stored(
         The reference set.
     """
     table = open_table(images)
-    keys, chosen = joined(scan_keys(table)), selected_keys(table, where, "tokens.where")
+    keys = joined(scan_keys(table))
+    chosen = keys if where is None else selected_keys(table, where, "tokens.where")
     order = np.argsort(keys)
     order = order[np.isin(keys[order], chosen)]
     rows = order[~np.isin(keys[order], keys_of_ids(pa.array(sorted(without), pa.string())))][:most]

@@ -123,7 +123,7 @@ def overridden_or_problems(config: Config, overrides: Mapping[str, Any]) -> tupl
 
 
 def _validated(config: Config, overrides: Mapping[str, Any]) -> Config:
-    return type(config).model_validate(_replaced(config.model_dump(), overrides))
+    return type(config).model_validate(nested(overrides, config.model_dump()))
 
 
 def _with_allowed(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -132,16 +132,6 @@ def _with_allowed(config: Config, overrides: Mapping[str, Any]) -> Config:
         with suppress(ClipgenError, ValidationError):
             config = _validated(config, {name: value})
     return config
-
-
-def _replaced(values: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in overrides.items():
-        *groups, last = name.split(".")
-        target = values
-        for group in groups:
-            target = target[group]
-        target[last] = value
-    return values
 
 
 def _likely(overrides: Mapping[str, Any], fault: str) -> str:
@@ -179,6 +169,26 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def nested(flat: Mapping[str, Any], into: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The other direction of `flatten`.
+
+    Args:
+        flat: Values by dotted name.
+        into: Nested values, which get those of `flat` in their places; none if None.
+
+    Returns:
+        Nested mappings.
+    """
+    values = {} if into is None else into
+    for name, value in flat.items():
+        *groups, last = name.split(".")
+        target = values
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[last] = value
+    return values
 
 
 def wrong_kind(value: Any, annotation: Any) -> str:

@@ -4,7 +4,6 @@ torchrun starts the processes (`torchrun --nproc-per-node 8 -m clipgen_core.cli 
 anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrainer does.
 """
 
-import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -97,8 +96,9 @@ def spread(model: nn.Module, how: str, precision: Precision = "fp32") -> None:
     for block in getattr(model, "blocks", ()):
         fully_shard(block, mp_policy=policy)
     fully_shard(model)
-    for method in filter(functools.partial(hasattr, model), CALLED):
-        register_fsdp_forward_method(model, method)
+    for method in CALLED:
+        if hasattr(model, method):
+            register_fsdp_forward_method(model, method)
 
 
 def synchronise(model: nn.Module, enabled: bool) -> None:
