@@ -71,6 +71,10 @@ class TrainConfig(Frozen):
         """Disk space of the checkpoints of a model while one more is written; gradients are not saved."""
         return (self.keep_checkpoints + 1) * parameters * (self.bytes_per_parameter - 4)
 
+    def rows_at_once(self, most: int) -> int:
+        """Rows to compute together in a validation, which so needs no more memory than the training."""
+        return min(self.micro_batch or self.batch_size, most)
+
     def passes(self, processes: int = 1) -> int:
         """Backward passes of each process in one optimizer step.
 

@@ -220,16 +220,16 @@ class TransformerTask:
         codes, condition = self.held_out, self.held_out_condition
         every = max(len(codes) // SHOWN, 1)
         shown = condition[::every][:SHOWN]
+        rows, loss = self.config.train.rows_at_once(128), 0.0
         with validation_autocast(self.device, self.config.train):
-            losses = [
-                generation_loss(self.transformer, c, e, self.config.sampling.steps)
-                for c, e in zip(codes.split(128), condition.split(128), strict=True)
-            ]
+            for c, e in zip(codes.split(rows), condition.split(rows), strict=True):
+                part = generation_loss(self.transformer, c, e, self.config.sampling.steps)
+                loss += len(c) / len(codes) * part.item()
             sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
         side = self.shards.manifest.grid
         decoded = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
         samples = grid(to_images(decoded), columns=len(shown))
-        return Validation({GOAL: torch.stack(losses).mean().item()}, {"samples": samples})
+        return Validation({GOAL: loss}, {"samples": samples})
 
 
 def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:

@@ -253,8 +253,9 @@ class VqganTask:
         measured = Reconstruction(config.model.quantizer.codebook_size)
         pixel = perceptual = 0.0
         rows = np.concatenate([table.validation, table.train[:USAGE_IMAGES]])
-        for start in range(0, len(rows), 64):
-            batch = self._centre(rows[start : start + 64])
+        at_once = max(config.train.rows_at_once(64), SHOWN)
+        for start in range(0, len(rows), at_once):
+            batch = self._centre(rows[start : start + at_once])
             output, codes = self._reconstruct(batch)
             if not start:
                 shown = [*to_images(batch[:SHOWN]), *to_images(output[:SHOWN])]

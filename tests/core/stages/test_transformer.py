@@ -3,6 +3,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -75,12 +76,27 @@ def test_sigkill_half_way_and_resuming_gives_bit_identical_weights(
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def make_task(pipeline: Storage, **fields: Any) -> transformer.TransformerTask:
+def make_task(
+    pipeline: Storage, micro_batch: int | None = None, **fields: Any
+) -> transformer.TransformerTask:
     config = tiny_transformer_config().model_copy(update=fields)
-    train = config.train.model_copy(update={"batch_size": 400})
+    train = config.train.model_copy(update={"batch_size": 400, "micro_batch": micro_batch})
     shards = TokenShards(pipeline.current("tokens", "tests").path, seed=0)
     config = config.model_copy(update={"train": train})
     return transformer.TransformerTask(config, shards, ["a red disc", "a blue square"])
+
+
+def test_validation_takes_no_more_rows_at_once_than_training(pipeline: Storage) -> None:
+    seen, losses = list[int](), []
+    for micro_batch in (None, 1):
+        task = make_task(pipeline, micro_batch=micro_batch)
+        task.model.eval()
+        counted = patch.object(transformer, "generation_loss", wraps=transformer.generation_loss)
+        with torch.no_grad(), counted as loss:
+            losses.append(task.validate().metrics["validation_loss"])
+        seen.append(max(len(call.args[1]) for call in loss.call_args_list))
+    assert seen == [2, 1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_conditions_are_dropped_and_codes_corrupted_at_their_rates(pipeline: Storage) -> None:

@@ -64,6 +64,18 @@ def test_recomputing_blocks_changes_no_loss_and_no_weight(
     assert all(torch.equal(value, same_weights[key]) for key, value in weights.items())
 
 
+def test_the_validation_loss_is_the_same_in_parts(pipeline: Storage, clip_reference: str) -> None:
+    found = []
+    for micro_batch in (None, 2):
+        config = tiny_vqgan_config(4, precision="fp32", micro_batch=micro_batch)
+        task = vqgan.VqganTask(config, ImageTable(pipeline.images), ClipEncoder(clip_reference))
+        task.model.eval()
+        with torch.no_grad():
+            found.append(task.validate())
+    assert found[0].metrics == pytest.approx(found[1].metrics, rel=1e-4)
+    assert found[0].images["reconstructions"].size == found[1].images["reconstructions"].size
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("recompute", [False, True], ids=["stored", "recomputed"])
