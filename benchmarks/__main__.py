@@ -18,7 +18,7 @@ from benchmarks.timing import Row
 
 TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
 DATA = ("embedding", "rerun", "growth", "search")
-NAMES = (*TRAINING, *DATA, "compaction", "scaling")
+NAMES = (*TRAINING, *DATA, "ingest", "compaction", "scaling")
 
 
 def main(
@@ -71,11 +71,13 @@ def run(name: str, layers: int, batch: int) -> Iterable[Row]:
     Returns:
         Its rows.
     """
-    from benchmarks import compaction, loader, sampling, scaling, tables, transformer, vqgan
+    from benchmarks import compaction, ingest, loader, sampling, scaling, tables, transformer, vqgan
 
     if name in DATA:
         made: list[Row] = getattr(tables, name)()
         return made
+    if name == "ingest":
+        return ingest.ingest()
     if name == "compaction":
         return compaction.compaction()
     if name == "scaling":

@@ -25,6 +25,21 @@ class Outcome:
     ends: bool = False
 
 
+@dataclass(frozen=True)
+class Task:
+    """A file to read, an image, or the end of a file."""
+
+    file: File
+    item: Item | None = None
+    ends: bool = False
+    was_read: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of its image."""
+        return len(self.item.data) if self.item else 0 if self.ends or self.was_read else self.file.size
+
+
 def examine(config: Config, file: File, item: Item) -> Outcome:
     """Decode an item to see whether it can be used.
 

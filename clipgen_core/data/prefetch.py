@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 FEWEST = 4  # threads of a pool, which may also wait for a store
+HEAVIEST = 2**28  # bytes of pending results
 
 
 def pool_size() -> int:
@@ -19,7 +20,13 @@ def pool_size() -> int:
     return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), FEWEST)
 
 
-def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+def bounded_map(
+    call: Callable[[T], R],
+    items: Iterable[T],
+    workers: int,
+    ahead: int,
+    weight: Callable[[T], int] = lambda _: 0,
+) -> Iterator[R]:
     """As `map`, but in threads and with a bounded number of pending results.
 
     Args:
@@ -27,18 +34,27 @@ def bounded_map(call: Callable[[T], R], items: Iterable[T], workers: int, ahead:
         items: Its arguments, one a call.
         workers: Number of threads.
         ahead: Calls that may be running or finished before their results are taken.
+        weight: About how many bytes an item and its result take; more than HEAVIEST do not wait.
 
     Yields:
         The results, in the order of the items.
     """
-    waiting: collections.deque[Future[R]] = collections.deque()
+    waiting: collections.deque[tuple[Future[R], int]] = collections.deque()
+    held = 0
     with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            waiting.append(pool.submit(call, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+        try:
+            for item in items:
+                waiting.append((pool.submit(call, item), weight(item)))
+                held += waiting[-1][1]
+                while waiting and (len(waiting) > ahead or held > HEAVIEST):
+                    result, weighed = waiting.popleft()
+                    held -= weighed
+                    yield result.result()
+            while waiting:
+                yield waiting.popleft()[0].result()
+        finally:
+            for future, _ in waiting:  # after an error, or where no one takes more
+                future.cancel()
 
 
 def prefetch(

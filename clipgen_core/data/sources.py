@@ -1,7 +1,4 @@
-"""Sources of images: folders on any fsspec filesystem that hold image files and archives of them.
-
-Knows how files are listed and read; knows nothing of decoding or of tables.
-"""
+"""Sources of images: folders on any fsspec filesystem. Knows nothing of decoding or of tables."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +15,7 @@ from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
 from clipgen_core.data.names import text_of
+from clipgen_core.data.remote import Reader
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried, stamp, url_to_fs
 from clipgen_core.settings.images import Wanted
@@ -73,7 +71,7 @@ class Source:
 
     Args:
         url: A local path or an fsspec URL.
-        wanted: Which members of archives are read, how large a file may be, and which metadata is kept.
+        wanted: What is read.
 
     Raises:
         ClipgenError: The folder does not exist, is a file, or cannot be listed.
@@ -89,6 +87,7 @@ class Source:
             raise ClipgenError(f"the source folder {url} does not exist: check the path")
         if not self.filesystem.isdir(root):
             raise ClipgenError(f"the source {url} is a file: name the folder that holds it")
+        self.reader = Reader(self.filesystem, self.root)
         self.base_uri = text_of(self.filesystem.unstrip_protocol(self.root))
 
     def folders(self) -> list[str]:
@@ -144,7 +143,7 @@ class Source:
         if self.is_local:
             yield from (entry for entry in scan_local(path) if not entry.name.startswith("."))
             return
-        for listed in sorted(retried(self.filesystem.ls, path, detail=True), key=lambda e: str(e["name"])):
+        for listed in sorted(retried(self.reader.ls, path), key=lambda e: str(e["name"])):
             name, size = str(listed["name"]), listed.get("size") or 0
             if listed["type"] == "directory" and name.rstrip("/") == path.rstrip("/") and name.endswith("/"):
                 yield from self._behind_an_empty_name(path)
@@ -215,7 +214,8 @@ class Source:
     def _image(self, file: File) -> Iterator[Item]:
         problem = self.wanted.too_large(file.size)
         if problem or not is_image_name(file.path):
-            head: bytes = retried(self.filesystem.cat_file, file.path, start=0, end=SNIFFED)
+            known = file.size or self.is_local  # S3 refuses to give the first bytes of an empty file
+            head = retried(self.reader.read, file.path, end=SNIFFED) if known else b""
             if not looks_like_image(file.path, head):
                 return
             if problem:
@@ -235,7 +235,7 @@ class Source:
     def _beside(self, path: str) -> bytes:
         """The bytes of a file of metadata; none if it is gone or may not be read."""
         try:
-            return bytes(retried(self.filesystem.cat_file, path))
+            return retried(self.reader.read, path)
         except FileNotFoundError:
             return b""
         except PermissionError:
@@ -244,7 +244,7 @@ class Source:
             return b""
 
     def _whole(self, file: File) -> bytes:
-        data: bytes = self.filesystem.cat_file(file.path)
+        data = self.reader.read(file.path, file.size)
         if not self.is_local and len(data) < file.size:
             raise OSError(f"got {len(data)} of {file.size} bytes")
         return data

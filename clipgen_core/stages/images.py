@@ -20,7 +20,7 @@ import pyarrow as pa
 from PIL import Image
 
 from clipgen_core.data.decode import decode_stored
-from clipgen_core.data.examine import Outcome, examine
+from clipgen_core.data.examine import Outcome, Task, examine
 from clipgen_core.data.files import (
     FilesRead,
     begin,
@@ -34,7 +34,8 @@ from clipgen_core.data.ingested import begin_columns, store
 from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import bounded_map
-from clipgen_core.data.sources import LISTED_AT_ONCE, File, Item, Source, in_lists, keys_of_files
+from clipgen_core.data.remote import REQUESTS
+from clipgen_core.data.sources import LISTED_AT_ONCE, File, Source, in_lists, keys_of_files
 from clipgen_core.data.tables import delete, one_of, open_table, scan_keys, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import track
@@ -131,15 +132,6 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     return result
 
 
-@dataclass(frozen=True)
-class Task:
-    """A file to read, an image of an archive, or the end of a file."""
-
-    file: File
-    item: Item | None = None
-    ends: bool = False
-
-
 @dataclass
 class _Ingest:
     """One run: the rows that wait to be committed, and counts.
@@ -169,10 +161,16 @@ class _Ingest:
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
     def read(self, folder: str | None) -> float:
-        """Read, examine and commit what is new or has changed; returns images per second."""
-        readers = self.config.readers
+        """Read, examine and commit what is new or has changed; returns images per second.
+
+        Of a store, many files are read at once, because that is waiting; decoding them takes few threads.
+        """
+        readers, tasks = self.config.readers, self.unread(folder)
+        if not self.source.is_local:
+            tasks = bounded_map(self.fetch, tasks, REQUESTS, 2 * REQUESTS, weight=lambda task: task.size)
+        outcomes = bounded_map(self.examine, tasks, readers, 4 * readers, weight=lambda task: task.size)
         with track("images", None, "images") as meter:
-            for outcome in bounded_map(self.examine, self.unread(folder), readers, 4 * readers):
+            for outcome in outcomes:
                 self.add(outcome)
                 meter.advance(0 if outcome.ends else 1)
             self.commit()
@@ -195,7 +193,7 @@ class _Ingest:
     def _tasks(self, file: File) -> Iterator[Task]:
         if self.source.is_archive(file):
             for item in self.source.items(file):
-                yield Task(file, item)
+                yield Task(file, item, was_read=True)
         else:
             yield Task(file)
         yield Task(file, ends=True)
@@ -214,11 +212,15 @@ class _Ingest:
         before = record.uris.find(keys_of_texts(file.uri for file in changed)) >= 0
         yield from zip(changed, before.tolist(), strict=True)
 
+    def fetch(self, task: Task) -> Task:
+        """The task with the image of its file, if it holds one."""
+        if task.ends or task.was_read:
+            return task
+        return Task(task.file, next(self.source.items(task.file), None), was_read=True)
+
     def examine(self, task: Task) -> Outcome:
-        if task.ends:
-            return Outcome(task.file, ends=True)
-        item = task.item or next(self.source.items(task.file), None)
-        return examine(self.config, task.file, item) if item else Outcome(task.file)
+        item = self.fetch(task).item
+        return examine(self.config, task.file, item) if item else Outcome(task.file, ends=task.ends)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome, and commit when enough rows wait."""

@@ -10,9 +10,10 @@ import boto3
 import pytest
 import s3fs
 
+from clipgen_core.data.remote import Reader
 from clipgen_core.data.sources import Source
 from clipgen_core.data.tables import column, open_table, vectors
-from clipgen_core.filesystem import exists
+from clipgen_core.filesystem import exists, stamp
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import embeddings, evaluation, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
@@ -197,8 +198,31 @@ def test_keys_with_empty_and_foreign_names_are_listed_and_read(
     for key in keys:
         client.put_object(Bucket="clipgen", Key=key, Body=data)
     client.put_object(Bucket="clipgen", Key="in/b/labels.json", Body=b"{}")
+    client.put_object(Bucket="clipgen", Key="in/b/_SUCCESS", Body=b"")
     opened = Source("s3://clipgen/in")
     assert opened.folders() == ["", "a", "b"]
     items = [item for file in opened.files() for item in opened.items(file)]
     assert sorted(item.uri for item in items) == sorted(f"s3://clipgen/{key}" for key in keys)
     assert {item.data for item in items} == {data}
+
+
+def test_each_key_is_read_as_itself_and_what_is_gone_or_refused_is_said(store: tuple[str, int]) -> None:
+    client = boto3.client("s3", endpoint_url="http://{}:{}".format(*store))
+    keys = ["x/a.png", "x/a.png/", "x//a.png", "/x/a.png", "x/a%2Fb.png", "x/a b+c#?.png", "x/ü\\.png", "x/e"]
+    for key in keys:
+        client.put_object(Bucket="clipgen", Key=key, Body=b"" if key == "x/e" else key.encode() * 99)
+    filesystem = s3fs.S3FileSystem()
+    reader = Reader(filesystem, "clipgen/x")
+    for key in keys:
+        assert reader.read(f"clipgen/{key}") == (b"" if key == "x/e" else key.encode() * 99)
+    assert reader.read("clipgen/x/a.png", end=4) == b"x/a."
+    with pytest.raises(FileNotFoundError):
+        reader.read("clipgen/x/gone.png")
+    client.put_object(Bucket="clipgen", Key="y/a.png", Body=b"1")
+    client.put_object(Bucket="clipgen", Key="y/", Body=b"")
+    client.put_object(Bucket="clipgen", Key="y/z/b.png", Body=b"2")
+    listed = {entry["name"]: (entry["type"], stamp(entry, 1)) for entry in reader.ls("clipgen/y")}
+    for entry in filesystem.ls("clipgen/y", detail=True):
+        if entry["name"].rstrip("/") != "clipgen/y":
+            assert listed.pop(entry["name"]) == (entry["type"], stamp(entry, 1)) or entry["type"] != "file"
+    assert not listed
