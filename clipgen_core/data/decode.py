@@ -24,7 +24,8 @@ from clipgen_core.settings.images import Accepted
 
 END = b"\xff\xd9"  # of a JPEG
 FILLING = bytes(range(1, 241)) * 4  # bytes that change the pixels that a JPEG lacks
-DNG, SUB_IMAGES, SUBFILE = 50706, 330, 254  # TIFF tags
+DNG, SUB_IMAGES, SUBFILE, BITS, COMPRESSION, PLANES = 50706, 330, 254, 258, 259, 284  # TIFF tags
+SEPARATE = 2  # planes
 PHOTOS = ("JPEG", "AVIF", "HEIC")  # formats that lose a little each time
 ANY = Accepted()
 STORED = Accepted(max_pixels=sys.maxsize, max_missing=1.0, scale="depth")
@@ -76,7 +77,9 @@ def decode(data: bytes, accepted: Accepted = ANY, side: int | None = None) -> De
     except Image.DecompressionBombError as error:
         raise Rejected("too_large", str(error)) from error
     except Exception as error:
-        raise Rejected("damaged", f"{type(error).__name__}: {error}") from error
+        unread = str(error).startswith("Unsupported")  # as Pillow says of kinds of BMP files
+        reason = "unsupported" if unread else "damaged"
+        raise Rejected(reason, f"{type(error).__name__}: {error}") from error
 
 
 def decode_stored(data: bytes) -> Image.Image:
@@ -99,6 +102,8 @@ def _decoded(data: bytes, accepted: Accepted, side: int | None) -> Decoded:
         return Decoded(to_rgb(bands_of_tiff(data, accepted, side)), "TIFF", plain=False)
     image, name = _open(data, accepted)
     require_size(accepted, *image.size)
+    if accepted is not STORED:  # what earlier versions stored is still read
+        _require_planes(image)
     full = image.size
     if side and isinstance(image, JpegImageFile):
         image.draft("RGB", (side, side))
@@ -131,6 +136,19 @@ def _open(data: bytes, accepted: Accepted) -> tuple[Image.Image, str]:
         return _developed(data, accepted), "camera RAW"
     named = "JPEG" if image.format == "MPO" else image.format  # two photos in one file, of which the first
     return image, named if named and named in READ else kind or ""
+
+
+def _require_planes(image: Image.Image) -> None:
+    """Refuse 16-bit colours in a plane each, not compressed, which Pillow reads as if they had 8 bits.
+
+    Raises:
+        Rejected: The image is such a TIFF.
+    """
+    tags: Any = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = tags.get(BITS, ())
+    if tags.get(PLANES) == SEPARATE and tags.get(COMPRESSION, 1) == 1 and len(bits) > 1 and max(bits) > 8:
+        unread = "TIFF of 16-bit colours in separate planes"
+        raise Rejected("unsupported", unread + way_out("TIFF"))
 
 
 def _holds_raw(image: Image.Image) -> bool:

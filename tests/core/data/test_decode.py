@@ -333,3 +333,28 @@ def test_a_large_photo_is_reduced_as_it_is_stored() -> None:
     flat = decode(encoded(photo((400, 300)), "PNG"), side=200)
     assert decode_stored(stored(flat)).tobytes() == flat.image.tobytes()
     assert decode(encoded(photo((160, 120)), "PNG"), side=200).plain
+
+
+@pytest.mark.parametrize("compress", ["none", "deflate"])
+def test_sixteen_bit_colours_in_separate_planes_are_right_or_refused(compress: str) -> None:
+    rasterio_io = pytest.importorskip("rasterio.io")
+    ramp = np.linspace(0, 65535, 48 * 32).reshape(32, 48).astype(np.uint16)
+    with rasterio_io.MemoryFile() as file:
+        layout = {"height": 32, "width": 48, "count": 3, "dtype": "uint16", "interleave": "band"}
+        with file.open(driver="GTiff", photometric="RGB", compress=compress, **layout) as tiff:
+            tiff.write(np.stack([ramp] * 3))
+        data = file.read()
+    if compress == "none":
+        with pytest.raises(Rejected, match=r"unsupported: TIFF of 16-bit colours.*clipgen\[geo\]"):
+            decode(data)
+        shown = values(data, Accepted(bands=(1, 2, 3), scale="depth"))
+    else:
+        shown = values(data)
+    assert np.abs(shown - RAMP[..., None]).max() <= 1
+
+
+def test_a_kind_of_bmp_that_is_not_read_is_not_called_damaged() -> None:
+    data = bytearray(encoded(solid("RGB", "red"), "BMP"))
+    data[28:30] = (2).to_bytes(2, "little")  # bits a pixel, which Windows CE has
+    with pytest.raises(Rejected, match="unsupported: OSError: Unsupported BMP pixel depth"):
+        decode(bytes(data))
