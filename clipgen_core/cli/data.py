@@ -46,7 +46,7 @@ def embed(
     )
     console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
     if ingested.replaced:
-        console.print(f"{ingested.replaced} images are forgotten: their files were replaced by other images")
+        console.print(f"{ingested.replaced} images are forgotten: their files hold others or none now")
     for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
     if ingested.others:

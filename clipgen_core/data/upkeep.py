@@ -65,7 +65,7 @@ def unindexed(table: "lance.LanceDataset") -> int:
 
 def tables(out: Storage) -> list[str]:
     """The URLs of all tables under a root, whether or not they exist."""
-    urls = [out.images, out.rejects, out.files, out.copies]
+    urls = [out.images, out.rejects, out.files, out.copies, out.missing]
     for kind in ("embeddings", "codes", "duplicates"):
         urls += [out.path(kind, name) for name in list_folder(out.path(kind)) if name.endswith(".lance")]
     return urls
