@@ -59,10 +59,7 @@ def forget_places(
     """
     gone, left = 0, set(uris)
     for some in in_lists(uris, AT_ONCE):
-        where, stale = one_of("uri", some), dict[str, str]()
-        for batch in scan(open_table(out.images), ["id", "uri"], where):
-            rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
-            stale |= {image_id: uri for image_id, uri in rows if now.get(uri) != image_id}
+        stale = _stale(out, some, now)
         elsewhere = _elsewhere(out, stale, left)
         gone += len(stale) - len(elsewhere)
         if not dry_run:
@@ -70,6 +67,23 @@ def forget_places(
             forget_ids(out, sorted(stale.keys() - elsewhere.keys()))
             _forget_copies(out, some, now)
     return gone
+
+
+def only_at(out: Storage, uris: Sequence[str]) -> list[str]:
+    """The ids of the images that `forget_places` would remove.
+
+    Args:
+        out: The root.
+        uris: The places.
+
+    Returns:
+        Ids of images that lie nowhere else.
+    """
+    ids, left = list[str](), set(uris)
+    for some in in_lists(uris, AT_ONCE):
+        stale = _stale(out, some, NONE)
+        ids += stale.keys() - _elsewhere(out, stale, left).keys()
+    return sorted(ids)
 
 
 def missing(out: Storage, source: Source) -> list[str]:
@@ -142,6 +156,15 @@ def held_by(out: Storage, uris: Iterable[str], files: Collection[str]) -> list[s
         read = {uri for batch in scan(table, ["uri"], named) for uri in batch["uri"].to_pylist()}
         held += [uri for uri in some if next(filter(read.__contains__, holders(uri)), "") in files]
     return held
+
+
+def _stale(out: Storage, uris: Sequence[str], now: Mapping[str, str]) -> dict[str, str]:
+    """The places of images that they no longer hold, by id."""
+    stale = dict[str, str]()
+    for batch in scan(open_table(out.images), ["id", "uri"], one_of("uri", uris)):
+        rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+        stale |= {image_id: uri for image_id, uri in rows if now.get(uri) != image_id}
+    return stale
 
 
 def _elsewhere(out: Storage, stale: Mapping[str, str], left: set[str]) -> dict[str, tuple[str, str]]:
