@@ -63,6 +63,14 @@ COPIES = pa.schema(  # further places of images that the images table has from e
     ]
 )
 
+MISSING = pa.schema(  # files that were read and have left the source: see data/mirror.py
+    [
+        URI,
+        FOLDER,
+        pa.field("since", pa.timestamp("us", "UTC"), nullable=False),  # when one was first missed
+    ]
+)
+
 
 DUPLICATES = pa.schema(  # the nearest other image of each image, by their embeddings
     [

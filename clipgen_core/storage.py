@@ -88,6 +88,10 @@ class Storage:
     def copies(self) -> str:
         return self.path("copies.lance")
 
+    @property
+    def missing(self) -> str:
+        return self.path("missing.lance")
+
     def embeddings(self, clip_key: str) -> str:
         return self.path("embeddings", f"{clip_key}.lance")
 

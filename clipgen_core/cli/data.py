@@ -46,7 +46,7 @@ def embed(
     )
     console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
     if ingested.replaced:
-        console.print(f"{ingested.replaced} images are forgotten: their files were replaced by other images")
+        console.print(f"{ingested.replaced} images are forgotten: their files hold others or none now")
     for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
     if ingested.others:
@@ -223,6 +223,10 @@ def forget(
     missing: Annotated[
         str | None, typer.Option(help="A source: forget the images whose files are no longer in it.")
     ] = None,
+    purge: Annotated[
+        bool,
+        typer.Option(help="Also let go of the versions of tables, token shards and reports that hold them."),
+    ] = False,
     yes: Annotated[
         bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
     ] = False,
@@ -240,6 +244,28 @@ def forget(
         uris += forget.missing(storage, Source(missing))
     if not (named or missing):
         raise ClipgenError("no image is named: give ids or URIs, --list or --missing")
+    _report_kept(storage, sorted({*ids, *forget.only_at(storage, uris)}), purge=purge, yes=yes)
     gone = forget.forget_ids(storage, ids, dry_run=not yes)
     gone += forget.forget_places(storage, uris, dry_run=not yes)
     console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
+
+
+def _report_kept(storage: Storage, ids: list[str], *, purge: bool, yes: bool) -> None:
+    """Say what keeps images on disk, and which models saw them; let go of the former if `purge` and `yes`."""
+    from clipgen_core.registry import kept
+    from clipgen_core.tracking import mlflow_client, registry_uri
+
+    try:
+        models = kept.models(storage, mlflow_client(registry_uri()), ids)
+    except ClipgenError as error:
+        console.print(f"which registered models saw them is not known: {error}")
+    else:
+        for model, saw in models.items():
+            console.print(f"{model} {'saw' if saw else 'may have seen'} them, and keeps what it learnt")
+    found = kept.find(storage, ids)
+    for name in found.names:
+        console.print(f"{name} {'lets go of' if purge else 'keeps'} them")
+    if purge and yes:
+        kept.let_go(storage, found)
+    elif found.names and not purge:
+        console.print("these keep them on disk: --purge removes them, too")

@@ -26,10 +26,18 @@ AT_ONCE = 1000  # rows that one condition names
 
 @dataclass(frozen=True)
 class FilesRead:
-    """Files that were read before: lookups by uri and stamp, and by uri alone, and how many items and rejects
-    each had."""
+    """Files that were read before.
+
+    Attributes:
+        rows: Those that are not read again, by uri and stamp.
+        items: How many images each of these had.
+        rejected: How many of them were rejects.
+        states: All of them, by uri and stamp.
+        uris: All of them, by uri alone.
+    """
 
     rows: Lookup
+    states: Lookup
     uris: Lookup
     items: np.ndarray
     rejected: np.ndarray
@@ -42,27 +50,25 @@ class FilesRead:
             out: The root that holds it.
             source: Whose files are meant.
             folder: One of its top-level folders; all if None.
-            without_rejects: Leave out the files that had rejects, so that they are read again.
+            without_rejects: Let the files that had rejects be read again.
 
         Returns:
             The record, in memory.
         """
-        where = under(source, folder) + (" AND rejected = 0" if without_rejects else "")
-        table = find_table(out.files)
+        table, where = find_table(out.files), under(source, folder)
         keys, items, rejected = [keys_of_states([])], [np.zeros(0, int)], [np.zeros(0, int)]
         uris = [keys_of_texts([])]
         for batch in scan(table, ["uri", "stamp", "items", "rejected"], where) if table else ():
-            states = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
-            keys.append(keys_of_states(states))
+            pairs = zip(batch["uri"].to_pylist(), batch["stamp"].to_pylist(), strict=True)
+            keys.append(keys_of_states(pairs))
             uris.append(keys_of_texts(batch["uri"].to_pylist()))
             items.append(batch["items"].to_numpy())
             rejected.append(batch["rejected"].to_numpy())
-        return cls(
-            Lookup(np.concatenate(keys)),
-            Lookup(np.concatenate(uris)),
-            np.concatenate(items),
-            np.concatenate(rejected),
-        )
+        counts, every = np.concatenate(rejected), np.concatenate(keys)
+        kept = (counts == 0) | (not without_rejects)
+        states = Lookup(every)
+        rows = states if kept.all() else Lookup(every[kept])
+        return cls(rows, states, Lookup(np.concatenate(uris)), np.concatenate(items)[kept], counts[kept])
 
     def as_changed(self) -> "FilesRead":
         """The same record, in which every file counts as changed since."""

@@ -4,22 +4,24 @@ An image that also lies at another place (see copies.lance) is kept and moved th
 by its id. Versions of tables that a model was trained on are tagged and can still be read.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from clipgen_core.data.files import AT_ONCE, under
 from clipgen_core.data.prune import move
 from clipgen_core.data.sources import Source, in_lists
-from clipgen_core.data.tables import delete, find_table, one_of, open_table, scan
+from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.data.upkeep import tables
 from clipgen_core.storage import Storage
 
 NONE: Mapping[str, str] = {}
+ARCHIVES_AT_ONCE = 50  # whose members one condition names
 
 
 def forget_ids(out: Storage, ids: Sequence[str], *, dry_run: bool = False) -> int:
     """Remove images by their ids, wherever they lie.
 
-    The images table is last, so that a call that was killed can be repeated.
+    Images whose nearest one was removed are looked up again by the next run of near_duplicates. The images
+    table is last, so that a call that was killed can be repeated.
 
     Args:
         out: The root.
@@ -35,8 +37,9 @@ def forget_ids(out: Storage, ids: Sequence[str], *, dry_run: bool = False) -> in
     for some in in_lists(ids, AT_ONCE) if not dry_run else ():
         for url in (*(url for url in tables(out) if url != out.images), out.images):
             table = find_table(url)
-            if table is not None and "id" in table.schema.names:
-                delete(url, one_of("id", some))
+            names = set(table.schema.names) if table is not None else set[str]()
+            for name in sorted(names & {"id", "nearest"}):
+                delete(url, one_of(name, some))
     return found
 
 
@@ -54,19 +57,33 @@ def forget_places(
     Returns:
         How many images are removed, or would be: those that lie nowhere else.
     """
-    gone = 0
+    gone, left = 0, set(uris)
     for some in in_lists(uris, AT_ONCE):
-        where, stale = one_of("uri", some), dict[str, str]()
-        for batch in scan(open_table(out.images), ["id", "uri"], where):
-            rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
-            stale |= {image_id: uri for image_id, uri in rows if now.get(uri) != image_id}
-        elsewhere = _elsewhere(out, stale, set(uris))
+        stale = _stale(out, some, now)
+        elsewhere = _elsewhere(out, stale, left)
         gone += len(stale) - len(elsewhere)
         if not dry_run:
             move(out, elsewhere)
             forget_ids(out, sorted(stale.keys() - elsewhere.keys()))
             _forget_copies(out, some, now)
     return gone
+
+
+def only_at(out: Storage, uris: Sequence[str]) -> list[str]:
+    """The ids of the images that `forget_places` would remove.
+
+    Args:
+        out: The root.
+        uris: The places.
+
+    Returns:
+        Ids of images that lie nowhere else.
+    """
+    ids, left = list[str](), set(uris)
+    for some in in_lists(uris, AT_ONCE):
+        stale = _stale(out, some, NONE)
+        ids += stale.keys() - _elsewhere(out, stale, left).keys()
+    return sorted(ids)
 
 
 def missing(out: Storage, source: Source) -> list[str]:
@@ -79,18 +96,75 @@ def missing(out: Storage, source: Source) -> list[str]:
     Returns:
         Their URIs.
     """
-    there, places = {file.uri for file in source.files()}, list[str]()
+    there = {file.uri for file in source.files()}
+    return [uri for uri in places(out, under(source, None)) if there.isdisjoint(holders(uri))]
+
+
+def forget_left(out: Storage, members: Mapping[str, Collection[str]]) -> int:
+    """Remove the images of members that archives no longer have.
+
+    Args:
+        out: The root.
+        members: The URIs of all members that an archive has now, by its own URI.
+
+    Returns:
+        How many images are removed: those that lie nowhere else.
+    """
+    gone, there = list[str](), {uri for some in members.values() for uri in some}
+    for some in in_lists(members, ARCHIVES_AT_ONCE):
+        where = " OR ".join(f"starts_with(uri, {quoted(f'{archive}#')})" for archive in some)
+        gone += [uri for uri in places(out, where) if uri not in there]
+    return forget_places(out, held_by(out, gone, members))
+
+
+def places(out: Storage, where: str) -> Iterator[str]:
+    """The URIs of images and of further places of them.
+
+    Args:
+        out: The root.
+        where: An SQL condition on the column `uri`, and on `folder`.
+
+    Yields:
+        The URIs.
+    """
     for url in (out.images, out.copies):
         table = find_table(url)
-        for batch in scan(table, ["uri"], under(source, None)) if table else ():
-            places += [uri for uri in batch["uri"].to_pylist() if not _is_there(uri, there)]
-    return places
+        for batch in scan(table, ["uri"], where) if table else ():
+            yield from batch["uri"].to_pylist()
 
 
-def _is_there(uri: str, files: set[str]) -> bool:
-    """Whether a file is listed, or the archive of a member; names of both may hold a #."""
+def holders(uri: str) -> list[str]:
+    """The files that may hold a place: itself, or an archive before a #; the names of all may hold a #."""
     parts = uri.split("#")
-    return any("#".join(parts[:end]) in files for end in range(len(parts), 0, -1))
+    return ["#".join(parts[:end]) for end in range(len(parts), 0, -1)]
+
+
+def held_by(out: Storage, uris: Iterable[str], files: Collection[str]) -> list[str]:
+    """The places that are in some files.
+
+    Args:
+        out: The root, with the record of files that were read.
+        uris: Places.
+        files: URIs of files that were read.
+
+    Returns:
+        Those that the files hold: of the files that may hold a place, the one with the longest name does.
+    """
+    held, table = list[str](), open_table(out.files)
+    for some in in_lists(uris, AT_ONCE):
+        named = one_of("uri", sorted({holder for uri in some for holder in holders(uri)}))
+        read = {uri for batch in scan(table, ["uri"], named) for uri in batch["uri"].to_pylist()}
+        held += [uri for uri in some if next(filter(read.__contains__, holders(uri)), "") in files]
+    return held
+
+
+def _stale(out: Storage, uris: Sequence[str], now: Mapping[str, str]) -> dict[str, str]:
+    """The places of images that they no longer hold, by id."""
+    stale = dict[str, str]()
+    for batch in scan(open_table(out.images), ["id", "uri"], one_of("uri", uris)):
+        rows = zip(batch["id"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+        stale |= {image_id: uri for image_id, uri in rows if now.get(uri) != image_id}
+    return stale
 
 
 def _elsewhere(out: Storage, stale: Mapping[str, str], left: set[str]) -> dict[str, tuple[str, str]]:

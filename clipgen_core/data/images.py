@@ -9,6 +9,7 @@ from PIL import Image
 
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined, numbers
+from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.tables import one_of, open_table, scan_keys
@@ -103,3 +104,20 @@ def images_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, I
     """
     rows = table.to_table(columns=["id", "image"], filter=one_of("id", sorted(ids))).to_pylist()
     return {row["id"]: decode_stored(row["image"]) for row in rows}
+
+
+def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:
+    """A grid of images spread over the images table.
+
+    Args:
+        table: The images table.
+        count: How many at the most.
+        size: Of each, in pixels a side.
+
+    Returns:
+        The grid.
+    """
+    rows = open_table(table)
+    chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
+    data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
+    return grid([fit_square(decode_stored(one), size) for one in data], columns=12)

@@ -5,7 +5,7 @@ An index helps from some thousand rows on; below that, Lance's exact search is a
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from clipgen_core.data.tables import find_table, open_table, partitions, persistently
@@ -65,7 +65,7 @@ def unindexed(table: "lance.LanceDataset") -> int:
 
 def tables(out: Storage) -> list[str]:
     """The URLs of all tables under a root, whether or not they exist."""
-    urls = [out.images, out.rejects, out.files, out.copies]
+    urls = [out.images, out.rejects, out.files, out.copies, out.missing]
     for kind in ("embeddings", "codes", "duplicates"):
         urls += [out.path(kind, name) for name in list_folder(out.path(kind)) if name.endswith(".lance")]
     return urls
@@ -75,7 +75,8 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
     """Merge small files and remove old versions, except tagged ones.
 
     Files of about FILE_BYTES are left as they are, so that no more than that and what came since is written
-    again. Memory does not grow with the table.
+    again, except those with rows that were deleted: these leave the disk with the old versions. Memory does
+    not grow with the table.
 
     Args:
         url: The table, which need not exist.
@@ -92,10 +93,22 @@ def compact(url: str, keep: timedelta) -> tuple[int, int]:
         target_rows_per_fragment=max(int(FILE_BYTES / size), 1),
         batch_size=max(int(BATCH_BYTES / size), 1),
         num_threads=1,
+        materialize_deletions_threshold=0.0,  # else a tenth of a file's rows may stay there for good
         compaction_mode="try_binary_copy",  # where no rows were deleted; a third of the time and memory
     )
+    _follow_deletion(url)
     removed = open_table(url).cleanup_old_versions(older_than=keep, error_if_tagged_old_versions=False)
     return int(merged.fragments_removed), int(removed.bytes_removed)
+
+
+def _follow_deletion(url: str) -> None:
+    """Commit a version after one that deleted rows, as the newest one is kept, and names them."""
+    from lance import LanceOperation
+
+    table = open_table(url)
+    newest = table.read_transaction(table.version)
+    if newest is not None and isinstance(newest.operation, LanceOperation.Delete):
+        table.update_metadata({"compacted": datetime.now(UTC).isoformat()})
 
 
 def bytes_per_row(table: "lance.LanceDataset") -> float:
@@ -116,13 +129,13 @@ def tag(url: str, version: int, name: str) -> None:
     Raises:
         ClipgenError: The tag names another version.
     """
-    if name not in _tags(url):
+    if name not in tags_of(url):
         try:
             persistently(url, lambda: open_table(url).tags.create(name, version))
         except ValueError:
-            if name not in _tags(url):  # else another process was first
+            if name not in tags_of(url):  # else another process was first
                 raise
-    named = _tags(url)[name]
+    named = tags_of(url)[name]
     if named != version:
         raise ClipgenError(f"the tag {name} of {url} names version {named}, not {version}: delete the tag")
 
@@ -136,10 +149,11 @@ def remove_tags(url: str, gone: Callable[[str], bool]) -> None:
     """
     if find_table(url) is None:
         return
-    for name in filter(gone, _tags(url)):
+    for name in filter(gone, tags_of(url)):
         open_table(url).tags.delete(name)
 
 
-def _tags(url: str) -> dict[str, int]:
+def tags_of(url: str) -> dict[str, int]:
+    """The versions that the tags of a table name, by the tags' names."""
     tags = persistently(url, lambda: open_table(url).tags.list())
     return {name: int(tag["version"]) for name, tag in tags.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from clipgen_core import filesystem
-from clipgen_core.data.tables import open_table
+from clipgen_core import filesystem, logs
+from clipgen_core.data.tables import find_table, open_table
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
@@ -123,10 +123,19 @@ def read_parts(source: str) -> Parts:
         vqgan=tokens.vqgan,
         transformer=source,
         embeddings=tokens.embeddings,
-        embeddings_version=tokens.embeddings_version,
+        embeddings_version=_kept_version(tokens.embeddings, tokens.embeddings_version),
         order=checkpoint.settings("model", TransformerConfig).order,
         sampling=checkpoint.settings("sampling", SamplingConfig),
     )
+
+
+def _kept_version(embeddings: str, version: int) -> int | None:
+    """The version that a model was trained on; None, which is the newest, if `clipgen forget --purge` let go
+    of it."""
+    if find_table(embeddings, version) is not None or find_table(embeddings) is None:
+        return version
+    logs.line(f"version {version} of {embeddings} is no longer kept: the newest one takes its place")
+    return None
 
 
 def _absolute(parts: Parts, folder: str) -> Parts:

@@ -102,7 +102,7 @@ def remove(out: Storage, gone: list[Artefact]) -> None:
         gone: What `unused` found.
     """
     for one in gone:
-        _remove(f"{out.root.rstrip('/')}/{one.name}")
+        remove_artefact(f"{out.root.rstrip('/')}/{one.name}")
     there = {one.name for one in artefacts(out)}
     runs = {name.rpartition("/")[2] for name in there if name.startswith("checkpoints/transformer/")}
     shards = {name.rpartition("-")[2] for name in there if name.startswith("tokens/")}
@@ -111,7 +111,8 @@ def remove(out: Storage, gone: list[Artefact]) -> None:
         remove_tags(url, lambda tag: tag.startswith(("transformer-", "tokens-")) and tag not in needed)
 
 
-def _remove(url: str) -> None:
+def remove_artefact(url: str) -> None:
+    """Remove the folder of an artefact, first the files without which no reader takes it for whole."""
     store, path = filesystem.url_to_fs(url)
     if filesystem.is_local(url):
         return filesystem.remove_folder(url, marker="")

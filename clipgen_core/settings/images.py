@@ -114,6 +114,9 @@ class Config(Wanted, Accepted):
     """Threads that read and decode image files."""
     retry_rejects: bool = False
     """Whether to read files with rejected images again although they have not changed."""
+    mirror_after_days: float | None = Field(default=None, ge=0)
+    """Days after which images are forgotten whose files have left the source. They count from the run that
+    first misses a file, and a file that comes back ends them. Null: such images are kept."""
     read_again: bool = False
     """Whether to read all files again although they have not changed: for columns that are new, and for
     metadata beside images."""

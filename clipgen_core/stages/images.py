@@ -13,13 +13,12 @@ batch (or the archive it was in) again, and merging leaves one row an image.
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.examine import Outcome, Task, examine
 from clipgen_core.data.files import (
     FilesRead,
@@ -30,9 +29,11 @@ from clipgen_core.data.files import (
     reject_reasons,
 )
 from clipgen_core.data.forget import forget_places
+from clipgen_core.data.images import preview
 from clipgen_core.data.ingested import begin_columns, store
 from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
-from clipgen_core.data.pixels import fit_square, grid
+from clipgen_core.data.members import Members
+from clipgen_core.data.mirror import Listing, Mirrored, mirror
 from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.remote import REQUESTS
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Source, in_lists, keys_of_files
@@ -44,14 +45,16 @@ from clipgen_core.settings.images import Config
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
-__all__ = ["Config", "Result", "run"]
+__all__ = ["Config", "Result", "preview", "run"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What a run read, and what the images table holds now.
 
-    replaced: images that were forgotten, because their files hold other ones now.
+    replaced: images that were forgotten, because their files hold other ones now, or no longer hold them.
+    left: images that were forgotten, because their files left the source (images.mirror_after_days).
+    missing: files that have left the source, and whose images are forgotten later.
     rejects: how many for each reason, in this source.
     others: how many files of each ending are no images, such as labels.
     vanished: top-level folders that were there before; their rows stay until `clipgen prune`.
@@ -63,6 +66,8 @@ class Result:
     found: int
     added: int
     replaced: int
+    left: int
+    missing: int
     total: int
     rejected: int
     rejects: dict[str, int]
@@ -105,6 +110,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
     if not ingest.found and folder is None:
         held = f"holds no image, but {_listed(others)}" if others else "is empty"
         raise ClipgenError(f"the source folder {source} {held}: put images into it")
+    mirrored = ingest.mirror(folder)
     images = open_table(out.images)
     if not images.count_rows():
         raise ClipgenError(
@@ -117,6 +123,8 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         found=ingest.found,
         added=ingest.added,
         replaced=ingest.replaced,
+        left=mirrored.forgotten,
+        missing=mirrored.missing,
         total=images.count_rows(),
         rejected=ingest.rejected,
         rejects=reject_reasons(out, opened, folder),
@@ -125,7 +133,7 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         listings={name: listing.hex for name, listing in ingest.listings.items()},
     )
     counts = {"images": result.total, "images_found": result.found, "images_added": result.added}
-    counts["images_replaced"] = result.replaced
+    counts |= {"images_replaced": result.replaced, "images_left": result.left}
     counts |= {f"rejects/{reason}": count for reason, count in result.rejects.items()}
     counts["other_files"] = sum(others.values())
     tracker.metrics({**counts, "reject_share": result.reject_share, "images_per_second": speed}, step=0)
@@ -138,7 +146,8 @@ class _Ingest:
 
     started: files whose first image is among the waiting rows; items, bad: of the file being read;
     size: bytes of the waiting images; archives: how many images each whole archive held; again: files that
-    were read before and have changed; places: which image is where in them now, None if none can be used.
+    were read before and have changed; places: which image is where in them now, None if none can be used;
+    members: of archives among them; listing: the files that are there, if the source is mirrored.
     """
 
     config: Config
@@ -157,6 +166,8 @@ class _Ingest:
     replaced: int = 0
     archives: list[int] = field(default_factory=list)
     again: set[str] = field(default_factory=set)
+    members: Members = field(default_factory=Members)
+    listing: Listing = field(default_factory=Listing)
     places: dict[str, str | None] = field(default_factory=dict)
     listings: dict[str, SetDigest] = field(default_factory=dict)
 
@@ -185,9 +196,9 @@ class _Ingest:
         for one in self.source.folders() if folder is None else [folder]:
             self.listings[one] = SetDigest()
             for files in in_lists(self.source.files(one), LISTED_AT_ONCE):
-                for file, was_read in self._changed(record, files, self.listings[one]):
-                    if was_read:
-                        self.again.add(file.uri)
+                if self.config.mirror_after_days is not None:
+                    self.listing.add(files)
+                for file in self._changed(record, files, self.listings[one]):
                     yield from self._tasks(file)
 
     def _tasks(self, file: File) -> Iterator[Task]:
@@ -198,10 +209,8 @@ class _Ingest:
             yield Task(file)
         yield Task(file, ends=True)
 
-    def _changed(
-        self, record: FilesRead, files: list[File], listing: SetDigest
-    ) -> Iterator[tuple[File, bool]]:
-        """The files that are new or have changed, and whether they were read before."""
+    def _changed(self, record: FilesRead, files: list[File], listing: SetDigest) -> list[File]:
+        """The files that are new, have changed or are read again; notes those that were read before."""
         keys = keys_of_files(files)
         listing.add(keys)
         rows = record.rows.find(keys)
@@ -210,7 +219,16 @@ class _Ingest:
         self.rejected += int(record.rejected[unchanged].sum())
         changed = [files[i] for i in np.flatnonzero(rows < 0)]
         before = record.uris.find(keys_of_texts(file.uri for file in changed)) >= 0
-        yield from zip(changed, before.tolist(), strict=True)
+        rewritten = before & (record.states.find(keys[rows < 0]) < 0)
+        self.again |= {changed[i].uri for i in np.flatnonzero(before)}
+        self.members.archives |= {changed[i].uri for i in np.flatnonzero(rewritten)}
+        return changed
+
+    def mirror(self, folder: str | None) -> Mirrored:
+        """Forget what left the source, if that is configured."""
+        days, now = self.config.mirror_after_days, datetime.now(UTC)
+        none = Mirrored(missing=0, forgotten=0)
+        return none if days is None else mirror(self.out, self.source, folder, self.listing, days, now)
 
     def fetch(self, task: Task) -> Task:
         """The task with the image of its file, if it holds one."""
@@ -235,6 +253,7 @@ class _Ingest:
         self.items, self.found = self.items + held, self.found + held
         if file.uri in self.again and (held_now := outcome.row or outcome.reject):
             self.places[held_now["uri"]] = held_now.get("id")
+        self.members.note(outcome)
         if outcome.row:
             self.rows.append(outcome.row)
             self.size += len(outcome.row["image"])
@@ -253,13 +272,14 @@ class _Ingest:
 
     def commit(self) -> None:
         """Forget what changed files held before; then commit images, copies, rejects in the place of earlier
-        ones, and last the files read."""
+        ones, forget what left archives, and last commit the files read."""
         if self.places:
             now = {uri: image_id for uri, image_id in self.places.items() if image_id}
             self.replaced += forget_places(self.out, list(self.places), now)
         added = store(self.out, self.rows, self.source.columns)
         delete(self.out.rejects, one_of("file", self.started))
         upsert(self.out.rejects, _table(self.rejects, REJECTS), "uri", overwrite=True)
+        self.replaced += self.members.forget_left(self.out)
         upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
         self.added += added
         self.rows, self.rejects, self.files, self.started, self.size = [], [], [], [], 0
@@ -275,20 +295,3 @@ def _listed(others: dict[str, int]) -> str:
 
 def _table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=schema)
-
-
-def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:
-    """A grid of images spread over the images table.
-
-    Args:
-        table: The images table.
-        count: How many at the most.
-        size: Of each, in pixels a side.
-
-    Returns:
-        The grid.
-    """
-    rows = open_table(table)
-    chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
-    data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
-    return grid([fit_square(decode_stored(one), size) for one in data], columns=12)

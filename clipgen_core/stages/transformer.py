@@ -23,6 +23,7 @@ from clipgen_core import storage
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import grid, to_images
 from clipgen_core.data.prompts import read_texts
+from clipgen_core.data.tables import find_table
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.data.upkeep import tag
 from clipgen_core.device import default_device
@@ -99,7 +100,9 @@ def run(
     training = place(spec)
     trained_on = storage.located(training.checkpoints.provenance.tokens, out.root)
     if isinstance(trained_on, TokenManifest):  # maybe of an earlier version of the table than the shards
-        tag(trained_on.embeddings, trained_on.embeddings_version, f"transformer-{training.name}")
+        table, version = trained_on.embeddings, trained_on.embeddings_version
+        if find_table(table, version) is not None:  # else `clipgen forget --purge` let go of it
+            tag(table, version, f"transformer-{training.name}")
 
     def task() -> TransformerTask:
         return TransformerTask(config, shards, lines, training.start)

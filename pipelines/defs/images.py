@@ -57,6 +57,8 @@ def raw_images(
             "images_found": result.found,
             "images_added": result.added,
             "images_replaced": result.replaced,
+            "images_left": result.left,
+            "missing_files": result.missing,
             "rejects": result.rejects,
             "other_files": result.others,
             "vanished_folders": list(result.vanished),

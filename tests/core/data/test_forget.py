@@ -1,15 +1,19 @@
 from pathlib import Path
 
 import lance
+import pyarrow as pa
 import pytest
 
 from clipgen_core.data.forget import forget_ids, forget_places, missing
+from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import Source
-from clipgen_core.data.tables import column
+from clipgen_core.data.tables import column, upsert
+from clipgen_core.schema import DUPLICATES
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.conftest import draw
+from tests.core.data.test_sources import write_tar
 
 
 @pytest.fixture
@@ -105,3 +109,84 @@ def test_two_files_that_change_places_are_both_kept(
     after = places(storage)
     assert after["a/blue.png"] == before["b/green.png"] and after["b/green.png"] == before["a/blue.png"]
     assert embedded(storage) == set(after.values())
+
+
+def test_pairs_with_an_image_that_was_forgotten_are_looked_up_again(storage: Storage) -> None:
+    ids = [f"{number:064x}" for number in range(3)]
+    upsert(storage.images, pa.table({"id": ids[:1], "uri": ["file:///in/x"]}), "id", overwrite=False)
+    rows = {"id": ids, "folder": ["a"] * 3, "nearest": [ids[1], ids[0], ids[1]], "cosine": [0.9] * 3}
+    upsert(storage.duplicates("tiny"), pa.table(rows, schema=DUPLICATES), "id", overwrite=False)
+    forget_ids(storage, ids[:1])
+    assert column(storage.duplicates("tiny"), "id") == [ids[2]]
+
+
+def tarred(source: Path, *colours: str, cut: int | None = None) -> None:
+    """Write an archive of crosses, of which the last `cut` bytes are missing."""
+    members = {f"{colour}.png": png_bytes(draw(colour, "cross")) for colour in colours}
+    write_tar(source / "a" / "x.tar", members)
+    data = (source / "a" / "x.tar").read_bytes()
+    (source / "a" / "x.tar").write_bytes(data[:-cut] if cut else data)
+
+
+def members(storage: Storage) -> set[str]:
+    return {place.partition("#")[2] for place in places(storage) if "#" in place}
+
+
+def test_members_that_left_a_rewritten_archive_are_forgotten(
+    source: Path, storage: Storage, clip_reference: str
+) -> None:
+    tarred(source, "red", "gold", "teal")
+    draw("teal", "cross").save(source / "b" / "copy.png")
+    ingest(source, storage, clip_reference)
+    tarred(source, "red")
+    again = ingest(source, storage, clip_reference)
+    assert (again.replaced, again.total, members(storage)) == (1, 5, {"red.png"})
+    assert places(storage).keys() >= {"b/copy.png"} and len(embedded(storage)) == 5
+    write_tar(source / "a" / "x.tar", {"notes.txt": b"no image"})
+    assert ingest(source, storage, clip_reference).replaced == 1 and not members(storage)
+
+
+def test_a_member_that_was_renamed_is_kept(source: Path, storage: Storage, clip_reference: str) -> None:
+    tarred(source, "red", "gold")
+    ingest(source, storage, clip_reference)
+    before = places(storage)["a/x.tar#gold.png"]
+    write_tar(source / "a" / "x.tar", {"new.png": png_bytes(draw("gold", "cross"))})
+    again = ingest(source, storage, clip_reference)
+    assert (again.replaced, again.added) == (1, 0) and places(storage)["a/x.tar#new.png"] == before
+
+
+def test_an_archive_that_is_damaged_now_loses_no_member(
+    source: Path, storage: Storage, clip_reference: str
+) -> None:
+    tarred(source, "red", "gold", "teal")
+    ingest(source, storage, clip_reference)
+    tarred(source, "red", "gold", cut=10_240 - 1024)  # the end of the file is padded
+    ingest(source, storage, clip_reference)
+    assert members(storage) == {"red.png", "gold.png", "teal.png"}
+    tarred(source, "red", "gold")
+    ingest(source, storage, clip_reference)
+    assert members(storage) == {"red.png", "gold.png"}
+
+
+def test_an_archive_that_is_read_again_for_other_members_keeps_those_it_has(
+    source: Path, storage: Storage
+) -> None:
+    tarred(source, "red", "gold")
+    images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+    config = images.Config(read_again=True, key="red.png")
+    images.run(config, source=str(source), out=storage, tracker=NullTracker())
+    assert members(storage) == {"red.png", "gold.png"}
+
+
+@pytest.mark.parametrize("retry_rejects", [False, True])
+def test_a_file_with_rejects_that_changed_leaves_nothing_behind(
+    source: Path, storage: Storage, retry_rejects: bool
+) -> None:
+    good = png_bytes(draw("gold", "cross"))
+    write_tar(source / "a" / "x.tar", {"gold.png": good, "bad.png": good[:50]})
+    config = images.Config(retry_rejects=retry_rejects)
+    images.run(config, source=str(source), out=storage, tracker=NullTracker())
+    assert members(storage) == {"gold.png"}
+    tarred(source, "teal")
+    images.run(config, source=str(source), out=storage, tracker=NullTracker())
+    assert members(storage) == {"teal.png"}

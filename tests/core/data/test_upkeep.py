@@ -115,4 +115,4 @@ def test_processes_may_tag_at_once(tmp_path: Path) -> None:
 def test_every_table_of_a_root_is_kept(pipeline: Storage) -> None:
     names = {Path(url).name for url in tables(pipeline)}
     assert {"images.lance", "rejects.lance", "files.lance", "copies.lance"} < names
-    assert len(names) == 6  # and one of embeddings, one of codes
+    assert len(names) == 7  # and missing.lance, and one of embeddings, one of codes

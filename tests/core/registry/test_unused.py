@@ -13,7 +13,7 @@ from clipgen_core.cli import app
 from clipgen_core.data.tables import upsert
 from clipgen_core.data.upkeep import tag
 from clipgen_core.errors import ClipgenError
-from clipgen_core.registry.unused import _remove, artefacts, remove, unused
+from clipgen_core.registry.unused import artefacts, remove, remove_artefact, unused
 from clipgen_core.schema import CHAMPIONS, codes_fingerprint, embeddings_schema
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
@@ -137,7 +137,7 @@ def test_a_registry_that_lacks_a_champion_may_be_another(out: Storage, client: A
 def test_a_folder_in_a_store_is_removed() -> None:
     for name in ("report.html", "metrics.json"):
         filesystem.write_bytes(f"memory://root/reports/1/{name}", b"{}")
-    _remove("memory://root/reports/1")
+    remove_artefact("memory://root/reports/1")
     assert not filesystem.exists("memory://root/reports/1/report.html")
 
 
