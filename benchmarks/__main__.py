@@ -18,7 +18,7 @@ from benchmarks.timing import Row
 
 TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
 DATA = ("embedding", "rerun", "growth", "search")
-NAMES = (*TRAINING, *DATA, "ingest", "compaction", "scaling")
+NAMES = (*TRAINING, *DATA, "ingest", "compaction", "year", "scaling")
 
 
 def main(
@@ -71,7 +71,7 @@ def run(name: str, layers: int, batch: int) -> Iterable[Row]:
     Returns:
         Its rows.
     """
-    from benchmarks import compaction, ingest, loader, sampling, scaling, tables, transformer, vqgan
+    from benchmarks import compaction, ingest, loader, sampling, scaling, tables, transformer, vqgan, year
 
     if name in DATA:
         made: list[Row] = getattr(tables, name)()
@@ -80,6 +80,8 @@ def run(name: str, layers: int, batch: int) -> Iterable[Row]:
         return ingest.ingest()
     if name == "compaction":
         return compaction.compaction()
+    if name == "year":
+        return year.year()
     if name == "scaling":
         return scaling.scaling()
     if name == "training":

@@ -47,6 +47,7 @@ RUN_BY = {
     r"clipgen folders$": "core/cli/test_cli.py::test_names_with_brackets_are_printed_as_they_are",
     r"clipgen prune": "core/data/test_prune.py::test_the_command_asks_for_yes",
     r"clipgen gc ": "core/registry/test_unused.py::test_the_command_reports_first_and_removes_with_yes",
+    r"clipgen forget ID --root": "core/registry/test_kept.py::test_no_file_holds_an_image_after_a_purge",
     r"clipgen (import|export)-embeddings": "core/data/test_exchange.py::test_the_commands",
     r"clipgen embed": "core/stages/test_images.py::"
     "test_a_mended_file_is_no_reject_any_more_and_rejects_can_be_tried_again",

@@ -66,6 +66,7 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
         return Pruned(total - moved, moved)
     for copies in elsewhere:
         move(out, copies)
+    _forget_pairs(out, folder)
     for url in tables(out):
         table = find_table(url)
         if table is not None and url != out.files and "folder" in table.schema.names:
@@ -73,6 +74,15 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
     if files:
         _remove_files(out, folder)
     return Pruned(total - moved, moved)
+
+
+def _forget_pairs(out: Storage, folder: str) -> None:
+    """Let near-duplicates be looked up again whose nearest image is in the folder."""
+    for batch in scan(open_table(out.images), ["id"], f"folder = {quoted(folder)}", AT_ONCE):
+        for url in tables(out):
+            table = find_table(url)
+            if table is not None and "nearest" in table.schema.names:
+                delete(url, one_of("nearest", batch["id"].to_pylist()))
 
 
 def _copies_elsewhere(out: Storage, folder: str) -> Iterator[dict[str, tuple[str, str]]]:

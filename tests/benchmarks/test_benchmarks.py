@@ -17,6 +17,7 @@ from benchmarks.baseline import PlainGpt
 from benchmarks.shards import write_shards
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
+from benchmarks.year import year
 from clipgen_core.data.captions import read_captions
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.generation.generator import TextToImage
@@ -202,6 +203,12 @@ def test_change_outside_and_seam_by_hand() -> None:
     after.paste((12, 12, 12), (0, 0, 4, 8))  # 32 of the 48 pixels outside
     assert edits.change_outside(before, after, box) == 8
     assert edits.seam(after, box) == (4 * 78 + 4 * 90) / 8
+
+
+@pytest.mark.slow
+def test_a_root_does_not_grow_but_by_its_images() -> None:
+    files, versions, tags, size = (row.value for row in year(nights=56))
+    assert files <= 1.1 and versions == tags == 1 and size < 1
 
 
 def test_an_unknown_benchmark_is_one_sentence() -> None:

@@ -1,4 +1,9 @@
+import os
+import random
 import re
+import shutil
+import signal
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +16,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.conftest import COLOURS, draw
+from tests.conftest import COLOURS, PROCESSES, draw
 from tests.core.data.test_sources import write_tar
 
 WEEK = images.Config(mirror_after_days=7)
@@ -141,3 +146,33 @@ def test_an_archive_whose_name_begins_with_that_of_a_lost_one_keeps_its_members(
     (source / "a" / "two.tar").unlink()
     assert ingest(source, storage, images.Config(mirror_after_days=0)).left == 2
     assert "teal.png" in names(storage)
+
+
+def run_again(source: str, root: str) -> None:
+    ingest(Path(source), Storage(root), images.Config(mirror_after_days=0))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_is_finished_by_the_next(source: Path, tmp_path: Path) -> None:
+    before, rng, killed, seconds = tmp_path / "before", random.Random(0), 0, 0.0
+    ingest(source, Storage(str(before)))
+    for name in ("a/red.png", "a/two.tar", "b/teal.png"):
+        (source / name).unlink()
+    server = PROCESSES.Process(target=time.sleep, args=(0,))
+    server.start()  # the first process of a test run waits for the server that forks it
+    server.join()
+    for trial in range(12):
+        out = Storage(str(tmp_path / f"{trial}"))
+        shutil.copytree(before, out.root)
+        process, began = PROCESSES.Process(target=run_again, args=(str(source), out.root)), time.monotonic()
+        process.start()
+        process.join(rng.uniform(0, seconds) if trial else None)
+        seconds = seconds or time.monotonic() - began  # of the first, which is not disturbed
+        if process.is_alive():
+            os.kill(process.pid or 0, signal.SIGKILL)
+            killed += 1
+        process.join()
+        run_again(str(source), out.root)
+        assert len(names(out)) == 6 and len(column(out.files, "uri")) == 6
+        assert column(out.missing, "uri") == column(out.copies, "uri") == []
+    assert killed > 3

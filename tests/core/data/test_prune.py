@@ -2,14 +2,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lance
+import pyarrow as pa
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
 from clipgen_core.data.prune import prune
-from clipgen_core.data.tables import column
+from clipgen_core.data.tables import column, upsert
 from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import DUPLICATES
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -45,6 +47,19 @@ def test_a_folder_goes_from_every_table_and_copies_elsewhere_stay(filled: Storag
     assert set(column(filled.files, "folder")) == {"b"}
     with pytest.raises(ClipgenError, match="no image under .* is in a folder 'a': see `clipgen folders`"):
         prune(filled, "a", dry_run=False)
+
+
+def test_pairs_with_a_pruned_image_are_looked_up_again(filled: Storage) -> None:
+    rows = lance.dataset(filled.images).to_table(columns=["id", "folder", "uri"]).to_pylist()
+    red, blue, gold = (
+        next(r["id"] for r in rows if r["uri"].endswith(n)) for n in ("a/1.png", "a/2.png", "b/2.png")
+    )
+    pairs = [{"id": gold, "folder": "b", "nearest": red, "cosine": 0.9}]
+    pairs += [{"id": blue, "folder": "a", "nearest": gold, "cosine": 0.9}]
+    url = filled.duplicates("tiny")
+    upsert(url, pa.Table.from_pylist(pairs, schema=DUPLICATES), "id", overwrite=False)
+    prune(filled, "a", dry_run=False)
+    assert column(url, "id") == [blue]  # which folder b has, too
 
 
 def test_what_was_pruned_is_taken_in_again(filled: Storage, tmp_path: Path) -> None:
