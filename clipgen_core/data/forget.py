@@ -57,10 +57,8 @@ def forget_places(
     Returns:
         How many images are removed, or would be: those that lie nowhere else.
     """
-    gone, left = 0, set(uris)
-    for some in in_lists(uris, AT_ONCE):
-        stale = _stale(out, some, now)
-        elsewhere = _elsewhere(out, stale, left)
+    gone = 0
+    for some, stale, elsewhere in _left(out, uris, now):
         gone += len(stale) - len(elsewhere)
         if not dry_run:
             move(out, elsewhere)
@@ -79,11 +77,9 @@ def only_at(out: Storage, uris: Sequence[str]) -> list[str]:
     Returns:
         Ids of images that lie nowhere else.
     """
-    ids, left = list[str](), set(uris)
-    for some in in_lists(uris, AT_ONCE):
-        stale = _stale(out, some, NONE)
-        ids += stale.keys() - _elsewhere(out, stale, left).keys()
-    return sorted(ids)
+    return sorted(
+        one for _, stale, elsewhere in _left(out, uris, NONE) for one in stale.keys() - elsewhere.keys()
+    )
 
 
 def missing(out: Storage, source: Source) -> list[str]:
@@ -156,6 +152,17 @@ def held_by(out: Storage, uris: Iterable[str], files: Collection[str]) -> list[s
         read = {uri for batch in scan(table, ["uri"], named) for uri in batch["uri"].to_pylist()}
         held += [uri for uri in some if next(filter(read.__contains__, holders(uri)), "") in files]
     return held
+
+
+def _left(
+    out: Storage, uris: Sequence[str], now: Mapping[str, str]
+) -> Iterator[tuple[list[str], dict[str, str], dict[str, tuple[str, str]]]]:
+    """Some of the places at once: them, the images that they no longer hold, and where else some of these
+    lie."""
+    left = set(uris)
+    for some in in_lists(uris, AT_ONCE):
+        stale = _stale(out, some, now)
+        yield some, stale, _elsewhere(out, stale, left)
 
 
 def _stale(out: Storage, uris: Sequence[str], now: Mapping[str, str]) -> dict[str, str]:

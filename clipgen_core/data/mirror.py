@@ -76,7 +76,7 @@ def mirror(
     """
     where = under(source, folder)
     _note(out, where, listing, now)
-    since = {uri: at for uri, at in _noted(out, where)}
+    since = dict(_noted(out, where))
     expired = {uri for uri, at in since.items() if now - at >= timedelta(days=days)}
     forgotten = _forget(out, expired, where, folder, source, days) if expired else 0
     return Mirrored(missing=len(since) - len(expired), forgotten=forgotten)

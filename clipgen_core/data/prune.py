@@ -78,11 +78,12 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
 
 def _forget_pairs(out: Storage, folder: str) -> None:
     """Let near-duplicates be looked up again whose nearest image is in the folder."""
-    for batch in scan(open_table(out.images), ["id"], f"folder = {quoted(folder)}", AT_ONCE):
-        for url in tables(out):
-            table = find_table(url)
-            if table is not None and "nearest" in table.schema.names:
-                delete(url, one_of("nearest", batch["id"].to_pylist()))
+    every = {url: table for url in tables(out) if (table := find_table(url)) is not None}
+    pairs = [url for url, table in every.items() if "nearest" in table.schema.names]
+    where = f"folder = {quoted(folder)}"
+    for batch in scan(open_table(out.images), ["id"], where, AT_ONCE) if pairs else ():
+        for url in pairs:
+            delete(url, one_of("nearest", batch["id"].to_pylist()))
 
 
 def _copies_elsewhere(out: Storage, folder: str) -> Iterator[dict[str, tuple[str, str]]]:

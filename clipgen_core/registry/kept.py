@@ -4,9 +4,8 @@ Upkeep removes forgotten rows from disk with the old versions of a table. Versio
 training were made from are tagged and stay, and shards and reports are files of their own.
 """
 
-import io
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,7 +123,7 @@ def _holds(url: str, version: int, ids: Collection[str]) -> bool | None:
     return any(table.count_rows(filter=one_of(name, some)) for some in lists for name in columns)
 
 
-def _folders(out: Storage, kind: str, holds: Any) -> list[str]:
+def _folders(out: Storage, kind: str, holds: Callable[[str], bool]) -> list[str]:
     names = sorted(filesystem.list_folder(out.path(kind)))
     return [f"{kind}/{name}" for name in names if holds(out.path(kind, name))]
 
@@ -133,15 +132,22 @@ def _shards_hold(url: str, ids: Collection[str]) -> bool:
     named = pa.array(sorted(ids), pa.string())
     for file in filesystem.list_folder(url):
         if file.endswith(".parquet"):
-            rows = pq.read_table(io.BytesIO(filesystem.read_bytes(f"{url}/{file}")), columns=["id"])
-            if pc.any(pc.is_in(rows["id"], named)).as_py():
+            ids_of_file = filesystem.retried(_ids_of_file, f"{url}/{file}")
+            if pc.any(pc.is_in(ids_of_file, named)).as_py():
                 return True
     return False
+
+
+def _ids_of_file(url: str) -> pa.ChunkedArray:
+    """The ids in a Parquet file of token shards; the rest of it, which is larger, is not read."""
+    store, path = filesystem.url_to_fs(url)
+    with store.open(path, "rb") as opened:
+        return pq.read_table(opened, columns=["id"])["id"]
 
 
 def _report_names(url: str, ids: Collection[str]) -> bool:
     """Whether a report names an image as the one nearest to a generated one."""
     file = f"{url}/prompts.json"
     rows = json.loads(filesystem.read_bytes(file)) if filesystem.exists(file) else []
-    nearest = (row.get("nearest_training_picture") or {} for row in rows)
-    return any(one.get("id") in set(ids) for one in nearest)
+    nearest = {(row.get("nearest_training_picture") or {}).get("id") for row in rows}
+    return not nearest.isdisjoint(ids)

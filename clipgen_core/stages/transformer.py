@@ -223,16 +223,17 @@ class TransformerTask:
         codes, condition = self.held_out, self.held_out_condition
         every = max(len(codes) // SHOWN, 1)
         shown = condition[::every][:SHOWN]
-        rows, loss = self.config.train.rows_at_once(128), 0.0
+        rows, steps = self.config.train.rows_at_once(128), self.config.sampling.steps
         with validation_autocast(self.device, self.config.train):
-            for c, e in zip(codes.split(rows), condition.split(rows), strict=True):
-                part = generation_loss(self.transformer, c, e, self.config.sampling.steps)
-                loss += len(c) / len(codes) * part.item()
+            loss = sum(
+                len(c) / len(codes) * generation_loss(self.transformer, c, e, steps)
+                for c, e in zip(codes.split(rows), condition.split(rows), strict=True)
+            )
             sampled = sample_codes(self.transformer, shown, range(len(shown)), self.config.sampling)
         side = self.shards.manifest.grid
         decoded = self.vqgan.decode(torch.cat([codes[::every][:SHOWN], sampled]).view(-1, side, side))
         samples = grid(to_images(decoded), columns=len(shown))
-        return Validation({GOAL: loss}, {"samples": samples})
+        return Validation({GOAL: float(loss)}, {"samples": samples})
 
 
 def new_transformer(config: Config, manifest: TokenManifest) -> Transformer:
