@@ -4,6 +4,9 @@ Trains transformers of raster, annealed and any order on the token shards of a r
 raster transformer takes, generates for the same prompts in several numbers of steps, and scores with a CLIP
 that conditioned nothing.
 
+Trainings that are there already are taken, and so are rows of the table in the file given by --json, so a
+comparison that was stopped goes on. The speeds of all rows are measured at the end, in turn.
+
 Run: python -m benchmarks.orders --root ROOT --judge local-dir:CLIP --prompts prompts.csv --texts texts.txt
 """
 
@@ -46,6 +49,7 @@ from clipgen_core.training.task import attention_for
 
 ORDERS = ("raster", "annealed", "any")
 FOUND = 5  # recall@5
+PARAPHRASES = Path(__file__).with_name("paraphrases.csv")  # of the demo's training names; none is a caption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Scored:
     recall: dict[str, tuple[float, float]]
     clip_score: dict[str, tuple[float, float]]
     kid: float
-    images_per_second: float
+    images_per_second: float = 0.0
 
 
 def main(
@@ -76,8 +80,8 @@ def main(
     prompts: Annotated[str, typer.Option(help="A CSV with prompt and split.")],
     texts: Annotated[str, typer.Option(help="Texts like the prompts, for the means.")],
     paraphrases: Annotated[
-        Path | None, typer.Option(help="A CSV with prompt and names, which are separated by |.")
-    ] = None,
+        Path, typer.Option(help="A CSV with prompt and names, which are separated by |.")
+    ] = PARAPHRASES,
     steps: Annotated[str, typer.Option(help="Numbers of steps for any order.")] = "8,12,16,64",
     most: Annotated[int, typer.Option(help="Prompts of each kind at the most.")] = 96,
     seeds: Annotated[int, typer.Option(help="Trainings of each order.")] = 2,
@@ -88,7 +92,7 @@ def main(
     candidates: int = 4,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
 ) -> None:
-    """Print one table. Trainings that are there already are taken."""
+    """Print one table."""
     kinds = list(_kinds(prompts, paraphrases, most))
     known = sorted({one.text for one in read_prompts(prompts)})
     scorer = Judge(ClipEncoder(judge), known)
@@ -96,30 +100,52 @@ def main(
     config = named(recipe)
     config = config.override({"transformer.train.steps": training_steps or config.transformer.train.steps})
     lasting = equal_steps(config, Storage(root))
-    rows = []
-    for order in ORDERS:
-        generators = [
-            TextToImage(read_parts(train(config, order, seed, lasting[order], root, texts)))
-            for seed in range(seeds)
-        ]
-        for count in map(int, steps.split(",")) if order == "any" else [0]:
-            rows.append(measured(order, count, generators, kinds, scorer, reference, candidates))
-            show(rows, f"{seeds} trainings, best of {candidates}; training steps {lasting}")
+    trained = {
+        (seed, order): train(config, order, seed, lasting[order], root, texts)
+        for seed in range(seeds)
+        for order in ORDERS
+    }
+    generators = {
+        order: [TextToImage(read_parts(trained[seed, order])) for seed in range(seeds)] for order in ORDERS
+    }
+    rows = _kept(json_file)
+    for order, count in _rows(steps):
+        if not any((row.order, row.steps) == (order, count) for row in rows):
+            rows.append(measured(order, count, generators[order], kinds, scorer, reference, candidates))
+            _keep(rows, json_file)
+    rows = with_speeds(rows, {order: own[0] for order, own in generators.items()}, kinds[0].texts[:4])
+    _keep(rows, json_file)
+    show(rows, f"{seeds} trainings, best of {candidates}; training steps {lasting}")
+
+
+def _rows(steps: str) -> list[tuple[str, int]]:
+    """Each order with its numbers of steps; 0 stands for one step a code."""
+    return [
+        (order, count)
+        for order in ORDERS
+        for count in (map(int, steps.split(",")) if order == "any" else [0])
+    ]
+
+
+def _kept(json_file: Path | None) -> list[Scored]:
+    if json_file is None or not json_file.exists():
+        return []
+    return [Scored(**row) for row in json.loads(json_file.read_text())]
+
+
+def _keep(rows: list[Scored], json_file: Path | None) -> None:
     if json_file:
         json_file.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
 
 
-def _kinds(prompts: str, paraphrases: Path | None, most: int) -> Iterator[Prompts]:
+def _kinds(prompts: str, paraphrases: Path, most: int) -> Iterator[Prompts]:
     read = read_prompts(prompts)
     for kind in dict.fromkeys(one.split for one in read):
         chosen = some_texts(read, kind, most)
         yield Prompts(kind, chosen, [[text] for text in chosen])
-    if paraphrases:
-        with paraphrases.open() as file:
-            lines = list(csv.DictReader(file))[:most]
-        yield Prompts(
-            "paraphrased", [one["prompt"] for one in lines], [one["names"].split("|") for one in lines]
-        )
+    with paraphrases.open() as file:
+        lines = list(csv.DictReader(file))[:most]
+    yield Prompts("paraphrased", [one["prompt"] for one in lines], [one["names"].split("|") for one in lines])
 
 
 def some_texts(read: Sequence[Prompt], split: str, most: int) -> list[str]:
@@ -242,13 +268,34 @@ def measured(
         for target, values in ((recall, found), (score, scores)):
             of_prompts = np.mean(values, axis=0)
             target[kind.kind] = float(of_prompts.mean()), bootstrap(of_prompts).half_width
-    speed = in_turn(lambda: void(generators[0], kinds[0].texts[:4], steps), rounds=3)[0]
     kid = reference.distances(images)[f"kid{SUFFIX[CLIP]}"]
-    return Scored(order, steps, recall, score, kid, 4 / statistics.median(speed))
+    return Scored(order, steps, recall, score, kid)
+
+
+def with_speeds(rows: list[Scored], generators: dict[str, TextToImage], prompts: list[str]) -> list[Scored]:
+    """Measure how many images a second each row generates, all rows in turn, without candidates.
+
+    Args:
+        rows: Of the table.
+        generators: By order.
+        prompts: What is generated at once.
+
+    Returns:
+        The rows with their speeds.
+    """
+
+    def generate(row: Scored) -> Callable[[], None]:
+        return lambda: void(generators[row.order], prompts, row.steps)
+
+    times = in_turn(*map(generate, rows), rounds=5)
+    return [
+        dataclasses.replace(row, images_per_second=len(prompts) / statistics.median(own))
+        for row, own in zip(rows, times, strict=True)
+    ]
 
 
 def void(generator: TextToImage, prompts: list[str], steps: int) -> None:
-    """Generate four images without candidates, for the timer."""
+    """Generate one image a prompt, for the timer."""
     generator.generate(prompts, candidates=1, steps=steps)
 
 
