@@ -3,7 +3,7 @@
 Trains the CLIP of a recipe on the same images in each way, in the same number of steps, and looks prompts up
 among the images: a prompt is understood if an image of what it means is among the nearest.
 
-Run: python -m benchmarks.reading --captions keywords.csv --prompts prompts.csv --paraphrases benchmarks/paraphrases.csv
+Run: python -m benchmarks.reading --captions keywords.csv --prompts prompts.csv --paraphrases FILE
 """
 
 import csv
