@@ -284,11 +284,13 @@ REPORT = """
 from collections import defaultdict
 from pathlib import Path
 from clipgen_core.judging.impartiality import Impartiality
-from clipgen_core.judging.report import Curve, Report, render
+from clipgen_core.judging.page import render
+from clipgen_core.judging.report import Curve, Report
 metrics = defaultdict(lambda: 0.25, {"all/prompts": 4, "all/generated/clip_score": 0.25})
 report = Report(
+    model="clip-gen", date="2026-01-01", names=4,
     metrics=metrics, judge=Impartiality("tiny", False, None), reference=[], champion=None, verdicts=[],
-    copy_share=0.0, views=None, samples=[], ranked={}, reconstructions=[], starts=["from here"],
+    copy_share=0.0, views=None, samples=[], scored=[], reconstructions=[], starts=["from here"],
     curves=[Curve("loss", [(1, 2), (2, 1)])], made_from={"configuration": "{}"},
 )
 Path("report.html").write_text(render(report))

@@ -41,14 +41,15 @@ class Scored:
     above_others: np.ndarray
 
     def metrics(self) -> dict[str, float]:
-        """Means over the prompts, and half the width of their 95 % bootstrap intervals as `*/half_width`."""
+        """Means over the prompts, half the width of their 95 % bootstrap intervals as `*/half_width`, and the
+        mean cosine with the other prompts as `other_prompts`."""
         values = {"clip_score": self.clip_score}
         values |= {f"recall@{k}": (self.rank < k).astype(float) for k in RECALLS}
         metrics: dict[str, float] = {}
         for name, of_each in values.items():
             interval = bootstrap(of_each)
             metrics |= {name: interval.mean, f"{name}/half_width": interval.half_width}
-        return metrics
+        return metrics | {"other_prompts": float((self.clip_score - self.above_others).mean())}
 
 
 class Judge:

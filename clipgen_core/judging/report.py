@@ -1,14 +1,14 @@
-"""Renders the evaluation report: metrics and images on one self-contained HTML page."""
+"""The content of an evaluation report: figures with their meaning, images, and what the model was made from.
 
-import base64
-import io
+Knows the names of figures and how they are written; knows nothing of HTML.
+"""
+
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from clipgen_core.data.pixels import png_bytes
-from clipgen_core.extras import needed_for
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.judging.copies import Nearest
 from clipgen_core.judging.distances import NORMAL_95
@@ -16,45 +16,43 @@ from clipgen_core.judging.figures import REFERENCE
 from clipgen_core.judging.impartiality import Impartiality
 from clipgen_core.judging.metrics import BLURS
 
-with needed_for("the evaluation report"):
-    import jinja2
-    from matplotlib.figure import Figure
-
 KINDS = {
     "generated": "this model",
     "champion": "champion",
     "reconstructed": "reconstructions",
-    "real": "real pictures",
+    "real": "real images",
 }
-FLOOR = "other real pictures: the floor"
+FLOOR = "other real images: the floor"
+EXTREMES = 8  # best and worst images that the page begins with
 
 
 class Column(NamedTuple):
-    """How the page shows a metric: its heading, its format, and what it is multiplied with."""
+    """How the page shows a figure: its heading, what it means, its format, and what it is multiplied with."""
 
     heading: str
+    meaning: str
     form: str = "{:.2f}"
     scale: float = 1.0
 
 
 SCORES = {
-    "clip_score": Column("CLIP score", "{:.3f}"),
-    "recall@1": Column("recall@1"),
-    "recall@5": Column("recall@5"),
+    "clip_score": Column("CLIP score", "how well an image fits its prompt: the cosine of both", "{:.3f}"),
+    "recall@1": Column("recall@1", "the share of images that fit no other prompt better than their own"),
+    "recall@5": Column("recall@5", "the share of images whose own prompt is among the five that fit best"),
 }
 DISTANCES = {
-    "kid": Column("1000 KID", scale=1000),
-    "kid_clip": Column("1000 KID, CLIP space", scale=1000),
-    "fid": Column("FID (biased)", "{:.1f}"),
-    "fid_clip": Column("FID, CLIP space (biased)", "{:.3f}"),
-    "cmmd": Column("CMMD (biased)"),
-    "precision": Column("precision"),
-    "recall": Column("recall"),
-    "density": Column("density"),
-    "coverage": Column("coverage"),
-    "inception_score": Column("Inception score"),
+    "kid": Column("1000 KID", "how far the images are from real ones, as Inception sees them", scale=1000),
+    "kid_clip": Column("1000 KID, CLIP space", "the same, as the judge's CLIP sees them", scale=1000),
+    "fid": Column("FID (biased)", "a distance like KID that grows as there are fewer images", "{:.1f}"),
+    "fid_clip": Column("FID, CLIP space (biased)", "the same, as the judge's CLIP sees them", "{:.3f}"),
+    "cmmd": Column("CMMD (biased)", "a distance in CLIP space that assumes no shape of the distribution"),
+    "precision": Column("precision", "the share of images that lie among real ones"),
+    "recall": Column("recall", "the share of real images that lie among these"),
+    "density": Column("density", "how many real images lie around an image, 1 as for real ones"),
+    "coverage": Column("coverage", "the share of real images that have one of these nearby"),
+    "inception_score": Column("Inception score", "how distinct and how various the images are"),
 }
-WITH_FLOOR = ("kid", "kid_clip", "fid", "fid_clip", "cmmd")
+FLOORS = {"clip_score": "with other prompts", "recall@5": "by chance"}  # of the scores that are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +63,7 @@ class Sample:
     pictures: list[Image.Image]
     score: float
     nearest: Nearest | None
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,17 +73,24 @@ class Curve:
     title: str
     points: list[tuple[float, float]]
 
-    @property
-    def uri(self) -> str:
-        """A plot of the curve, as the data URI of an SVG file."""
-        figure = Figure(figsize=(4, 2.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.plot([x for x, _ in self.points], [y for _, y in self.points], color="#3b82f6")
-        axes.set_title(self.title, fontsize=9)
-        axes.grid(alpha=0.3)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg")
-        return data_uri(buffer.getvalue(), "image/svg+xml")
+
+class Mark(NamedTuple):
+    """A value on a gauge. start and end: the interval, as `place` a share of the gauge's length."""
+
+    kind: str
+    name: str
+    text: str
+    place: float
+    start: float
+    end: float
+
+
+class Gauge(NamedTuple):
+    """A score of one split between its floor and its ceiling."""
+
+    split: str
+    column: Column
+    marks: list[Mark]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +98,11 @@ class Report:
     """The content of the page; the template reads its attributes and properties.
 
     Attributes:
+        model: Name of the model in the registry.
+        date: Day of the evaluation, as YYYY-MM-DD.
         metrics: Metrics by the names in metrics.json: `{split}/{kind}/{metric}`,
             `against_reference/{kind}/{metric}` and metrics of the models.
+        names: Number of prompts among which an image's own prompt is ranked.
         judge: Who scored, and whom that favours.
         reference: Sentences about the reference set.
         champion: Name of the champion that the candidate was compared with.
@@ -101,14 +110,17 @@ class Report:
         copy_share: Share of common codes from which an image counts as a memorised copy.
         views: Stored views of each training image that were compared; None if none are stored.
         samples: Images for the shown prompts.
-        ranked: The best and the worst samples, by heading.
+        scored: One image for every scored prompt, the best CLIP score first.
         reconstructions: Pairs of an image and its reconstruction.
         starts: Sentences about what the trainings were started from.
         curves: Training curves.
         made_from: Digests and versions of everything that the model was made from.
     """
 
+    model: str
+    date: str
     metrics: dict[str, float]
+    names: int
     judge: Impartiality
     reference: list[str]
     champion: str | None
@@ -116,7 +128,7 @@ class Report:
     copy_share: float
     views: int | None
     samples: list[Sample]
-    ranked: dict[str, list[Sample]]
+    scored: list[Sample]
     reconstructions: list[tuple[Image.Image, Image.Image]]
     starts: list[str]
     curves: list[Curve]
@@ -128,6 +140,18 @@ class Report:
         return [name.removesuffix("/prompts") for name in self.metrics if name.endswith("/prompts")]
 
     @property
+    def extremes(self) -> dict[str, list[Sample]]:
+        """The best and the worst of the scored images, by heading; nothing where there are too few."""
+        if len(self.scored) < 2 * EXTREMES:
+            return {}
+        return {"Best": self.scored[:EXTREMES], "Worst": self.scored[: -EXTREMES - 1 : -1]}
+
+    @property
+    def checks(self) -> list[Verdict]:
+        """The checks that say something: all but the comparison with a champion where there is none."""
+        return [one for one in self.verdicts if one.figures or not one.passed]
+
+    @property
     def kinds(self) -> dict[str, str]:
         """The kinds of images that have scores, with their names on the page."""
         return {
@@ -137,17 +161,18 @@ class Report:
         }
 
     @property
-    def scores(self) -> dict[str, str]:
-        """The scores of single images, with their names on the page."""
-        return {key: column.heading for key, column in SCORES.items()}
+    def scores(self) -> dict[str, Column]:
+        """The scores of single images."""
+        return SCORES
 
     @property
-    def distances(self) -> dict[str, str]:
-        """The distances to the reference set that were measured, with their names on the page."""
+    def distances(self) -> dict[str, Column]:
+        """The distances to the reference set that were measured, without those that are equal in each row."""
         return {
-            key: column.heading
+            key: column
             for key, column in DISTANCES.items()
             if f"{REFERENCE}/generated/{key}" in self.metrics
+            and len({self.distance(kind, key) for kind in self.kinds}) > 1
         }
 
     @property
@@ -159,8 +184,35 @@ class Report:
     @property
     def blurs(self) -> list[str]:
         """The KIDs of blurred images: in Inception's space if it is available, else in CLIP space."""
-        space = "kid" if "kid" in self.distances else "kid_clip"
+        space = "kid" if f"{REFERENCE}/generated/kid" in self.metrics else "kid_clip"
         return [space, *(f"{space}_{k}" for k in BLURS)]
+
+    @property
+    def gauges(self) -> list[Gauge]:
+        """The main scores of each split, between the floor and the score of real images."""
+        return [self._gauge(split, metric) for split in self.splits for metric in FLOORS]
+
+    def _gauge(self, split: str, metric: str) -> Gauge:
+        floor = self._floor(split, metric)
+        keys = {kind: f"{split}/{kind}/{metric}" for kind in self.kinds}
+        values = {kind: self.metrics[key] for kind, key in keys.items() if key in self.metrics}
+        low, high = min(floor, *values.values()), max(floor, *values.values())
+
+        def mark(kind: str, name: str, text: str, value: float, half_width: float = 0.0) -> Mark:
+            ends = np.array([value, value - half_width, value + half_width])
+            return Mark(kind, name, text, *np.clip((ends - low) / (high - low or 1.0), 0, 1).tolist())
+
+        marks = [mark("floor", FLOORS[metric], SCORES[metric].form.format(floor), floor)]
+        for kind, value in values.items():
+            half_width = self.metrics.get(f"{keys[kind]}/half_width", 0.0)
+            marks.append(mark(kind, KINDS[kind], self.score(split, kind, metric), value, half_width))
+        return Gauge(split, SCORES[metric], marks)
+
+    def _floor(self, split: str, metric: str) -> float:
+        """The score of images that have nothing to do with their prompts."""
+        if metric == "clip_score":
+            return self.metrics.get(f"{split}/generated/other_prompts", 0.0)
+        return min(5 / max(self.names, 1), 1.0)
 
     def score(self, split: str, kind: str, metric: str) -> str:
         """Format a score for the table.
@@ -209,19 +261,6 @@ def _shown(column: Column, value: float, half_width: float | None) -> str:
     return text if half_width is None else f"{text} ± {column.form.format(column.scale * half_width)}"
 
 
-def render(report: Report) -> str:
-    """Render the page as HTML that loads no other file."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clipgen_core.judging"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["uri"] = lambda image: data_uri(png_bytes(image), "image/png")
-    return environment.get_template("report.html").render(report=report)
-
-
 def sheet(samples: dict[str, list[Image.Image]], columns: int = 3, side: int = 96) -> Image.Image:
     """Arrange the images of several prompts on one sheet, each prompt below its images.
 
@@ -244,16 +283,3 @@ def sheet(samples: dict[str, list[Image.Image]], columns: int = 3, side: int = 9
             page.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left + i * (side + 2), top))
         pen.text((left, top + side + 2), prompt, fill="black", font=font)
     return page
-
-
-def data_uri(data: bytes, media_type: str) -> str:
-    """Encode data as a data URI.
-
-    Args:
-        data: The content.
-        media_type: Its media type, such as image/png.
-
-    Returns:
-        A base64 data URI.
-    """
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"

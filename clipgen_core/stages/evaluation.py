@@ -13,6 +13,7 @@ image best. Sets of images are compared with a fixed reference set of real image
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ from clipgen_core.judging.figures import (
 )
 from clipgen_core.judging.impartiality import Impartiality
 from clipgen_core.judging.judge import Judge
-from clipgen_core.judging.report import Curve, Report, Sample, render, sheet
+from clipgen_core.judging.page import render
+from clipgen_core.judging.report import Curve, Report, Sample, sheet
 from clipgen_core.judging.trials import GENERATED, Trial, reconstruct, trials
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.registry.lineage import lineage
@@ -80,6 +82,7 @@ def run(
     out: storage.Storage,
     tracker: Tracker,
     champion: str | None = None,
+    model: str = "text-to-image model",
 ) -> Result:
     """Generate images for prompts, score them, and write the report.
 
@@ -91,6 +94,7 @@ def run(
         out: The root that gets the report.
         tracker: Gets the figures and the grid.
         champion: The generator in use, as `TextToImage.from_pretrained` takes it.
+        model: Name of the model in the registry, for the report.
 
     Returns:
         The report, its figures and the verdicts of the checks.
@@ -117,7 +121,10 @@ def run(
     metrics |= {} if impartiality.unfair else against_champion(scores.values())
     metrics |= memorised(config, tried) | codebook_metrics(generator.parts) | training_metrics(states)
     report = Report(
+        model=model,
+        date=date.today().isoformat(),
         metrics=metrics,
+        names=len(judge.names),
         judge=impartiality,
         reference=reference_notes(reference, tried),
         champion=champion,
@@ -125,7 +132,7 @@ def run(
         copy_share=config.copy_share,
         views=training.views,
         samples=_samples(config, generator, training, all_prompts),
-        ranked=_ranked(tried, scores),
+        scored=_scored(tried, scores),
         reconstructions=_reconstructions(config, generator, images),
         starts=starts(generator.parts, states),
         curves=_curves(states),
@@ -177,10 +184,10 @@ def _samples(
     ]
 
 
-def _ranked(tried: Sequence[Trial], scores: Scores, count: int = 8) -> dict[str, list[Sample]]:
-    """The prompts with the best and the worst CLIP score."""
+def _scored(tried: Sequence[Trial], scores: Scores) -> list[Sample]:
+    """The image of every scored prompt, the best CLIP score first."""
     samples = [
-        Sample(prompt=text, pictures=[generated.image], score=float(score), nearest=near)
+        Sample(prompt=text, pictures=[generated.image], score=float(score), nearest=near, split=trial.split)
         for trial in tried
         for text, generated, score, near in zip(
             trial.texts,
@@ -190,8 +197,7 @@ def _ranked(tried: Sequence[Trial], scores: Scores, count: int = 8) -> dict[str,
             strict=True,
         )
     ]
-    samples.sort(key=lambda sample: -sample.score)
-    return {"best": samples[:count], "worst": samples[::-1][:count]}
+    return sorted(samples, key=lambda sample: -sample.score)
 
 
 def _reconstructions(

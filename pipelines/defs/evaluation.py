@@ -97,6 +97,7 @@ def evaluation_report(
             out=out,
             tracker=tracker,
             champion=versions.uri(champion) if champion else None,
+            model=versions.name,
         )
         tracker.file(local_copy(result.report))
         version = versions.register(transformer.path, tracker)
