@@ -112,12 +112,15 @@ def create_table(url: str, schema: pa.Schema) -> "lance.LanceDataset":
     """
     import lance
 
+    # `lance.write_dataset` tries a commit again that lost a race, and then overwrites the rows of the winner
+    empty = lance.LanceOperation.Overwrite(schema, [])
+
     def find_or_create() -> "lance.LanceDataset":
         table = find_table(url)
         if table is not None:
             return table
         try:
-            return lance.write_dataset(schema.empty_table(), url, schema=schema, storage_options=options(url))
+            return lance.LanceDataset.commit(url, empty, max_retries=0, storage_options=options(url))
         except OSError:
             table = find_table(url)  # another process was first
             if table is None:

@@ -1,3 +1,6 @@
+import multiprocessing
+import time
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
@@ -54,3 +57,27 @@ def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
         open_table(str(tmp_path / "none.lance"))
     with pytest.raises(ClipgenError, match="there is no table at .*: materialise clip_embeddings first"):
         open_table(str(tmp_path / "embeddings" / "x.lance"))
+
+
+def create_and_insert(folder: str, barrier: Barrier, number: int, rounds: int) -> None:
+    for turn in range(rounds):
+        barrier.wait()
+        time.sleep(0.002 * number)  # so that one inserts while another still creates
+        upsert(f"{folder}/{turn}.lance", rows([f"{number}"], np.ones((1, 2))), "id", overwrite=False)
+
+
+def test_processes_that_create_a_table_at_once_lose_no_row(tmp_path: Path) -> None:
+    writers, rounds = 4, 20
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(writers)
+    processes = [
+        spawn.Process(target=create_and_insert, args=(str(tmp_path), barrier, number, rounds))
+        for number in range(writers)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    counts = [open_table(f"{tmp_path}/{turn}.lance").count_rows() for turn in range(rounds)]
+    assert counts == [writers] * rounds
