@@ -25,11 +25,11 @@ Record = TypeVar("Record")
 
 JOB = "dagster job execute -m pipelines.definitions -j"
 ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command that makes it
-    "clip": ("clip_checkpoint", "clipgen train clip"),
+    "clip": ("clip_checkpoint", "clipgen train-stage clip"),
     "embeddings": ("clip_embeddings", "clipgen embed"),
-    "vqgan": ("vqgan_checkpoint", "clipgen train vqgan"),
+    "vqgan": ("vqgan_checkpoint", "clipgen train-stage vqgan"),
     "tokens": ("token_shards", f"{JOB} clip_gen -c CONFIG.yaml"),
-    "transformer": ("transformer_checkpoint", "clipgen train transformer"),
+    "transformer": ("transformer_checkpoint", "clipgen train-stage transformer"),
     "evaluation": ("evaluation_report", f"{JOB} evaluation -c CONFIG.yaml"),
 }
 

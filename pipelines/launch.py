@@ -67,7 +67,7 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
     options = dict(arguments)
     stage, overrides = options.pop("stage"), options.pop("overrides")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += ["-m", "clipgen_core.cli", "train", stage]
+    command += ["-m", "clipgen_core.cli", "train-stage", stage]
     command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()

@@ -41,6 +41,10 @@ RUN_BY = {
     "test_the_commands_print_what_starts_a_training",
     r"clipgen import-generator": "core/published/test_published.py::test_the_public_generator_makes_pictures",
     r"clipgen settings": "core/cli/test_settings.py::test_a_stage_is_readable_at_100_columns",
+    r"clipgen train /data/photos --minutes": "core/cli/test_train.py::"
+    "test_one_command_makes_a_model_of_a_folder",
+    r"clipgen (train /data/photos --dry-run|init)": "core/cli/test_train.py::"
+    "test_a_dry_run_writes_nothing_and_init_writes_run_configs",
     r"clipgen plan": "core/plan/test_plan.py::test_the_command_prints_needs_and_verdicts",
     r"clipgen check": "core/preflight/test_preflight.py::"
     "test_the_command_says_a_line_a_check_and_ends_with_exit_code_two",
@@ -53,7 +57,8 @@ RUN_BY = {
     "test_a_mended_file_is_no_reject_any_more_and_rejects_can_be_tried_again",
     r"mlflow models serve|curl|export": "core/registry/test_champions.py::"
     "test_mlflow_serves_the_model_over_http",
-    r"torchrun .* train transformer": "core/cli/test_train.py::test_torchrun_trains_in_two_processes",
+    r"torchrun .* train-stage transformer": "core/cli/test_train_stage.py::"
+    "test_torchrun_trains_in_two_processes",
     r"python -m pipelines.killed$": "pipelines/test_killed.py::"
     "test_a_killed_run_is_failed_and_leaves_its_slot",
     r"python examples/generate.py": "test_examples.py::test_images_are_generated_and_saved",
@@ -116,7 +121,8 @@ def test_the_run_config_of_your_own_images_is_valid() -> None:
 
 
 def test_the_first_commands_of_your_own_images_make_the_folder_they_name(tmp_path: Path) -> None:
-    (block, *_) = blocks(REPOSITORY / "docs" / "images.md", "sh")
+    every = blocks(REPOSITORY / "docs" / "images.md", "sh")
+    (block,) = (one for one in every if "mkdir" in one)
     *before, job = block.splitlines()
     assert job.startswith("dagster job execute")
     checked = "\n".join([*before, 'test -d "$DAGSTER_HOME"'])

@@ -31,7 +31,8 @@ MAY_IMPORT["plan"] = MAY_IMPORT["train"] = MAY_IMPORT["stages"] | {"stages", "re
 MAY_IMPORT["assets"] = GROUND
 MAY_IMPORT["run_config"] = GROUND | {"assets", "recipes"}
 MAY_IMPORT["preflight"] = MAY_IMPORT["plan"] | {"assets", "plan", "run_config"}
-MAY_IMPORT["cli"] = MAY_IMPORT["preflight"] | {"preflight", "train", "serving", "published"}
+MAY_IMPORT["proposal"] = MAY_IMPORT["preflight"] | {"preflight"}
+MAY_IMPORT["cli"] = MAY_IMPORT["proposal"] | {"proposal", "train", "serving", "published"}
 MAY_IMPORT["generator"] = {"generation"}  # an alias for models registered by version 0.1
 ONE_FILE_EACH = {"stages"}  # whose modules meet in files alone and never import each other
 

@@ -3,10 +3,22 @@
 import os
 import sys
 
-from clipgen_core.cli import check, data, edit, generate, models, plan, settings, train
+from clipgen_core.cli import check, data, edit, generate, models, plan, settings, train, train_stage
 from clipgen_core.cli.options import app
 
-__all__ = ["app", "check", "data", "edit", "generate", "main", "models", "plan", "settings", "train"]
+__all__ = [
+    "app",
+    "check",
+    "data",
+    "edit",
+    "generate",
+    "main",
+    "models",
+    "plan",
+    "settings",
+    "train",
+    "train_stage",
+]
 
 
 def main() -> None:

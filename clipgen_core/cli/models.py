@@ -145,7 +145,7 @@ def _show_start(stage: str, root: str, imported: "Imported") -> None:
     recipe = min(RECIPES, key=lambda name: len(settings(name)))
     needed = {"start_from": imported.url} | {f"model.{key}": value for key, value in settings(recipe).items()}
     console.print(f"the {stage} is at {imported.url}\nto start a training from it:")
-    console.print(f"  clipgen train {stage} --root {shlex.quote(root)} --recipe {recipe} \\")
+    console.print(f"  clipgen train-stage {stage} --root {shlex.quote(root)} --recipe {recipe} \\")
     given = [f"{key}={value if isinstance(value, str) else _compact(value)}" for key, value in needed.items()]
     console.print(" \\\n".join(f"    --set {shlex.quote(one)}" for one in given))
     console.print(f"or, in a run config of the recipe {recipe}, in the config of {ASSETS[stage][0]}:")

@@ -8,7 +8,7 @@ import typer
 from rich.table import Column, Table
 
 from clipgen_core.cli.options import Command, app, console
-from clipgen_core.cli.train import read_value
+from clipgen_core.cli.train_stage import read_value
 
 if TYPE_CHECKING:
     from clipgen_core.plan import Line

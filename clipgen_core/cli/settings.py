@@ -19,7 +19,7 @@ Every setting of every stage. This file is generated: `python -m clipgen_core.cl
 
 Ways to set one:
 
-- on the command line: `clipgen train vqgan --root ROOT --recipe demo --set train.steps=10`
+- on the command line: `clipgen train-stage vqgan --root ROOT --recipe demo --set train.steps=10`
 - in Dagster's launchpad or a run config: `vqgan_checkpoint: {config: {train: {steps: 10}}}`
 - in Python: `named("demo").override({"vqgan.train.steps": 10})`, from `clipgen_core.recipes`
 
@@ -46,7 +46,7 @@ def settings(
     else:
         for one in stages:
             console.print(sheet(recipe, one), "", soft_wrap=False)
-        console.print("Set one by `clipgen train STAGE --set NAME=VALUE`, or in the run config of its asset.")
+        console.print("Set one by `clipgen train-stage STAGE --set NAME=VALUE`, or in a run config.")
 
 
 def stages_called(stage: str | None) -> list[str]:

@@ -1,108 +1,176 @@
-"""`clipgen train`: one training stage from the command line, alone or under torchrun."""
+"""`clipgen train` and `clipgen init`: from a folder of images to a model, without a run config."""
 
-import json
-from collections.abc import Sequence
-from typing import Annotated, Any
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.train_stage import read_value
 from clipgen_core.errors import ClipgenError
-from clipgen_core.train import TrainingStage
-from clipgen_core.train import train as train_stage
+from clipgen_core.extras import needed_for
+from clipgen_core.storage import DEFAULT_ROOT, Storage
+
+if TYPE_CHECKING:
+    from clipgen_core.proposal.run import Proposal
+
+DAGSTER = """# DAGSTER_HOME for one machine: SQLite storage, no telemetry, one GPU step at a time.
+nux:
+  enabled: false
+telemetry:
+  enabled: false
+concurrency:
+  pools:
+    default_limit: 1
+"""
+INTERRUPTED = 128 + 2
+
+Folder = Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")]
+RunName = Annotated[str | None, typer.Option("--name", help="Of the model; by default the folder's.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", help="demo, long, b, l, xl, paper; auto fits the machine.")
+]
+Clip = Annotated[
+    str | None,
+    typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default a public one if available."),
+]
+Captions = Annotated[
+    str | None, typer.Option(help="A CSV file with the columns file and caption: trains a small CLIP.")
+]
+Prompts = Annotated[
+    str | None, typer.Option(help="Prompts of the evaluation, one a line or a CSV; by default chosen.")
+]
+Minutes = Annotated[
+    float | None, typer.Option(min=1, help="How long the run may take; scales the steps of the recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", "-o", help="A setting, such as vqgan.train.steps=900; may be repeated."),
+]
 
 
 @app.command(cls=Command)
 def train(
-    stage: Annotated[TrainingStage, typer.Argument(help="What to train.")],
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts are stored.")],
-    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting's value, such as train.steps=1000; may be repeated."),
-    ] = None,
-    captions: Annotated[
-        str | None, typer.Option(help="For clip: a CSV file with the columns file and caption.")
-    ] = None,
-    clip: Annotated[
-        str | None, typer.Option(help="For vqgan: the CLIP; by default that of the latest embeddings.")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="For transformer: the token shards; by default the latest.")
-    ] = None,
-    texts: Annotated[
-        str | None, typer.Option(help="For transformer: texts like the prompts to come, one per line.")
-    ] = None,
-    mlflow_run: Annotated[
-        str | None, typer.Option(help="Log to this MLflow run, at MLFLOW_TRACKING_URI.")
-    ] = None,
+    folder: Folder,
+    name: RunName = None,
+    recipe: RecipeName = "auto",
+    clip: Clip = None,
+    captions: Captions = None,
+    prompts: Prompts = None,
+    minutes: Minutes = None,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would happen, and stop.")] = False,
 ) -> None:
-    """Train one stage on what the stages before it left under the root, or resume where it stopped.
+    """Train a text-to-image model on a folder of images: CLIP, VQGAN, transformer, report.
 
-    On several GPUs: torchrun --nproc-per-node 8 -m clipgen_core.cli train transformer ...
+    Everything is written under .clipgen. A run that was stopped goes on when it is started again.
     """
-    from clipgen_core.training import distributed
+    proposal = _proposed(folder, name, recipe, clip, captions, prompts, minutes, overrides)
+    if dry_run:
+        return
+    files = proposal.write()
+    home = dagster_home()
+    for job, file in files.items():
+        execute(job, file, home)
+    show(proposal)
 
-    overrides = read_settings(stage, settings or [])
-    checkpoint = train_stage(
-        stage,
-        root,
-        recipe,
-        overrides,
-        captions=captions,
+
+@app.command(cls=Command)
+def init(
+    folder: Folder,
+    name: RunName = None,
+    recipe: RecipeName = "auto",
+    clip: Clip = None,
+    captions: Captions = None,
+    prompts: Prompts = None,
+    minutes: Minutes = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write the run configs that `clipgen train` would use, and nothing else."""
+    proposal = _proposed(folder, name, recipe, clip, captions, prompts, minutes, overrides)
+    for job, file in proposal.write().items():
+        console.print(f"dagster job execute -m pipelines.definitions -j {job} -c {file}")
+
+
+def _proposed(
+    folder: str,
+    name: str | None,
+    recipe: str,
+    clip: str | None,
+    captions: str | None,
+    prompts: str | None,
+    minutes: float | None,
+    overrides: list[str] | None,
+) -> "Proposal":
+    from clipgen_core.proposal import propose
+
+    proposal = propose(
+        folder,
+        name=name,
+        recipe=recipe,
         clip=clip,
-        tokens=tokens,
-        texts=texts,
-        mlflow_run=mlflow_run,
+        captions=captions,
+        prompts=prompts,
+        minutes=minutes,
+        overrides=dict(read_value(text, "-o") for text in overrides or []),
     )
-    if distributed.rank() == 0:
-        console.print(f"{stage} is at {checkpoint}")
+    console.print("\n".join(proposal.lines()))
+    return proposal
 
 
-def read_settings(stage: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Settings from the command line.
-
-    Args:
-        stage: The stage that names without a stage's prefix belong to.
-        texts: `name=value` each. The value is read as JSON if it is JSON, otherwise it is a string.
-
-    Returns:
-        The values by dotted name, the stage first, as `Recipe.override` takes them.
-
-    Raises:
-        ClipgenError: A text has no `=`, or is of another stage.
-    """
-    from clipgen_core.recipes import Recipe
-
-    overrides: dict[str, Any] = {}
-    for text in texts:
-        name, value = read_value(text, "--set")
-        other = name.partition(".")[0]
-        if other in Recipe.model_fields and other != stage:
-            raise ClipgenError(
-                f"--set {text!r} is a setting of {other}, which training {stage} does not read"
-            )
-        overrides[name if other == stage else f"{stage}.{name}"] = value
-    return overrides
+def dagster_home() -> str:
+    """The folder of the Dagster instance: DAGSTER_HOME, or `.clipgen/dagster`, which is created."""
+    given = os.environ.get("DAGSTER_HOME")
+    if given:
+        return given
+    home = (Path(DEFAULT_ROOT).parent / "dagster").resolve()
+    home.mkdir(parents=True, exist_ok=True)
+    if not (home / "dagster.yaml").exists():
+        (home / "dagster.yaml").write_text(DAGSTER)
+    return str(home)
 
 
-def read_value(text: str, option: str) -> tuple[str, Any]:
-    """A setting from the command line.
+def execute(job: str, file: Path, home: str) -> None:
+    """Run a job of the pipeline in a process of its own.
 
     Args:
-        text: `name=value`. The value is read as JSON if it is JSON, otherwise it is a string.
-        option: The option that it was given by, for the message.
-
-    Returns:
-        Name and value.
+        job: Its name.
+        file: Its run config.
+        home: The folder of the Dagster instance.
 
     Raises:
-        ClipgenError: There is no `=`.
+        ClipgenError: It failed; it has printed why.
+        typer.Exit: It was interrupted.
     """
-    name, sign, value = text.partition("=")
-    if not sign:
-        raise ClipgenError(f"{option} {text!r} has no '=': write name=value")
+    with needed_for("`clipgen train`"):
+        if importlib.util.find_spec("dagster") is None:
+            raise ModuleNotFoundError("No module named 'dagster'", name="dagster")
+    command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "pipelines.definitions"]
+    environment = os.environ | {"DAGSTER_HOME": home, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
+    process = subprocess.Popen([*command, "-j", job, "-c", str(file)], env=environment)
     try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
+        status = process.wait()
+    except KeyboardInterrupt:  # the process has got it, too, and saves what it has
+        process.wait()
+        raise typer.Exit(INTERRUPTED) from None
+    if status:
+        raise ClipgenError(
+            f"{job} failed: what went wrong is above. Mend it and give the same command again; what is done "
+            f"is not done twice. `DAGSTER_HOME={home} dagster dev -m pipelines.definitions` shows the run"
+        )
+
+
+def show(proposal: "Proposal") -> None:
+    """Say how good the model is, where its images are, and what to do next."""
+    from clipgen_core.judging.summary import summary
+
+    report = Storage(proposal.root).current("evaluation", "the summary").path
+    for what, value in summary(f"{report}/metrics.json"):
+        console.print(f"{what:50} {value}")
+    console.print(f"\nimages  {report}/grid.png\nreport  {report}/report.html\n\nnext:")
+    console.print(f'  clipgen generate "…" --root {proposal.root} -o image.png')
+    console.print(f"  clipgen ui --root {proposal.root}")

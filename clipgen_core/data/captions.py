@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clipgen_core import filesystem
-from clipgen_core.data.prompts import folder_of, read_rows, relative, require_files
+from clipgen_core.data.prompts import NAMES, folder_of, read_rows, relative, require_files
 from clipgen_core.errors import ClipgenError
 
 COMBINATIONS = 6  # of an image's keywords with each other and with its first caption
@@ -35,9 +35,12 @@ def read_captioned(url: str) -> dict[str, Captioned]:
     """The captions and keywords of each image file, from a CSV file with the columns `file` and `caption`.
 
     It may have a column `keywords`, separated by commas. The names of the files are relative to the CSV
-    file's folder. Of an images table, the images' ids stand for files. ClipgenError if a row lacks a file or
-    a caption, or fewer than two images have one.
+    file's folder. Of an images table, the images' ids stand for files. `names:FOLDER` takes what the names of
+    the image files in a folder say for captions. ClipgenError if a row lacks a file or a caption, or fewer
+    than two images have one.
     """
+    if url.startswith(NAMES):
+        return _of_names(url.removeprefix(NAMES))
     if url.endswith(".lance"):
         return _of_table(url)
     read = defaultdict[str, Captioned](Captioned)
@@ -52,6 +55,12 @@ def read_captioned(url: str) -> dict[str, Captioned]:
     if len(read) < 2:
         raise ClipgenError(f"captions file {url} names {len(read)} images: at least 2 are needed")
     return dict(read)
+
+
+def _of_names(folder: str) -> dict[str, Captioned]:
+    from clipgen_core.data.filenames import captions_of_names
+
+    return {file: Captioned([caption]) for file, caption in captions_of_names(folder).items()}
 
 
 def _of_table(url: str) -> dict[str, Captioned]:

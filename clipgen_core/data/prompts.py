@@ -12,6 +12,7 @@ from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH
 
+NAMES = "names:"  # before a folder: the names of its image files are the prompts
 SEPARATOR = re.compile(r"\Asep=.(?=\r?\n)")  # Excel's first line; its line end stays, so that lines count
 DELIMITERS = (",", ";", "\t")  # Excel writes a semicolon where the comma is the decimal separator
 
@@ -33,7 +34,8 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     The file's ending decides the format. A `.csv` or `.tsv` file has the column `prompt`, and may have
     `split` and `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and
     `images` with `id` and `file_name`. Of an images table (`.lance`), the first captions of its held-out
-    images are prompts, as far as they are not too long. Any other file has one prompt a line.
+    images are prompts, as far as they are not too long. `names:FOLDER` stands for what the names of the image
+    files in a folder say (data/filenames.py). Any other file has one prompt a line.
 
     Args:
         url: The file.
@@ -46,6 +48,8 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     Raises:
         ClipgenError: The file does not exist, has another format or holds no prompt.
     """
+    if url.startswith(NAMES):
+        return _of_names(url.removeprefix(NAMES))
     ending = url.rpartition(".")[2].lower()
     if ending == "lance":
         return _of_table(url)
@@ -69,6 +73,13 @@ def _of_table(url: str) -> list[Prompt]:
     if not prompts:
         raise ClipgenError(f"no held-out image of {url} has a caption: name a prompts file")
     return prompts
+
+
+def _of_names(folder: str) -> list[Prompt]:
+    from clipgen_core.data.filenames import captions_of_names
+
+    first = {text: file for file, text in reversed(captions_of_names(folder).items())}
+    return [Prompt(text, "all", filesystem.inside(folder, file)) for text, file in sorted(first.items())]
 
 
 def by_split(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
@@ -148,7 +159,9 @@ def _plain_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
 
 
 def folder_of(url: str) -> str:
-    """The folder that a file is in, to which the files that it names are relative."""
+    """The folder that a file is in, to which the files that it names are relative; that of `names:FOLDER`."""
+    if url.startswith(NAMES):
+        return url.removeprefix(NAMES)
     return url.rpartition("/")[0] or "."
 
 

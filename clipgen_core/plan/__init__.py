@@ -83,7 +83,7 @@ def plan(source: str, recipe: Recipe, reference: str | None = None, gpu_bytes: f
     gpu = gpu_bytes is not None or torch.cuda.is_available()
     memory = gpu_bytes or device_bytes()
     with track("measuring", 1 + len(TRAININGS), "models") as meter:
-        speed = measure(recipe, encoder)
+        speed = measure(recipe, encoder, reference == TRAINED)
         meter.advance()
         verdicts = {}
         for asset, stage in TRAININGS.items():
@@ -106,7 +106,10 @@ def _lines(
     codes = views * shape.grid**2 * code_type(shape.quantizer.codebook_size).bit_width / 8
     needs = {asset: verdict.need for asset, verdict in verdicts.items()}
     vqgan, transformer = recipe.vqgan.train, recipe.transformer.train
+    clip = recipe.clip.train
+    own_clip = Line("clip_checkpoint", hours=clip.steps * clip.batch_size * speed.clip / 3600)
     return [
+        *([own_clip] if speed.clip else []),
         Line("raw_images", seen.size, 0.0, seen.images * seen.seconds / recipe.images.readers / 3600),
         Line("clip_embeddings", rows * row, needs["vqgan_checkpoint"].frozen, rows * speed.embed / 3600),
         Line(

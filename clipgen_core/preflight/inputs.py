@@ -130,9 +130,9 @@ def texts(run: Run) -> str:
 def prompts(run: Run) -> str:
     """Whether the prompts can be scored, and are enough for a promotion."""
     url = run.own["evaluation_report"].get("prompts") or os.environ.get("CLIPGEN_PROMPTS")
-    if not url:
-        raise ClipgenError("no prompts are named: set evaluation_report's config prompts, or CLIPGEN_PROMPTS")
     config = run.recipe.evaluation
+    if not url:
+        return f"none are named: {config.scored} classes of ImageNet that the images resemble are scored"
     read = read_prompts(url, config.prompt_images)
     require_scorable(url, read)
     splits = by_split(read)

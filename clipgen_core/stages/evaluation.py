@@ -1,7 +1,8 @@
 """Judge a generator: images, scores and provenance on one page.
 
 In:  a transformer checkpoint (which names everything before it), the images table, prompts (CSV, COCO
-     captions or one a line) and, if there is one, the champion that the generator would replace
+     captions, one a line, or the names of image files) and, if there is one, the champion that the generator
+     would replace
 Out: {root}/reports/{run}/: report.html, metrics.json, prompts.json, grid.png
 Run: `evaluation_report` in Dagster.
 
@@ -28,6 +29,7 @@ from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.checks import Verdict, check
+from clipgen_core.judging.classes import class_prompts
 from clipgen_core.judging.copies import TrainingImages
 from clipgen_core.judging.figures import (
     Scores,
@@ -78,7 +80,7 @@ def run(
     *,
     transformer: str,
     images: str,
-    prompts: str,
+    prompts: str | None,
     out: storage.Storage,
     tracker: Tracker,
     champion: str | None = None,
@@ -90,7 +92,8 @@ def run(
         config: Which prompts, how many images, and who judges.
         transformer: The checkpoint of the transformer.
         images: The images table.
-        prompts: A CSV, COCO captions, or a text file with one prompt a line.
+        prompts: A CSV, COCO captions, a text file with one prompt a line, or names:FOLDER; if None, classes
+            of ImageNet that the training images resemble.
         out: The root that gets the report.
         tracker: Gets the figures and the grid.
         champion: The generator in use, as `TextToImage.from_pretrained` takes it.
@@ -103,9 +106,9 @@ def run(
         ClipgenError: The prompts cannot be used, or a model is not available.
     """
     tracker.params({"config": config.model_dump(), "prompts": prompts})
-    all_prompts = read_prompts(prompts, config.prompt_images)
-    require_scorable(prompts, all_prompts)
+    all_prompts = _read(prompts, config) if prompts else []
     generator = TextToImage(read_parts(transformer))
+    all_prompts = all_prompts or class_prompts(generator, config.scored)
     in_use = TextToImage.from_pretrained(champion) if champion else None
     judge = _judge(config, generator, all_prompts)
     impartiality = Impartiality.of(judge.clip, generator.clip, in_use.clip if in_use else None)
@@ -140,6 +143,12 @@ def run(
     )
     digest = digest_of([config.model_dump(), Checkpoint(transformer).provenance.record, prompts, champion])
     return _publish(report, by_prompt(tried, scores), digest, out, tracker)
+
+
+def _read(prompts: str, config: Config) -> list[Prompt]:
+    read = read_prompts(prompts, config.prompt_images)
+    require_scorable(prompts, read)
+    return read
 
 
 def _judge(config: Config, generator: TextToImage, prompts: Sequence[Prompt]) -> Judge:

@@ -3,7 +3,7 @@
 In:  token shards (which name the VQGAN, the CLIP and the embeddings table they were made from), and
      texts like the expected prompts, one a line, whose statistics help to close the text-image gap
 Out: {root}/checkpoints/transformer/{run}/step-N
-Run: `transformer_checkpoint` in Dagster, or `clipgen train transformer` under torchrun.
+Run: `transformer_checkpoint` in Dagster, or `clipgen train-stage transformer` under torchrun.
 
 Loss: -mean log p(code | codes known before it, embedding) - embedding_weight * log((1 + cos(e, e')) / 2).
 For a share of rows the embedding e is left out. e' is CLIP's embedding of the image that the likeliest

@@ -1,7 +1,7 @@
 """Data-parallel training in several processes. Applied from outside: models and stages do not know of it.
 
-torchrun starts the processes (`torchrun --nproc-per-node 8 -m clipgen_core.cli train transformer ...`), or
-anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrainer does.
+torchrun starts the processes (`torchrun --nproc-per-node 8 -m clipgen_core.cli train-stage transformer ...`),
+or anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as Ray's TorchTrainer does.
 """
 
 import os

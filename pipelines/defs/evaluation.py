@@ -28,8 +28,9 @@ class EvaluationConfig(StageConfig):
     prompts: str | None = Field(
         default=None,
         description="A CSV file with the column prompt, COCO captions, a text file with one prompt per "
-        "line, or an images table, for the captions of its held-out images. Null: the file that "
-        "CLIPGEN_PROMPTS names.",
+        "line, an images table, for the captions of its held-out images, or names:FOLDER, for what the "
+        "names of image files and their folders say. Null: what CLIPGEN_PROMPTS names; without it, the "
+        "ImageNet classes that the training images are nearest to.",
     )
     judge: str | None = Field(
         default=None,
@@ -46,18 +47,9 @@ class EvaluationConfig(StageConfig):
             return Storage(self.judge.removeprefix(TRAINED)).current("clip", "the judge").path
         return self.judge
 
-    def require_prompts(self) -> str:
-        """The prompts, or how to name them.
-
-        Raises:
-            dg.Failure: none are named.
-        """
-        prompts = self.prompts or os.environ.get("CLIPGEN_PROMPTS")
-        if not prompts:
-            raise dg.Failure(
-                "no prompts are named: set evaluation_report's config prompts, or CLIPGEN_PROMPTS"
-            )
-        return prompts
+    def named_prompts(self) -> str | None:
+        """Where the prompts are; None if the evaluation chooses its own."""
+        return self.prompts or os.environ.get("CLIPGEN_PROMPTS") or None
 
 
 @dg.asset(
@@ -93,7 +85,7 @@ def evaluation_report(
             stage,
             transformer=transformer.path,
             images=out.images,
-            prompts=config.require_prompts(),
+            prompts=config.named_prompts(),
             out=out,
             tracker=tracker,
             champion=versions.uri(champion) if champion else None,

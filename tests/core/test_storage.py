@@ -82,7 +82,7 @@ def test_unsafe_parts_are_refused(part: str) -> None:
 def test_pointer_round_trip_and_what_is_missing(storage: Storage) -> None:
     with pytest.raises(
         ClipgenError,
-        match=r"no vqgan_checkpoint .* which tokens needs: .* `clipgen train vqgan`",
+        match=r"no vqgan_checkpoint .* which tokens needs: .* `clipgen train-stage vqgan`",
     ):
         storage.current("vqgan", "tokens")
     storage.publish_current("vqgan", "/somewhere/step-1", "abc")

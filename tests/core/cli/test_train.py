@@ -1,85 +1,103 @@
-"""`clipgen train`: one stage from the command line, in one process and under torchrun."""
+"""`clipgen train` and `clipgen init`: from a folder of images to a model in one command."""
 
-import subprocess
-import sys
+import json
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
-from clipgen_core.cli.train import read_settings
+from clipgen_core.cli.train import execute
 from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.plan import speed
+from clipgen_core.proposal import clips
 from clipgen_core.storage import Storage
-from clipgen_core.training.checkpoint import Checkpoint
 
-SETTINGS = (
-    "model.width=32",
-    "model.layers=1",
-    "model.heads=2",
-    "transformer.train.steps=2",
-    "train.batch_size=4",
-    "train.optimizer=adamw",
-)
+TINY = {
+    "clip.vision_width": 64,
+    "clip.vision_layers": 1,
+    "clip.text_width": 64,
+    "clip.embed_dim": 32,
+    "clip.image_size": 32,
+    "clip.train.batch_size": 16,
+    "vqgan.model.image_size": 32,
+    "vqgan.model.channels": [32, 64],
+    "vqgan.train.batch_size": 4,
+    "vqgan.perceptual_blocks": 1,
+    "transformer.model.width": 32,
+    "transformer.model.layers": 1,
+    "transformer.model.heads": 2,
+    "transformer.train.batch_size": 8,
+    "transformer.train.steps": 2,
+    "vqgan.train.steps": 2,
+    "clip.train.steps": 2,
+    "evaluation.scored": 4,
+    "evaluation.reference_images": 12,
+    "evaluation.thresholds.min_prompts": 4,
+}
+OVERRIDES = [part for name, value in TINY.items() for part in ("-o", f"{name}={json.dumps(value)}")]
 
 
-def arguments(root: str, *settings: str) -> list[str]:
-    chosen = [f"--set={one}" for one in (*SETTINGS, *settings)]
-    return ["train", "transformer", "--root", root, "--recipe", "demo", *chosen]
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(reference: str) -> str:
+        raise ClipgenError(f"CLIP {reference!r} could not be fetched: check the network")
 
-
-@pytest.fixture
-def root(pipeline: Storage, storage: Storage) -> str:
-    tokens = pipeline.current("tokens", "tests")
-    storage.publish_current("tokens", tokens.path, tokens.digest)
-    return storage.root
-
-
-def test_settings_reach_the_training(root: str) -> None:
-    done = CliRunner().invoke(app, arguments(root))
-    assert done.exit_code == 0, done.output
-    checkpoint = Storage(root).current("transformer", "tests").path
-    assert Checkpoint(checkpoint).provenance.config["model"]["width"] == 32
-    assert Checkpoint(checkpoint).state.step == 2
-    assert "transformer is at" in done.output
+    monkeypatch.setattr(clips, "available", unreachable)
+    monkeypatch.setattr(speed, "TIMED_SECONDS", 0.0)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.slow
-def test_torchrun_trains_in_two_processes(root: str) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "clipgen_core.cli", *arguments(root, "train.parallel=fsdp")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("transformer is at") == 1
-    assert Checkpoint(Storage(root).current("transformer", "tests").path).state.step == 2
+def test_one_command_makes_a_model_of_a_folder(pictures: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = str(pictures / "pictures")
+    done = CliRunner().invoke(app, ["train", folder, "--name", "shapes", "--recipe", "quick", *OVERRIDES])
+    assert done.exit_code == 0, done.output + capfd.readouterr().err
+    lines = done.output.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["images", "CLIP", "recipe", "prompts", "time"]
+    assert "CLIP score, all prompts, generated images" in done.output
+    root = Storage(".clipgen/shapes")
+    report = root.current("evaluation", "tests").path
+    assert f"report  {report}/report.html" in done.output and Path(report, "grid.png").exists()
+    records = json.loads(Path(report, "prompts.json").read_text())
+    assert all(record["prompt"].split()[1] in ("disc", "square", "triangle") for record in records)
+    generator = TextToImage.from_pretrained(root.current("transformer", "tests").path)
+    assert generator.generate("red disc")[0].size == (32, 32)
+    assert Path(".clipgen/dagster/dagster.yaml").exists()
 
 
-def test_values_are_read_as_json_if_they_are_json() -> None:
-    given = ["train.steps=10", "train.optimizer=muon", "model.channels=[32, 64]", "start_from=null"]
-    assert read_settings("vqgan", given) == {
-        "vqgan.train.steps": 10,
-        "vqgan.train.optimizer": "muon",
-        "vqgan.model.channels": [32, 64],
-        "vqgan.start_from": None,
-    }
-    with pytest.raises(ClipgenError, match="is a setting of vqgan, which training transformer does not read"):
-        read_settings("transformer", ["vqgan.train.steps=3"])
-    with pytest.raises(ClipgenError, match="has no '='"):
-        read_settings("vqgan", ["train.steps"])
+def test_a_dry_run_writes_nothing_and_init_writes_run_configs(pictures: Path) -> None:
+    asked = [str(pictures / "pictures"), "--recipe", "quick"]
+    done = CliRunner().invoke(app, ["train", *asked, "--dry-run"])
+    assert done.exit_code == 0 and not Path(".clipgen").exists(), done.output
+    done = CliRunner().invoke(app, ["init", *asked])
+    assert done.exit_code == 0 and "-j clip_gen -c .clipgen/runs/pictures/clip_gen.yaml" in done.output
+    assert sorted(path.name for path in Path(".clipgen").rglob("*.yaml")) == [
+        "clip_gen.yaml",
+        "clip_training.yaml",
+    ]
 
 
-def test_a_name_may_start_with_the_stage() -> None:
-    assert read_settings("vqgan", ["vqgan.train.steps=10"]) == {"vqgan.train.steps": 10}
+def test_a_run_that_fails_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("ops: {clip_checkpoint: {config: {captions: /no/such.csv}}}")
+    with pytest.raises(ClipgenError, match="clip_training failed: what went wrong is above"):
+        execute("clip_training", tmp_path / "run.yaml", str(tmp_path))
 
 
-def test_bad_input_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, arguments(storage.root))
-    assert done.exit_code == 2
-    said = " ".join(done.output.split())
-    assert "no token_shards under" in said and "-j clip_gen -c CONFIG.yaml` first" in said
-    done = CliRunner().invoke(app, [*arguments(storage.root), "--tokens", str(tmp_path)])
-    assert done.exit_code == 2 and "run the Dagster job clip_gen" in " ".join(done.output.split())
-    done = CliRunner().invoke(app, ["train", "clip", "--root", storage.root, "--recipe", "demo"])
-    assert done.exit_code == 2 and "--captions" in done.output
-    done = CliRunner().invoke(app, arguments(storage.root, "train.step=3"))
-    assert done.exit_code == 2 and "did you mean 'transformer.train.steps'?" in done.output
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["/no/such/folder"], "the source folder /no/such/folder does not exist"),
+        (["PICTURES", "--recipe", "huge"], "huge"),
+        (["PICTURES", "-o", "vqgan.train.step=3"], "vqgan.train.step"),
+        (["PICTURES", "--captions", "none.csv"], "none.csv does not exist: check the path"),
+        (["PICTURES", "--prompts", "none.txt"], "none.txt does not exist: check the path"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(pictures: Path, asked: list[str], said: str) -> None:
+    asked = [str(pictures / "pictures") if word == "PICTURES" else word for word in asked]
+    done = CliRunner().invoke(app, ["train", *asked, "--dry-run"])
+    assert done.exit_code == 2 and said in done.output and "Traceback" not in done.output, done.output

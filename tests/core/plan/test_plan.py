@@ -44,14 +44,23 @@ def test_a_plan_counts_measures_and_writes_nothing(
 def test_hours_grow_with_the_steps_and_the_batch(
     pictures: Path, clip_reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "_seconds", lambda _: 0.5)
+    monkeypatch.setattr(speed, "_seconds", lambda _: 0.0)
+    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.5)
 
     def hours(steps: int, batch: int) -> float:
         recipe = TINY.override({"transformer.train.steps": steps, "transformer.train.batch_size": batch})
         return plan(str(pictures / "pictures"), recipe, clip_reference).lines[-1].hours
 
-    assert hours(10, 8) == pytest.approx(10 * 8 * 0.5 / speed.FEW / 3600)
+    assert hours(10, 8) == pytest.approx(10 * 8 * 0.5 / 3600)
     assert hours(1000, 16) == pytest.approx(200 * hours(10, 8))
+
+
+def test_the_time_of_training_a_clip_counts_where_the_plan_trains_one(
+    pictures: Path, clip_reference: str
+) -> None:
+    own, given = (plan(str(pictures / "pictures"), TINY, clip).lines for clip in ("trained", clip_reference))
+    assert [line.stage for line in own] == ["clip_checkpoint", *(line.stage for line in given)]
+    assert own[0].hours > 0
 
 
 @pytest.fixture

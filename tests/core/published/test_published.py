@@ -11,7 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
-from clipgen_core.cli.train import read_settings
+from clipgen_core.cli.train_stage import read_settings
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.load import load_vqgan
@@ -191,8 +191,8 @@ def test_the_commands_print_what_starts_a_training(clip_reference: str, tmp_path
     arguments = ["import-vqgan", "llamagen", str(tmp_path / "vq.pt"), "--root", str(tmp_path), "--image-size"]
     printed = CliRunner().invoke(app, [*arguments, "64"]).output
     command, _, config = printed.partition("or, in a run config of the recipe b, in the config of vqgan_chec")
-    program, *words = shlex.split(command[command.index("  clipgen train") :].replace("\\\n", ""))
-    assert program == "clipgen" and words[:5] == ["train", "vqgan", "--root", str(tmp_path), "--recipe"]
+    program, *words = shlex.split(command[command.index("  clipgen train-stage") :].replace("\\\n", ""))
+    assert program == "clipgen" and words[:5] == ["train-stage", "vqgan", "--root", str(tmp_path), "--recipe"]
     given = read_settings("vqgan", words[7::2])
     assert set(words[6::2]) == {"--set"} and str(given["vqgan.start_from"]).startswith(str(tmp_path))
     assert named("b").override(given).vqgan.model.image_size == 64

@@ -31,5 +31,5 @@ def test_names_are_those_of_the_nested_fields() -> None:
 
 
 def test_a_name_without_its_stage_is_never_mistaken_for_a_stage() -> None:
-    """`clipgen train STAGE --set` takes names with and without the stage."""
+    """`clipgen train-stage STAGE --set` takes names with and without the stage."""
     assert not {name.split(".")[1] for name in SETTINGS} & set(Recipe.model_fields)

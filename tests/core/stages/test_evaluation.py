@@ -20,6 +20,7 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.judging import copies
 from clipgen_core.judging.checks import Verdict
+from clipgen_core.judging.classes import class_prompts
 from clipgen_core.judging.copies import TrainingImages
 from clipgen_core.judging.figures import started
 from clipgen_core.models.clip import ClipEncoder
@@ -34,7 +35,7 @@ CONFIG = evaluation.Config(shown=("a red disc",), images_shown=2, scored=6, cand
 
 
 def evaluate(
-    prompts: Path,
+    prompts: Path | None,
     checkpoint: str,
     pipeline: Storage,
     out: Storage,
@@ -46,7 +47,7 @@ def evaluate(
         champion=champion,
         transformer=checkpoint,
         images=pipeline.images,
-        prompts=str(prompts),
+        prompts=str(prompts) if prompts else None,
         out=out,
         tracker=NullTracker(),
     )
@@ -93,6 +94,20 @@ def test_prompts_without_pictures_are_judged_by_the_nearest_one(
     assert "all/real/clip_score" in result.metrics
     assert not [name for name in result.metrics if name.startswith("against_reference")]
     assert "Too few images: sets of fewer than three are not compared" in Path(result.report).read_text()
+
+
+def test_without_prompts_classes_that_the_images_resemble_are_scored(
+    checkpoint: str, pipeline: Storage, storage: Storage
+) -> None:
+    result = evaluate(None, checkpoint, pipeline, storage, scored=5)
+    records = json.loads((Path(result.report).parent / "prompts.json").read_text())
+    assert len({record["prompt"] for record in records}) == 5 and result.metrics["all/prompts"] == 5
+    generator = TextToImage.from_pretrained(checkpoint)
+    chosen, many = (class_prompts(generator, count) for count in (5, 1000))
+    assert [one.text for one in chosen] == [one.text for one in many[:5]] and len(set(many)) > 990
+    best = generator.search(generator.embed_text([f"a photo of a {chosen[0].text}"])[0], 1)[0][1]
+    worst = generator.search(generator.embed_text([f"a photo of a {many[-1].text}"])[0], 1)[0][1]
+    assert best > worst
 
 
 @pytest.mark.parametrize(

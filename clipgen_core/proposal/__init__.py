@@ -1,0 +1,126 @@
+"""Proposes a whole run for a folder of images: CLIP, recipe, and steps that fit the machine and the time.
+
+Knows what a person without run configs would choose; knows nothing of Dagster, which runs the jobs.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipgen_core.data.prompts import NAMES, read_prompts
+from clipgen_core.errors import ClipgenError
+from clipgen_core.plan import plan
+from clipgen_core.proposal.clips import choose
+from clipgen_core.proposal.run import EVALUATION, ON_TOP, Proposal
+from clipgen_core.recipes import Recipe, named
+
+AUTO = "auto"
+LARGE, MEDIUM = 40e9, 16e9  # bytes of GPU memory for the recipes l and b
+FEWEST_STEPS = 20
+LONGER = 4.0  # times the recipe's steps at the most; more make copies of the training images
+TRAININGS = {"clip_checkpoint": "clip", "vqgan_checkpoint": "vqgan", "transformer_checkpoint": "transformer"}
+
+
+def propose(
+    source: str,
+    *,
+    name: str | None = None,
+    recipe: str = AUTO,
+    clip: str | None = None,
+    captions: str | None = None,
+    prompts: str | None = None,
+    minutes: float | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Proposal:
+    """Look at a folder and at the machine, and propose a run; writes nothing.
+
+    Args:
+        source: Folder of the images, a local path or an fsspec URL.
+        name: Of the run and of the model; by default that of the folder.
+        recipe: Name of a recipe; AUTO for one that fits the machine.
+        clip: The CLIP; by default a public one, or else one that is trained on the names of the images.
+        captions: Trains a small CLIP on these captions.
+        prompts: Prompts of the evaluation; by default the names of the images where the CLIP is trained on
+            them.
+        minutes: How long the run may take; scales the steps of the trainings.
+        overrides: Settings by dotted name, the stage first; they win.
+
+    Returns:
+        The proposal.
+
+    Raises:
+        ClipgenError: The folder holds no image, a value is not allowed, no CLIP is available, or the minutes
+            are too few.
+    """
+    source = _full(source)
+    choice = choose(source, clip, _full(captions) if captions else None)
+    fitting = _fitting() if recipe == AUTO else recipe
+    if not prompts and choice.captions and choice.captions.startswith(NAMES):
+        prompts = choice.captions
+    elif prompts:
+        prompts = _full(prompts)
+    given = _few_prompts(prompts, named(fitting)) | dict(overrides or {})
+    estimate = plan(source, named(fitting).override(given), choice.reference)
+    for verdict in estimate.verdicts.values():
+        given = verdict.overrides | given
+    proposal = Proposal(name or _name(source), source, fitting, given, choice, prompts, estimate)
+    return _within(proposal, minutes) if minutes else proposal
+
+
+def _fitting() -> str:
+    """The recipe for this machine."""
+    if not torch.cuda.is_available():
+        return "demo"
+    memory = torch.cuda.get_device_properties().total_memory
+    return "l" if memory >= LARGE else "b" if memory >= MEDIUM else "demo"
+
+
+def _few_prompts(prompts: str | None, recipe: Recipe) -> dict[str, Any]:
+    """The threshold of `enough_prompts`, where the names of the images are fewer than it asks for."""
+    if not prompts or not prompts.startswith(NAMES):
+        return {}
+    count = len(read_prompts(prompts))
+    few = count < recipe.evaluation.thresholds.min_prompts
+    return {"evaluation.thresholds.min_prompts": count} if few else {}
+
+
+def _within(proposal: Proposal, minutes: float) -> Proposal:
+    """The proposal with as many steps as the time allows, in the recipe's proportions."""
+    lines, settings = proposal.plan.lines, proposal.settings
+    trained = sum(line.hours for line in lines if line.stage in TRAININGS)
+    rest = sum(line.hours for line in lines) - trained
+    factor = ((minutes / 60 - EVALUATION) / ON_TOP - rest) / trained
+    stages = [TRAININGS[line.stage] for line in lines if line.stage in TRAININGS]
+    steps = {f"{stage}.train.steps": getattr(settings, stage).train.steps for stage in stages}
+    least = FEWEST_STEPS / min(steps.values())
+    if factor < least:
+        needed = 60 * (ON_TOP * (rest + least * trained) + EVALUATION)
+        raise ClipgenError(
+            f"{minutes:g} minutes are too few for {FEWEST_STEPS} steps of each training on this machine: "
+            f"give at least {math.ceil(needed)}"
+        )
+    factor = min(factor, LONGER)
+    scaled = {name: round(factor * planned) for name, planned in steps.items()}
+    hours = [line.hours * (factor if line.stage in TRAININGS else 1) for line in lines]
+    faster = tuple(dataclasses.replace(line, hours=own) for line, own in zip(lines, hours, strict=True))
+    return dataclasses.replace(
+        proposal,
+        overrides=scaled | dict(proposal.overrides),
+        plan=dataclasses.replace(proposal.plan, lines=faster),
+    )
+
+
+def _name(source: str) -> str:
+    name = re.sub(r"[^\w.-]+", "-", source.rstrip("/").rpartition("/")[2]).strip("-._").lower()
+    if not name:
+        raise ClipgenError(f"{source} gives no name for the run: give --name")
+    return name
+
+
+def _full(path: str) -> str:
+    return path if "://" in path or path.startswith(NAMES) else str(Path(path).expanduser().resolve())

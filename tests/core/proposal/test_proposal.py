@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from clipgen_core import proposal
+from clipgen_core.assets import JOBS
+from clipgen_core.errors import ClipgenError
+from clipgen_core.plan import speed
+from clipgen_core.proposal import clips, propose
+from clipgen_core.run_config import read_run
+
+QUICK = {"clip.train.batch_size": 8, "transformer.train.batch_size": 8, "vqgan.train.batch_size": 4}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def unreachable(reference: str) -> str:
+        raise ClipgenError(f"CLIP {reference!r} could not be fetched: check the network")
+
+    monkeypatch.setattr(clips, "available", unreachable)
+    monkeypatch.setattr(speed, "_seconds", lambda _: 0.01)
+    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.01)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_folder_with_names_becomes_a_run_that_dagster_takes(pictures: Path) -> None:
+    source = str(pictures / "pictures")
+    one = propose(source, overrides=QUICK)
+    assert one.name == "pictures" and one.recipe == "demo"
+    assert one.clip.reference == "trained" and one.prompts == f"names:{source}"
+    lines = one.lines()
+    assert len(lines) == 5 and "about 72 of 33 px" in lines[0] and "24 different ones" in lines[1]
+    assert "64 px in 8 x 8 codes" in lines[2] and "660 steps of 8 images" in lines[2]
+    assert one.settings.evaluation.thresholds.min_prompts == 24
+    files = one.write()
+    assert list(files) == ["clip_training", "clip_gen"]
+    for job, file in files.items():
+        run = read_run(yaml.safe_load(file.read_text()), JOBS[job])
+        assert not run.problems and run.root == str(Path(".clipgen/pictures").resolve())
+    assert run.recipe.vqgan.train.batch_size == 4 and run.own["evaluation_report"] == {
+        "prompts": f"names:{source}"
+    }
+
+
+def test_a_public_clip_comes_before_names(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clips, "available", lambda _: "there")
+    monkeypatch.setattr(clips, "PUBLIC", "hub:ViT-B-32/laion2b_s34b_b79k")
+    choice = clips.choose(str(pictures / "pictures"), None, None)
+    assert choice.reference == clips.PUBLIC and choice.captions is None
+    captions = clips.choose(str(pictures / "pictures"), None, str(pictures / "captions.csv"))
+    assert captions.reference == "trained" and "the captions of 72 images" in captions.said
+
+
+def test_without_a_clip_and_names_the_error_says_what_to_download(tmp_path: Path) -> None:
+    (tmp_path / "DCIM").mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "DCIM" / f"IMG_{i}.png")
+    with pytest.raises(ClipgenError) as caught:
+        propose(str(tmp_path / "DCIM"))
+    said = str(caught.value)
+    assert "do not say what the images show" in said and "--clip local-dir:clip" in said
+    assert said.count("laion/CLIP") == 4 and "hf download laion/CLIP-ViT-B-32" in said
+    with pytest.raises(ClipgenError, match="exclude each other"):
+        propose(str(tmp_path / "DCIM"), clip="local-dir:x", captions="y.csv")
+
+
+def test_minutes_scale_all_trainings_alike(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.5)
+    source = str(pictures / "pictures")
+    whole = propose(source, overrides=QUICK)
+    half = propose(source, overrides=QUICK, minutes=60 * whole.hours / 2)
+    assert half.hours == pytest.approx(whole.hours / 2, rel=0.02)
+    ratios = [
+        getattr(half.settings, stage).train.steps / getattr(whole.settings, stage).train.steps
+        for stage in ("clip", "vqgan", "transformer")
+    ]
+    assert max(ratios) - min(ratios) < 0.01 and 0.4 < ratios[0] < 0.5
+    long = propose(source, overrides=QUICK | {"clip.train.steps": 7}, minutes=10_000).settings
+    assert long.vqgan.train.steps == 4 * whole.settings.vqgan.train.steps and long.clip.train.steps == 7
+    with pytest.raises(ClipgenError, match=r"1 minutes are too few .*: give at least \d+"):
+        propose(source, overrides=QUICK, minutes=1)
+
+
+def test_the_machine_decides_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        total_memory = 80e9
+
+    assert proposal._fitting() == "demo"
+    monkeypatch.setattr(proposal.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(proposal.torch.cuda, "get_device_properties", lambda: Device)
+    assert proposal._fitting() == "l"
+    Device.total_memory = 24e9
+    assert proposal._fitting() == "b"
