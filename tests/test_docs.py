@@ -75,6 +75,7 @@ NOT_RUN = {
     r"python -m benchmarks": "minutes of all cores: its parts are tested in tests/benchmarks",
     r"dagster job execute .* -c (my|infra/run_configs/l).yaml$": "GPUs: the config is checked",
     r"docker compose": "an engine: the file is checked against its schema",
+    r"kubectl .*(get pod|port-forward|exec)": "a cluster",
     r"kubectl .*raycluster.yaml$": "a cluster with KubeRay: its pods are checked against their schema",
     r"helm .*install dagster": "a cluster and Dagster's chart: values are compared with the profile",
 }

@@ -130,12 +130,187 @@ def test_pods_are_closed_and_no_secret_is_in_a_file() -> None:
             assert closed["capabilities"] == {"drop": ["ALL"]}
             assert container["resources"]["limits"]["memory"] and container["readinessProbe"]
     assert not [one for _, one in manifests() if one["kind"] == "Secret"]
-    for file in (INFRA / "kubernetes").iterdir():
+    for file in (INFRA / "kubernetes").rglob("*.yaml"):
         assert not re.search(r"(?i)(password|secret_access_key|auth_token): *\S", file.read_text()), file
+
+
+ALLOWED_VOLUMES = {
+    *(
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    )
+}
+
+
+def violations(pod: dict[str, Any]) -> list[str]:
+    """What the profile `restricted` of Kubernetes' Pod Security Standards forbids in a pod's spec."""
+    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
+    found += [v["name"] for v in pod.get("volumes") or () if not (v.keys() - {"name"}) <= ALLOWED_VOLUMES]
+    of_pod = pod.get("securityContext") or {}
+    for container in [*(pod.get("initContainers") or ()), *pod["containers"]]:
+        own, name = container.get("securityContext") or {}, container["name"]
+        both = of_pod | own
+        rights = own.get("capabilities") or {}
+        checks = {
+            "privileged": own.get("privileged"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is not False,
+            "capabilities.drop": "ALL" not in (rights.get("drop") or ()),
+            "capabilities.add": set(rights.get("add") or ()) - {"NET_BIND_SERVICE"},
+            "runAsNonRoot": not both.get("runAsNonRoot"),
+            "runAsUser": both.get("runAsUser") == 0,
+            "seccompProfile": (both.get("seccompProfile") or {}).get("type")
+            not in ("RuntimeDefault", "Localhost"),
+            "hostPort": any(port.get("hostPort") for port in container.get("ports") or ()),
+        }
+        found += [f"{name}: {check}" for check, wrong in checks.items() if wrong]
+    return found
+
+
+def test_the_check_of_the_restricted_profile_finds_what_is_forbidden() -> None:
+    bare = {"containers": [{"name": "x"}], "hostPID": True, "volumes": [{"name": "v", "hostPath": {}}]}
+    missing = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
+    assert violations(bare) == ["hostPID", "v", *(f"x: {one}" for one in missing)]
+
+
+def test_our_own_pods_are_admitted_by_a_restricted_namespace() -> None:
+    (namespace,) = (one for _, one in manifests() if one["kind"] == "Namespace")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    classes = {one["metadata"]["name"] for _, one in manifests() if one["kind"] == "PriorityClass"}
+    for _, one in manifests():
+        if one["kind"] == "Deployment":
+            pod = one["spec"]["template"]["spec"]
+            assert not violations(pod) and pod["priorityClassName"] in classes
+
+
+def run_launcher(tmp_path: Path) -> Any:
+    """The run launcher that infra/dagster/kubernetes.yaml configures, which reaches no cluster."""
+    from dagster_k8s import K8sRunLauncher
+
+    profile = yaml.safe_load((INFRA / "dagster" / "kubernetes.yaml").read_text())
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text(
+        yaml.safe_dump(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "none",
+                "clusters": [{"name": "none", "cluster": {"server": "http://127.0.0.1:9"}}],
+                "contexts": [{"name": "none", "context": {"cluster": "none", "user": "none"}}],
+                "users": [{"name": "none", "user": {}}],
+            }
+        )
+    )
+    given = profile["run_launcher"]["config"]
+    return K8sRunLauncher(
+        **given, dagster_home="/opt/dagster", load_incluster_config=False, kubeconfig_file=str(kubeconfig)
+    )
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["CPU", "GPU"])
+def test_the_pods_of_runs_and_steps_are_admitted_by_a_restricted_namespace(
+    gpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dagster import DagsterRun
+    from dagster_k8s.container_context import K8sContainerContext
+    from dagster_k8s.job import (
+        DagsterK8sJobConfig,
+        UserDefinedDagsterK8sConfig,
+        construct_dagster_k8s_job,
+    )
+    from kubernetes.client import ApiClient
+
+    from pipelines.cluster import node
+
+    monkeypatch.setenv("CLIPGEN_GPU_NODES", "nvidia.com/gpu.present=true")
+    launcher = run_launcher(tmp_path)
+    context = K8sContainerContext.create_for_run(DagsterRun("clip_gen"), launcher, include_run_tags=False)
+    config = context.get_k8s_job_config(job_image="registry.example/clipgen:0.1.0", run_launcher=launcher)
+    assert isinstance(config, DagsterK8sJobConfig)
+    of_step = UserDefinedDagsterK8sConfig.from_dict(node(memory="16Gi", gpu=gpu)["dagster-k8s/config"])
+    for own in (context, context.merge(K8sContainerContext(run_k8s_config=of_step))):
+        job = construct_dagster_k8s_job(
+            config, ["dagster", "api", "execute_run"], "job", own.run_k8s_config, "pod"
+        )
+        made = ApiClient().sanitize_for_serialization(job)
+        kubernetes_validate.validate(made, "1.37", strict=True)
+        pod = made["spec"]["template"]["spec"]
+        assert not violations(pod)
+        assert pod["terminationGracePeriodSeconds"] >= 600
+        assert pod["containers"][0]["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+    assert ("nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]) == gpu
+
+
+def test_the_values_of_the_chart_close_the_pods_that_it_makes() -> None:
+    """The chart gives these contexts to its containers and init containers; it is not rendered here."""
+    values = yaml.safe_load((INFRA / "kubernetes" / "dagster-values.yaml").read_text())
+    (code,) = values["dagster-user-deployments"]["deployments"]
+    for part in (values["dagsterWebserver"], values["dagsterDaemon"], code):
+        container = {"name": "one", "securityContext": part["securityContext"]}
+        assert not violations({"containers": [container], "securityContext": part["podSecurityContext"]})
+    profile = yaml.safe_load((INFRA / "dagster" / "kubernetes.yaml").read_text())
+    ours = profile["run_launcher"]["config"]["run_k8s_config"]
+    theirs = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
+    assert snake(theirs) == snake(ours)
+
+
+def snake(value: Any) -> Any:
+    """A value of YAML whose keys are written as Dagster writes them."""
+    if isinstance(value, list):
+        return [snake(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {re.sub(r"(?<=[a-z])([A-Z])", r"_\1", key).lower(): snake(one) for key, one in value.items()}
+
+
+def test_the_optional_manifests_fit_their_schemas() -> None:
+    files = sorted((INFRA / "kubernetes" / "optional").glob("*.yaml"))
+    every = [one for file in files for one in yaml.safe_load_all(file.read_text())]
+    assert {one["kind"] for one in every} == {"Ingress", "PodMonitor", "ExternalSecret"}
+    for one in every:
+        assert one["metadata"]["namespace"] == "clipgen"
+        if one["apiVersion"].endswith(".k8s.io/v1"):
+            kubernetes_validate.validate(one, "1.37", strict=True)
+    (ingress,) = (one for one in every if one["kind"] == "Ingress")
+    served = {
+        path["backend"]["service"]["name"]
+        for rule in ingress["spec"]["rules"]
+        for path in rule["http"]["paths"]
+    }
+    assert served == {"mlflow", "page"} and "auth-secret" in str(ingress["metadata"]["annotations"])
+    host = ingress["spec"]["rules"][0]["host"]
+    (mlflow,) = (
+        one for _, one in manifests() if one["kind"] == "Deployment" and one["metadata"]["name"] == "mlflow"
+    )
+    assert any(host in argument for argument in mlflow["spec"]["template"]["spec"]["containers"][0]["args"])
+
+
+@pytest.mark.parametrize(
+    ("command", "joins"),
+    [("dagster api grpc", False), ("dagster api execute_run x", True), ("dagster api execute_step x", True)],
+)
+def test_runs_and_steps_join_ray_and_code_locations_do_not(command: str, joins: bool, tmp_path: Path) -> None:
+    for name, line in (("ray", 'echo "ray $*" >&2'), ("dagster", "echo started")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    entrypoint = str(INFRA / "docker" / "entrypoint.sh")
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run(entrypoint, *command.split(), PATH=path, RAY_ADDRESS="ray-head-svc:6379")
+    assert done.stdout == "started\n", done.stderr
+    assert ("ray start --address=ray-head-svc:6379" in done.stderr) == joins
 
 
 def test_the_ray_clusters_pods_are_pods() -> None:
     cluster = yaml.safe_load((INFRA / "kubernetes" / "raycluster.yaml").read_text())
+    autoscaler = {
+        "name": "autoscaler",
+        "securityContext": cluster["spec"]["autoscalerOptions"]["securityContext"],
+    }
     groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
     for group in groups:
         pod = {
@@ -145,7 +320,8 @@ def test_the_ray_clusters_pods_are_pods() -> None:
             "spec": group["template"]["spec"],
         }
         kubernetes_validate.validate(pod, "1.37", strict=True)
-        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        pod["spec"]["containers"].append(autoscaler)  # KubeRay adds it to the head
+        assert not violations(pod["spec"])
 
 
 def test_the_helm_values_say_what_the_instance_profile_says() -> None:
@@ -180,7 +356,8 @@ def test_kubectl_renders_what_is_ours_and_reads_the_secret(tmp_path: Path) -> No
     assert len(rendered) == len(manifests())
     for one in rendered:
         kubernetes_validate.validate(one, "1.37", strict=True)
-        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "clipgen"
+        cluster_wide = one["kind"] in ("Namespace", "PriorityClass")
+        assert cluster_wide or one["metadata"]["namespace"] == "clipgen"
         for pod in [one["spec"]["template"]["spec"]] if one["kind"] == "Deployment" else []:
             assert {c["image"] for c in pod["containers"]} == {"registry.example/clipgen:0.1.0"}
     (tmp_path / "FILE").write_text("AWS_ACCESS_KEY_ID=someone\nAWS_SECRET_ACCESS_KEY=s3cr3t\n")

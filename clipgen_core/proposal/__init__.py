@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from clipgen_core.data.prompts import NAMES, read_prompts
+from clipgen_core.data.prompts import NAMES, read_prompts, require_scorable
 from clipgen_core.errors import ClipgenError
 from clipgen_core.plan import plan
 from clipgen_core.proposal.clips import choose
@@ -64,6 +64,7 @@ def propose(
         prompts = choice.captions
     elif prompts:
         prompts = _full(prompts)
+        require_scorable(prompts, read_prompts(prompts))
     given = _few_prompts(prompts, named(fitting)) | dict(overrides or {})
     estimate = plan(source, named(fitting).override(given), choice.reference)
     for verdict in estimate.verdicts.values():

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Secrets come as files: NAME_FILE=/run/secrets/x becomes NAME with that file's content. The instance config is
 # the profile that DAGSTER_PROFILE names. A run's or a step's container joins the Ray cluster that RAY_ADDRESS
-# (HOST:PORT) names, as a node without CPUs: from there it starts workers elsewhere.
+# (HOST:PORT) names, as a node without CPUs: from there it starts workers elsewhere. A code location does not,
+# so that it lives when Ray is away.
 set -euo pipefail
 while IFS='=' read -r name path; do
   if [[ ! -r "$path" ]]; then
@@ -16,7 +17,7 @@ fi
 if [[ -n "${MLFLOW_PASSWORD:-}" ]]; then # of MLflow's own database
   export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg2://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
 fi
-if [[ -n "${RAY_ADDRESS:-}" && "${1:-} ${2:-}" == "dagster api" ]]; then
+if [[ -n "${RAY_ADDRESS:-}" && "${1:-} ${2:-} ${3:-}" =~ ^dagster\ api\ execute_(run|step) ]]; then
   address=$RAY_ADDRESS
   env -u RAY_ADDRESS ray start --address="$address" --num-cpus=0 --num-gpus=0 --disable-usage-stats >&2
 fi

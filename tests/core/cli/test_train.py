@@ -56,7 +56,7 @@ def test_one_command_makes_a_model_of_a_folder(pictures: Path, capfd: pytest.Cap
     folder = str(pictures / "pictures")
     done = CliRunner().invoke(app, ["train", folder, "--name", "shapes", "--recipe", "quick", *OVERRIDES])
     assert done.exit_code == 0, done.output + capfd.readouterr().err
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["images", "CLIP", "recipe", "prompts", "time"]
     assert "CLIP score, all prompts, generated images" in done.output
     root = Storage(".clipgen/shapes")
