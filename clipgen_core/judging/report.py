@@ -42,9 +42,9 @@ SCORES = {
 }
 DISTANCES = {
     "kid": Column("1000 KID", "how far the images are from real ones, as Inception sees them", scale=1000),
-    "kid_clip": Column("1000 KID, CLIP space", "the same, as the judge's CLIP sees them", scale=1000),
+    "kid_clip": Column("1000 KID, CLIP space", "how far they are as the judge's CLIP sees them", scale=1000),
     "fid": Column("FID (biased)", "a distance like KID that grows as there are fewer images", "{:.1f}"),
-    "fid_clip": Column("FID, CLIP space (biased)", "the same, as the judge's CLIP sees them", "{:.3f}"),
+    "fid_clip": Column("FID, CLIP space (biased)", "such a distance as the judge's CLIP sees it", "{:.3f}"),
     "cmmd": Column("CMMD (biased)", "a distance in CLIP space that assumes no shape of the distribution"),
     "precision": Column("precision", "the share of images that lie among real ones"),
     "recall": Column("recall", "the share of real images that lie among these"),
@@ -189,8 +189,10 @@ class Report:
 
     @property
     def gauges(self) -> list[Gauge]:
-        """The main scores of each split, between the floor and the score of real images."""
-        return [self._gauge(split, metric) for split in self.splits for metric in FLOORS]
+        """The main scores of each split, between the floor and the score of real images; no score that every
+        image reaches by chance."""
+        drawn = [metric for metric in FLOORS if self._floor("", metric) < 1]
+        return [self._gauge(split, metric) for split in self.splits for metric in drawn]
 
     def _gauge(self, split: str, metric: str) -> Gauge:
         floor = self._floor(split, metric)

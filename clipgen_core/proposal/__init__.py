@@ -65,7 +65,7 @@ def propose(
     elif prompts:
         prompts = _full(prompts)
         require_scorable(prompts, read_prompts(prompts))
-    given = _few_prompts(prompts, named(fitting)) | dict(overrides or {})
+    given = {"evaluation.shown": []} | _few_prompts(prompts, named(fitting)) | dict(overrides or {})
     estimate = plan(source, named(fitting).override(given), choice.reference)
     for verdict in estimate.verdicts.values():
         given = verdict.overrides | given
