@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipgen_core.cli.options import Command, Name, Root, app, console
+from clipgen_core.schema import LOCAL
 from clipgen_core.storage import ASSETS, Storage, last_root
 
 if TYPE_CHECKING:
@@ -22,6 +23,19 @@ ImportRoot = Annotated[str, typer.Option("--root", envvar="CLIPGEN_ROOT", help="
 Heads = Annotated[
     int | None, typer.Option(min=1, help="Attention heads; by default those of the published sizes.")
 ]
+
+
+@app.command(cls=Command, name="import-clip")
+def import_clip(
+    file: Annotated[Path, typer.Argument(help="The weights: safetensors, or a state dict of PyTorch.")],
+    reference: Annotated[str, typer.Option("--is", help="Which CLIP they are, as hub:MODEL/PRETRAINED.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write.")],
+) -> None:
+    """Make a folder that --clip takes of CLIP weights that were downloaded on another machine."""
+    from clipgen_core.published import clip
+
+    clip.import_clip(file, reference, output)
+    console.print(f"try: clipgen train FOLDER --clip {LOCAL}{output}")
 
 
 @app.command(cls=Command, name="import-vqgan")

@@ -11,7 +11,7 @@ from clipgen_core.data.kinds import is_image_name
 from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError
 
-SHORTEST = 3  # letters of a word
+SHORTEST = 3  # letters of a word; in other scripts, one sign may be a word
 COMMON = 0.9  # of the files; a word that more of them have says nothing
 ENOUGH = 0.5  # of the files must have a caption
 PARTS = re.compile(r"[^\W_]+")
@@ -68,4 +68,5 @@ def words_of(file: str) -> list[str]:
     parts += PARTS.findall(CAMEL.sub(" ", folders[-1])) if folders else []
     found = (NUMBERED.fullmatch(part) for part in parts if not HASH.fullmatch(part.lower()))
     words = (match[1].lower() for match in found if match)
-    return list(dict.fromkeys(word for word in words if len(word) >= SHORTEST and word not in SILENT))
+    long = (word for word in words if len(word) >= SHORTEST or not word.isascii())
+    return list(dict.fromkeys(word for word in long if word not in SILENT))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.judging.copies import Nearest
+from clipgen_core.judging.detail import DETAIL, MEANINGS, doubts
 from clipgen_core.judging.distances import NORMAL_95
 from clipgen_core.judging.figures import REFERENCE
 from clipgen_core.judging.impartiality import Impartiality
@@ -134,6 +135,8 @@ class Report:
     curves: list[Curve]
     made_from: dict[str, str]
 
+    pixel_figures = MEANINGS
+
     @property
     def splits(self) -> list[str]:
         """Names of the splits of the prompts."""
@@ -150,6 +153,20 @@ class Report:
     def checks(self) -> list[Verdict]:
         """The checks that say something: all but the comparison with a champion where there is none."""
         return [one for one in self.verdicts if one.figures or not one.passed]
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why the scores may mean little."""
+        return doubts(self.metrics)
+
+    @property
+    def pixels(self) -> dict[str, dict[str, float]]:
+        """The figures of the pixels by kind of images; nothing where they were not measured."""
+        return {
+            kind: {name: self.metrics[f"{DETAIL}/{kind}/{name}"] for name in MEANINGS}
+            for kind in self.kinds
+            if f"{DETAIL}/{kind}/shape" in self.metrics
+        }
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -261,27 +278,3 @@ class Report:
 def _shown(column: Column, value: float, half_width: float | None) -> str:
     text = column.form.format(column.scale * value)
     return text if half_width is None else f"{text} ± {column.form.format(column.scale * half_width)}"
-
-
-def sheet(samples: dict[str, list[Image.Image]], columns: int = 3, side: int = 96) -> Image.Image:
-    """Arrange the images of several prompts on one sheet, each prompt below its images.
-
-    Args:
-        samples: The images of each prompt, at least one prompt.
-        columns: Prompts in a row.
-        side: Side of an image, in pixels.
-
-    Returns:
-        One RGB image.
-    """
-    count = max(len(row) for row in samples.values())
-    width, height, gap = count * (side + 2), side + 24, 14
-    rows = -(-len(samples) // columns)
-    page = Image.new("RGB", (columns * (width + gap) - gap, rows * height), "white")
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=15)
-    for number, (prompt, images) in enumerate(samples.items()):
-        left, top = number % columns * (width + gap), number // columns * height
-        for i, image in enumerate(images):
-            page.paste(image.resize((side, side), Image.Resampling.BICUBIC), (left + i * (side + 2), top))
-        pen.text((left, top + side + 2), prompt, fill="black", font=font)
-    return page

@@ -8,6 +8,8 @@ from clipgen_core import filesystem
 IMAGES = {"generated": "generated images", "real": "real images"}
 DISTANCES = {"generated": "generated images", "floor": "other real images"}
 SHARES = {
+    "detail/generated/shape": "contrast of shapes, of that in real images",
+    "detail/generated/variety": "differences between images, of those between real ones",
     "memory/copies": "generated images that are memorised copies",
     "vqgan/codebook_usage": "codes of the VQGAN that are in use",
 }

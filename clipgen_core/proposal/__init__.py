@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from clipgen_core.data.prompts import NAMES, read_prompts, require_scorable
-from clipgen_core.errors import ClipgenError
+from clipgen_core.data.sources import Source
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.plan import plan
 from clipgen_core.proposal.clips import choose
 from clipgen_core.proposal.run import EVALUATION, ON_TOP, Proposal
@@ -54,10 +55,11 @@ def propose(
         The proposal.
 
     Raises:
-        ClipgenError: The folder holds no image, a value is not allowed, no CLIP is available, or the minutes
-            are too few.
+        ClipgenError: The folder cannot be read or holds no image, a value is not allowed, no CLIP is
+            available, or the minutes are too few.
     """
     source = _full(source)
+    _require_files(source)
     choice = choose(source, clip, _full(captions) if captions else None)
     fitting = _fitting() if recipe == AUTO else recipe
     if not prompts and choice.captions and choice.captions.startswith(NAMES):
@@ -71,6 +73,21 @@ def propose(
         given = verdict.overrides | given
     proposal = Proposal(name or _name(source), source, fitting, given, choice, prompts, estimate)
     return _within(proposal, minutes) if minutes else proposal
+
+
+def _require_files(source: str) -> None:
+    """Refuse a folder that cannot be used before anything is said of CLIPs."""
+    try:
+        empty = next(Source(source).files(), None) is None
+    except ClipgenError:
+        raise
+    except Exception as error:  # each store has errors of its own
+        raise ClipgenError(
+            f"the source {source} cannot be read ({first_line(error)}): check the path, the network and the "
+            "credentials"
+        ) from error
+    if empty:
+        raise ClipgenError(f"the source folder {source} is empty: name the folder that holds the images")
 
 
 def _fitting() -> str:

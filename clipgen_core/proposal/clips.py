@@ -87,5 +87,7 @@ def _downloads() -> str:
     return (
         "Where there is a network, download a CLIP, and copy the folder here:\n"
         f"  hf download {DOWNLOADS[0][0]} {CLIP_CONFIG} {WEIGHTS} --local-dir clip\n"
-        f"Then give --clip {LOCAL}clip. Three that work well:\n{rows}"
+        f"Then give --clip {LOCAL}clip. For a single file of weights from elsewhere, make that folder by\n"
+        f"  clipgen import-clip FILE --is {PUBLIC} -o clip\n"
+        f"Three that work well:\n{rows}"
     )

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from pydantic import JsonValue
 
-from clipgen_core import filesystem, storage
+from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.decode import decode
 from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.data.prompts import Prompt, read_prompts, require_scorable
@@ -31,6 +31,7 @@ from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.checks import Verdict, check
 from clipgen_core.judging.classes import class_prompts
 from clipgen_core.judging.copies import TrainingImages
+from clipgen_core.judging.detail import against_pixels
 from clipgen_core.judging.figures import (
     Scores,
     above_shuffled,
@@ -49,7 +50,8 @@ from clipgen_core.judging.figures import (
 from clipgen_core.judging.impartiality import Impartiality
 from clipgen_core.judging.judge import Judge
 from clipgen_core.judging.page import render
-from clipgen_core.judging.report import Curve, Report, Sample, sheet
+from clipgen_core.judging.report import Curve, Report, Sample
+from clipgen_core.judging.sheet import sheet
 from clipgen_core.judging.trials import GENERATED, Trial, reconstruct, trials
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.registry.lineage import lineage
@@ -120,7 +122,7 @@ def run(
     reference = reference_set(config, judge, tried, images, where)
     states = training_states(generator.parts)
     metrics = scores_of_splits(tried, scores) | against_reference(reference, tried, scores)
-    metrics |= above_shuffled(scores.values())
+    metrics |= above_shuffled(scores.values()) | against_pixels(tried)
     metrics |= {} if impartiality.unfair else against_champion(scores.values())
     metrics |= memorised(config, tried) | codebook_metrics(generator.parts) | training_metrics(states)
     report = Report(
@@ -170,6 +172,8 @@ def _publish(
         (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
         (draft / "grid.png").write_bytes(png_bytes(grid))
         filesystem.publish_folder(draft, folder, "metrics.json")
+    for doubt in report.doubts:
+        logs.line(f"warning: {doubt}")
     tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
     tracker.image("grid", grid)
     out.publish_current("evaluation", folder, digest)

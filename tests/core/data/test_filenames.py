@@ -26,6 +26,7 @@ def folder_of(root: Path, *files: str) -> Path:
         ("DCIM/IMG_0012.JPG", []),
         ("n01440764/n01440764_10026.jpg", []),
         ("a/b/Straße 7.webp", ["straße"]),
+        ("花/薔薇 赤_01.jpg", ["薔薇", "赤", "花"]),
         ("x/550e8400-e29b-41d4-a716-446655440000.png", []),
     ],
 )

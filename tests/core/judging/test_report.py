@@ -105,3 +105,24 @@ def test_the_page_begins_with_the_best_and_the_worst_and_says_nothing_empty() ->
 def test_a_page_of_many_large_images_stays_below_its_limit() -> None:
     page = render(report([sample(i, "train", side=256) for i in range(60)]))
     assert len(page) < MOST_BYTES and page.count("data:image/webp") == 3 * (60 + 2 * 8)
+
+
+def test_doubts_stand_above_the_scores_and_pixels_are_compared() -> None:
+    mush = {
+        f"detail/{kind}/{name}": value
+        for kind, value in (("generated", 0.2), ("reconstructed", 0.9))
+        for name in ("sharpness", "shape", "variety")
+    }
+    page = render(report([], metrics=METRICS | mush | {"vqgan/psnr": 17.25}))
+    doubt = page.index("have 20% of the contrast that real images have: they are blotches")
+    assert doubt < page.index("differ from each other by 20%") < page.index("How well images fit")
+    table = page[page.index("Compared by their pixels") :]
+    assert re.findall(r"<td>(.*?)</td>", table)[:8] == [
+        "this model",
+        *["0.20"] * 3,
+        "reconstructions",
+        *["0.90"] * 3,
+    ]
+    assert "a PSNR of 17.2 dB" in table
+    without = render(report([]))
+    assert "Compared by their pixels" not in without and 'class="doubts"' not in without

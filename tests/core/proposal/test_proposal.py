@@ -93,3 +93,35 @@ def test_the_machine_decides_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
     assert proposal._fitting() == "l"
     Device.total_memory = 24e9
     assert proposal._fitting() == "b"
+
+
+def test_a_folder_that_cannot_be_used_is_refused_without_a_word_of_clips(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "red rose.jpg").write_bytes(b"")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for source, message in (
+        (str(tmp_path / "empty"), r"empty is empty: name the folder that holds the images"),
+        (str(tmp_path / "gone"), r"gone does not exist: check the path"),
+        (str(tmp_path / "red rose.jpg"), r"red rose.jpg is a file: name the folder that holds it"),
+        ("s3://no-such-bucket/x", r"s3://no-such-bucket/x cannot be read \(.*credentials\): check the path"),
+        ("nowhere://x/y", r"nowhere"),
+    ):
+        with pytest.raises(ClipgenError, match=message) as caught:
+            propose(source)
+        assert "hf download" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_images_named_in_quotes_and_in_other_scripts_become_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "my 12 'photos'"
+    folder.mkdir()
+    for i, name in enumerate(('it\'s a "rose"', "薔薇 赤", "blue, tulip; big") * 4):
+        Image.new("RGB", (70, 70), (20 * i, 0, 99)).save(folder / f"{name} {i}.png")
+    one = propose(str(folder), recipe="quick")
+    assert one.name == "my-12-photos" and "the names of 12 images, 3 different ones" in one.lines()[1]
+    for job, file in one.write().items():
+        run = read_run(yaml.safe_load(file.read_text()), JOBS[job])
+        assert not run.problems and run.root == str(Path(".clipgen/my-12-photos").resolve())

@@ -82,6 +82,7 @@ def test_the_report_is_one_page_with_everything_inside(
     manifest = read_manifest(pipeline.current("tokens", "tests").path)
     assert metrics["tokens/codebook_usage"] == manifest.codebook_usage
     assert metrics["transformer/images_per_second"] > 0
+    assert not [name for name in metrics if name.startswith("detail/")]  # of six images
     assert result.grid.height > 96 and result.grid.width > 2 * 96
 
 
@@ -108,6 +109,16 @@ def test_without_prompts_classes_that_the_images_resemble_are_scored(
     best = generator.search(generator.embed_text([f"a photo of a {chosen[0].text}"])[0], 1)[0][1]
     worst = generator.search(generator.embed_text([f"a photo of a {many[-1].text}"])[0], 1)[0][1]
     assert best > worst
+
+
+def test_images_of_a_hardly_trained_model_are_doubted_whatever_their_scores(
+    pictures: Path, checkpoint: str, pipeline: Storage, storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(pictures / "prompts.csv", checkpoint, pipeline, storage, scored=12)
+    assert result.metrics["detail/generated/shape"] < 0.5
+    assert 0 < result.metrics["detail/reconstructed/sharpness"] < 1
+    doubt = "of the contrast that real images have"
+    assert doubt in Path(result.report).read_text() and doubt in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize(
