@@ -126,7 +126,7 @@ class Registry:
             return version
         with tempfile.TemporaryDirectory() as scratch:
             copy_parts(parts, Path(scratch) / "generator")
-            params = {"seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
+            params = {"n": 1, "seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
             model = log_model(Path(scratch) / "generator", params, tracker)
         return str(mlflow.register_model(model, self.name, tags=tags).version)
 

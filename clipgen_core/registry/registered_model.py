@@ -6,6 +6,8 @@ This file is stored as text beside the weights. It is loaded by `mlflow.pyfunc.l
 from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 
@@ -23,7 +25,7 @@ class ClipGenModel(PythonModel):
         model_input: list[str],
         params: dict[str, Any] | None = None,
     ) -> list[bytes]:
-        """Generate one image for each prompt.
+        """Generate images for each prompt.
 
         Args:
             context: MLflow's; not used.
@@ -31,11 +33,19 @@ class ClipGenModel(PythonModel):
             params: Keyword arguments of `TextToImage.generate`.
 
         Returns:
-            A PNG file for each prompt.
+            `n` PNG files for each prompt, one prompt after the other, the best CLIP score first.
+
+        Raises:
+            MlflowException: The request is refused. MLflow's server answers other errors with a traceback.
         """
         from clipgen_core.data.pixels import png_bytes
+        from clipgen_core.errors import ClipgenError
 
-        return [png_bytes(row[0]) for row in self.generator.generate(model_input, **(params or {}))]
+        try:
+            rows = self.generator.generate(model_input, **(params or {}))
+        except ClipgenError as error:
+            raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from error
+        return [png_bytes(image) for row in rows for image in row]
 
 
 mlflow.models.set_model(ClipGenModel())

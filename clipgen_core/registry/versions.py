@@ -10,7 +10,8 @@ from clipgen_core.judging.checks import Verdict
 from clipgen_core.tracking import MlflowTracker
 
 EXAMPLE = ["a red heart"]
-PARAMS = ("candidates", "guidance_scale", "steps", "temperature")  # of sampling, that a request may set
+# Of sampling, that a request may set.
+PARAMS = ("candidates", "condition", "guidance_scale", "steps", "temperature", "top_k", "top_p")
 SCORE, CHECK = "score.", "check."  # tags of a judgement
 
 

@@ -26,6 +26,7 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.registry.champions import Registry
 from clipgen_core.registry.lineage import way_back
+from clipgen_core.registry.versions import PARAMS
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import describe, mlflow_client, mlflow_run
@@ -263,7 +264,7 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])
     loaded = mlflow.pyfunc.load_model("models:/clip-gen@candidate")
     params = {param.name for param in loaded.metadata.signature.params}
-    assert params == {"seed", "candidates", "guidance_scale", "steps", "temperature"}
+    assert params == {"n", "seed", *PARAMS}
     assert loaded.metadata.saved_input_example_info
     (png,) = loaded.predict(["a red heart"], params={"seed": 3})
     generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
@@ -358,6 +359,22 @@ def test_mlflow_serves_the_model_over_http(served: str) -> None:
     generator = TextToImage.from_pretrained("models:/clip-gen@candidate")
     expected = generator.generate(body["inputs"], seed=7, candidates=2)
     assert pictures == [png_bytes(row[0]) for row in expected]
-    with pytest.raises(urllib.error.HTTPError) as error:
-        post(served, {"inputs": [" "]})
-    assert b"a prompt is empty" in error.value.read()
+    chosen = {"n": 2, "candidates": 1, "top_k": 3, "top_p": 0.9, "condition": "text"}
+    pictures = [base64.b64decode(one) for one in post(served, body | {"params": chosen})["predictions"]]
+    expected = generator.generate(body["inputs"], **chosen)
+    assert pictures == [png_bytes(image) for row in expected for image in row]
+
+
+@pytest.mark.slow
+def test_mlflow_passes_a_refusal_on_as_a_sentence(served: str) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"inputs": [" "]}, "a prompt is empty"),
+        ({"inputs": ["a"], "params": {"n": 0}}, "n x candidates is 0"),
+        ({"inputs": ["a"], "params": {"condition": "typo"}}, "condition"),
+    ]
+    for body, sentence in refused:
+        with pytest.raises(urllib.error.HTTPError) as error:
+            post(served, body)
+        said = json.load(error.value)
+        assert error.value.code == 400 and sentence in said["message"]
+        assert "stack_trace" not in said and "Traceback" not in said["message"]
