@@ -76,6 +76,33 @@ def test_the_entrypoint_reads_secrets_from_files_and_takes_a_profile(tmp_path: P
     assert done.returncode == 2 and "mount the secret" in done.stderr
 
 
+def test_a_service_of_compose_writes_its_profile_where_it_may() -> None:
+    """The root of each container is read-only, and a tmpfs belongs to root unless its mode says otherwise."""
+    services = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["services"]
+    ours = {name: one for name, one in services.items() if one["image"].startswith("clipgen")}
+    assert all(one["read_only"] for one in ours.values())
+    with_instance = {name for name, one in ours.items() if one["environment"]["DAGSTER_PROFILE"]}
+    writable = {name for name, one in ours.items() if "/opt/dagster:mode=1777" in one["tmpfs"]}
+    assert with_instance == writable == {"code", "webserver", "daemon"}
+
+
+def test_the_health_check_of_the_daemon_reads_the_password_that_exec_does_not_give(tmp_path: Path) -> None:
+    services = yaml.safe_load((INFRA / "compose" / "compose.yaml").read_text())["services"]
+    _, *command = services["daemon"]["healthcheck"]["test"]
+    (tmp_path / "secret").write_text("s3cr3t")
+    (tmp_path / "entrypoint").symlink_to(INFRA / "docker" / "entrypoint.sh")
+    (tmp_path / "dagster-daemon").write_text('#!/bin/bash\necho "$1 $DAGSTER_PG_PASSWORD"\n')
+    (tmp_path / "dagster-daemon").chmod(0o755)
+    done = run(
+        *command,
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        DAGSTER_PROFILE="compose",
+        DAGSTER_HOME=str(tmp_path / "none"),
+        DAGSTER_PG_PASSWORD_FILE=str(tmp_path / "secret"),
+    )
+    assert done.stdout == "liveness-check s3cr3t\n", done.stderr
+
+
 def test_secrets_are_made_once(tmp_path: Path) -> None:
     script = tmp_path / "secrets.sh"
     script.write_bytes((INFRA / "compose" / "secrets.sh").read_bytes())

@@ -19,6 +19,9 @@ from zipfile import Path as ZipPath
 from zipfile import ZipFile
 
 import pytest
+import requests
+import yaml
+from moto.server import ThreadedMotoServer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -27,6 +30,7 @@ from clipgen_core.data.tables import open_table
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.storage import Storage
 from pipelines.partitions import ALL
+from tests.integration.servers import answers, free_port, wait_for
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("clipgen_core", "pipelines")
@@ -278,6 +282,90 @@ def test_dagster_loads_and_runs_the_definitions(
     done = run(*dagster, "definitions", "validate", *module, cwd=tmp_path, CLIPGEN_EXECUTOR="ray")
     sentence = "CLIPGEN_EXECUTOR=ray needs dagster-ray, which is not installed: pip install 'clipgen[ray]'"
     assert done.returncode and sentence in done.stderr + done.stdout
+
+
+@pytest.fixture(scope="module")
+def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the Dockerfile installs, without Ray and the page: the folder of its commands."""
+    extras = ("pipeline", "s3", "k8s")
+    folder = environment(tmp_path_factory.mktemp("image"), wheel, *extras)
+    for one in closure(metadata_of(wheel), extras):
+        for script in one.entry_points.select(group="console_scripts"):
+            name, _, attribute = script.value.partition(":")
+            file = folder / script.name
+            file.write_text(f"#!{folder}/python\nimport sys, {name}\nsys.exit({name}.{attribute}())\n")
+            file.chmod(0o755)
+    (folder / "entrypoint").symlink_to(REPOSITORY / "infra" / "docker" / "entrypoint.sh")
+    return folder
+
+
+def test_every_command_of_compose_runs_from_an_installed_package(image: Path, tmp_path: Path) -> None:
+    services = yaml.safe_load((REPOSITORY / "infra" / "compose" / "compose.yaml").read_text())["services"]
+    dockerfile = (REPOSITORY / "infra" / "docker" / "Dockerfile").read_text()
+    services["code"]["command"] = json.loads(dockerfile.rpartition("CMD ")[2])
+    ports = {"4000": str(free_port()), "3000": str(free_port()), "5000": str(free_port())}
+    (tmp_path / "profiles").mkdir()
+    shutil.copy(REPOSITORY / "infra" / "dagster" / "local.yaml", tmp_path / "profiles" / "compose.yaml")
+    (tmp_path / "home").mkdir()
+    workspace = {"grpc_server": {"host": "127.0.0.1", "port": int(ports["4000"]), "location_name": "clipgen"}}
+    (tmp_path / "workspace.yaml").write_text(yaml.safe_dump({"load_from": [workspace]}))
+    for name, content in (("key", "testing"), ("password", "x")):
+        (tmp_path / name).write_text(content)
+    s3 = ThreadedMotoServer(port=0)
+    s3.start()
+    host, port = s3.get_host_and_port()
+    mlflow = f"sqlite:///{tmp_path}/mlflow.db"
+    environment = {
+        "PATH": f"{image}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "DAGSTER_HOME": str(tmp_path / "home"),
+        "CLIPGEN_PROFILES": str(tmp_path / "profiles"),
+        "AWS_ACCESS_KEY_ID_FILE": str(tmp_path / "key"),
+        "AWS_SECRET_ACCESS_KEY_FILE": str(tmp_path / "key"),
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_REGION": "us-east-1",
+    }
+
+    def words(command: list[str]) -> list[str]:
+        found = [ports.get(word, word).replace("0.0.0.0", "127.0.0.1") for word in command]
+        return [
+            word.replace("/opt/clipgen/workspace.yaml", str(tmp_path / "workspace.yaml")) for word in found
+        ]
+
+    def start(name: str, **settings: str) -> subprocess.Popen[bytes]:
+        own = {"DAGSTER_PROFILE": services[name]["environment"]["DAGSTER_PROFILE"]}
+        command = ["bash", str(image / "entrypoint"), *words(services[name]["command"])]
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                command, cwd=tmp_path, env=environment | own | settings, stdout=log, stderr=log
+            )
+
+    def healthy(name: str) -> bool:
+        kind, *command = services[name]["healthcheck"]["test"]
+        assert kind == "CMD"
+        for own, free in ports.items():
+            command = [word.replace(f"localhost:{own}", f"127.0.0.1:{free}") for word in command]
+        done = subprocess.run(words(command), env=environment, cwd=tmp_path, capture_output=True, check=False)
+        return not done.returncode
+
+    processes = []
+    try:
+        bucket = start("bucket", DAGSTER_HOME="/proc/none")
+        assert bucket.wait(120) == 0, (tmp_path / "bucket.log").read_text()
+        assert "<Name>clipgen</Name>" in requests.get(f"http://{host}:{port}", timeout=10).text
+        processes = [start("mlflow", MLFLOW_BACKEND_STORE_URI=mlflow), start("code")]
+        wait_for(lambda: healthy("code"), "the code location")
+        processes += [start("webserver"), start("daemon")]
+        for name in ("webserver", "daemon"):
+            wait_for(lambda name=name: healthy(name), name)  # type: ignore[misc]
+        wait_for(lambda: answers(f"http://127.0.0.1:{ports['5000']}/health"), "MLflow")
+        assert not [one.args for one in processes if one.poll() is not None]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait(60)
+        s3.stop()
 
 
 REPORT = """
