@@ -96,7 +96,8 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     }.items():
         for preview in previews:
             value = made[name].metadata[preview].value
-            assert str(value).startswith("![](data:image/png;base64,"), (name, preview)
+            assert str(value).startswith("![](data:image/"), (name, preview)
+            assert len(str(value)) < 40_000, (name, preview, len(str(value)))
     assert made["raw_images"].metadata["dagster/row_count"].value == 72
     assert made["token_shards"].metadata["dagster/row_count"].value == 144
     checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
@@ -113,8 +114,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
         assert (run.info.run_name, run.info.status) == (name, "FINISHED")
         assert figures <= run.data.metrics.keys(), name
         assert [one for one in run.data.params if one.startswith("config.")], name
-        partition = "all folders" if name in ("raw_images", "clip_embeddings") else None
-        assert run.data.tags.get("dagster.partition") == partition
+        assert "dagster.partition" not in run.data.tags
     shards = client.get_run(made["token_shards"].metadata["mlflow_run"].value).data
     assert shards.metrics["codebook_usage"] == made["token_shards"].metadata["codebook_usage"].value
     assert shards.tags["upstream.images"] == made["raw_images"].metadata["digest"].value
