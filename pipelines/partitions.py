@@ -22,6 +22,7 @@ VERSION = "dagster/data_version"
 LISTING = "clipgen/listing"  # tag of folder_images: the digest of a folder's files when they were read
 EMBEDDED = "clipgen/images"  # tag of folder_embeddings: the data version of the images that were embedded
 ROWS, PARTITION_ROWS = "dagster/row_count", "dagster/partition_row_count"
+PARTITION, PARTITIONS = "dagster/partition", "dagster/asset_partition_range_start"  # tags of runs
 AGAIN = timedelta(hours=1)  # after which an unchanged folder whose run failed is requested again
 
 
@@ -39,19 +40,21 @@ def usable(folder: str) -> bool:
     return folder != TOP and "..." not in folder and (folder == "" or folder.isprintable())
 
 
-def require_folder(context: dg.AssetExecutionContext) -> str:
-    """The folder of a run.
+class FolderResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Refuses a run without a partition; Dagster itself would fail inside its own code, without a hint."""
 
-    Raises:
-        dg.Failure: The run has no partition.
-    """
-    if not context.has_partition_key:
-        raise dg.Failure(
-            f"{context.asset_key.to_user_string()} reads one top-level folder: choose its partition, or run "
-            "the job all_images for the whole source",
-            allow_retries=False,
-        )
-    return folder_of(context.partition_key)
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Check the run's tags.
+
+        Raises:
+            dg.Failure: The run has no partition.
+        """
+        if context.run and not {PARTITION, PARTITIONS} & context.run.tags.keys():
+            raise dg.Failure(
+                f"{context.run.job_name} reads one top-level folder: choose its partition, or run the job "
+                "all_images for the whole source",
+                allow_retries=False,
+            )
 
 
 def record_observed(instance: dg.DagsterInstance, listings: Mapping[str, str]) -> None:
@@ -161,7 +164,7 @@ def _quiet(instance: dg.DagsterInstance, key: str) -> bool:
 
 def _requested(instance: dg.DagsterInstance, key: str, listing: str) -> bool:
     """Whether a run reads the folder now, or has tried to within the last hour, with the same files."""
-    runs = dg.RunsFilter(job_name="new_images", tags={"dagster/partition": key})
+    runs = dg.RunsFilter(job_name="new_images", tags={PARTITION: key})
     records = instance.get_run_records(runs, limit=1)
     if not records:
         return False

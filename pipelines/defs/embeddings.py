@@ -17,9 +17,10 @@ from pipelines.partitions import (
     PARTITION_ROWS,
     ROWS,
     VERSION,
+    FolderResource,
+    folder_of,
     key_of,
     record,
-    require_folder,
     usable,
 )
 from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
@@ -99,12 +100,13 @@ def folder_embeddings(
     images: ImagesResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
+    one_folder: FolderResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The embeddings of one top-level folder, in the same table as clip_embeddings."""
     from clipgen_core.data.folders import by_folder, lacking
     from clipgen_core.stages import embeddings
 
-    folder, out = require_folder(context), storage.open()
+    folder, out = folder_of(context.partition_key), storage.open()
     clip, digest = _inputs(context, out, images)
     stage = recipe.override(config.overrides()).embeddings
     with mlflow.run(context, {"images": digest, "clip": clip}) as tracker:

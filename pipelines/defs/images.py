@@ -19,10 +19,11 @@ from pipelines.partitions import (
     PARTITION_ROWS,
     ROWS,
     VERSION,
+    FolderResource,
+    folder_of,
     key_of,
     record,
     record_observed,
-    require_folder,
     usable,
 )
 from pipelines.preflight import check_run
@@ -105,12 +106,13 @@ def folder_images(
     images: ImagesResource,
     recipe: RecipeResource,
     mlflow: MlflowResource,
+    one_folder: FolderResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The images of one top-level folder of the source, in the same table as raw_images."""
     from clipgen_core.data.folders import by_folder
     from clipgen_core.stages import images as ingest
 
-    folder = require_folder(context)
+    folder = folder_of(context.partition_key)
     check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
     out, source = storage.open(), images.require_source()
     stage = recipe.override(config.overrides()).images

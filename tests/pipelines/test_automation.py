@@ -201,10 +201,10 @@ def test_an_observation_waits_for_the_last_one(world: World) -> None:
 
 
 def test_without_a_partition_new_images_says_what_to_choose(world: World) -> None:
-    result = execute("new_images", world.config(), instance=world.instance, raise_on_error=False)
-    (failed,) = [one.step_failure_data for one in result.all_events if one.is_step_failure]
-    assert failed.user_failure_data or failed.error
-    assert "choose its partition, or run the job all_images" in str(failed.error)
+    world.observe()
+    with pytest.raises(dg.DagsterResourceFunctionError) as failed:
+        execute("new_images", world.config(), instance=world.instance)
+    assert "choose its partition, or run the job all_images" in str(failed.value.__cause__)
 
 
 @pytest.mark.slow
