@@ -33,6 +33,18 @@ def preview(image: "Image | None") -> dict[str, dg.MarkdownMetadataValue]:
     return {"preview": picture(image)} if image else {}
 
 
+def columns(url: str) -> dict[str, dg.TableSchema]:
+    """Metadata with the columns of a Lance table."""
+    from clipgen_core.data.tables import open_table
+
+    fields = open_table(url).schema
+    found = [
+        dg.TableColumn(one.name, str(one.type), constraints=dg.TableColumnConstraints(nullable=one.nullable))
+        for one in fields
+    ]
+    return {"dagster/column_schema": dg.TableSchema(found)}
+
+
 def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValue:
     """A figure over the training steps.
 
@@ -56,11 +68,13 @@ def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValu
 
 
 def fitted(result: "Fitted") -> dict[str, Any]:
-    """Metadata of every training: its last metrics, its images and its loss."""
+    """Metadata of every training: its last metrics, its images, and its loss as a number and as a curve."""
+    losses = [row["loss"] for row in result.history if "loss" in row]
     return {
         "images_per_second": round(result.images_per_second, 2),
         **({"precision": result.precision} if result.precision else {}),
-        "loss": curve(result.history, "loss"),
+        **({"loss": round(losses[-1], 4)} if losses else {}),
+        "loss_curve": curve(result.history, "loss"),
         **{name: round(value, 4) for name, value in result.metrics.items()},
         **{name: picture(image) for name, image in result.images.items()},
     }

@@ -36,6 +36,11 @@ class ClipEmbeddingsConfig(StageConfig):
     """Settings of the stage embeddings."""
 
 
+def _checked(asset: str) -> dg.AssetCheckSpec:
+    said = "Every image of the images table has an embedding."
+    return dg.AssetCheckSpec("one_row_per_image", asset=asset, description=said, blocking=True)
+
+
 @dg.asset(
     group_name="embeddings",
     kinds={"lance", "pytorch"},
@@ -44,7 +49,7 @@ class ClipEmbeddingsConfig(StageConfig):
     pool="gpu",
     op_tags=node(memory="16Gi", gpu=True),
     code_version="1",
-    check_specs=[dg.AssetCheckSpec("one_row_per_image", asset="clip_embeddings", blocking=True)],
+    check_specs=[_checked("clip_embeddings")],
 )
 def clip_embeddings(
     context: dg.AssetExecutionContext,
@@ -71,7 +76,12 @@ def clip_embeddings(
         facts = artefact(out, result.table, result.digest) | {PARTITION_ROWS: embedded[folder].rows}
         record(context.instance, EMBEDDINGS, tags, facts, key_of(folder))
     return dg.MaterializeResult(
-        metadata={**_table(out, result), **mlflow.links(tracker), **_figures(result)},
+        metadata={
+            **_table(out, result),
+            **report.columns(result.table),
+            **mlflow.links(tracker),
+            **_figures(result),
+        },
         data_version=_version(result),
         check_results=[
             report.check(
@@ -91,7 +101,7 @@ def clip_embeddings(
     pool="gpu",
     op_tags=node(memory="16Gi", gpu=True),
     code_version="1",
-    check_specs=[dg.AssetCheckSpec("one_row_per_image", asset="folder_embeddings", blocking=True)],
+    check_specs=[_checked("folder_embeddings")],
 )
 def folder_embeddings(
     context: dg.AssetExecutionContext,

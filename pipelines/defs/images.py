@@ -44,13 +44,18 @@ class RawImagesConfig(StageConfig):
     )
 
 
+def _checked(asset: str) -> dg.AssetCheckSpec:
+    said = "At most max_reject_share of the images that were found are rejected."
+    return dg.AssetCheckSpec("reject_share", asset=asset, description=said, blocking=True)
+
+
 @dg.asset(
     group_name="images",
     kinds={"lance"},
     owners=["team:data"],
     deps=["source_images"],
     code_version="1",
-    check_specs=[dg.AssetCheckSpec("reject_share", asset="raw_images", blocking=True)],
+    check_specs=[_checked("raw_images")],
 )
 def raw_images(
     context: dg.AssetExecutionContext,
@@ -79,6 +84,7 @@ def raw_images(
     return dg.MaterializeResult(
         metadata={
             **_table(out, result),
+            **report.columns(result.table),
             **mlflow.links(tracker),
             **_figures(result),
             "vanished_folders": list(result.vanished),
@@ -97,7 +103,7 @@ def raw_images(
     partitions_def=FOLDERS,
     backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
     code_version="1",
-    check_specs=[dg.AssetCheckSpec("reject_share", asset="folder_images", blocking=True)],
+    check_specs=[_checked("folder_images")],
 )
 def folder_images(
     context: dg.AssetExecutionContext,

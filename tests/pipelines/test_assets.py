@@ -81,6 +81,8 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     with dg.DagsterInstance.ephemeral() as instance:
         assert execute("clip_training", clip_config, instance=instance).success
         result = execute("clip_gen", config(tmp_path, pictures), instance=instance)
+        run = instance.get_run_by_id(result.run_id)
+        tags = {name: run.tags[name] for name in run.tags if name.startswith("clipgen/")} if run else {}
     assert result.success
     made = {
         event.asset_key.to_user_string(): event.step_materialization_data.materialization
@@ -90,8 +92,8 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert len(made) == 8
     for name, previews in {
         "raw_images": ["preview"],
-        "vqgan_checkpoint": ["loss", "reconstructions", "psnr_curve"],
-        "transformer_checkpoint": ["loss", "samples", "validation_curve"],
+        "vqgan_checkpoint": ["loss_curve", "reconstructions", "psnr_curve"],
+        "transformer_checkpoint": ["loss_curve", "samples", "validation_curve"],
         "evaluation_report": ["grid"],
     }.items():
         for preview in previews:
@@ -99,6 +101,14 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
             assert str(value).startswith("![](data:image/"), (name, preview)
             assert len(str(value)) < 40_000, (name, preview, len(str(value)))
     assert made["raw_images"].metadata["dagster/row_count"].value == 72
+    assert {made[name].metadata["dagster/uri"].value for name in ("raw_images",)} == {
+        f"{tmp_path}/root/images.lance"
+    }
+    schema = made["raw_images"].metadata["dagster/column_schema"].value
+    assert {"id", "uri", "folder", "image"} <= {one.name for one in schema.columns}
+    for name in ("vqgan_checkpoint", "transformer_checkpoint"):
+        assert isinstance(made[name].metadata["loss"].value, float)
+    assert tags == {"clipgen/recipe": "tiny", "clipgen/clip": "trained"}
     assert made["token_shards"].metadata["dagster/row_count"].value == 144
     checks = {e.check_name: e.passed for e in result.get_asset_check_evaluations()}
     assert checks["reject_share"] and checks["one_row_per_image"]
