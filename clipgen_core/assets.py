@@ -35,18 +35,27 @@ ASSETS = {
     "clip_checkpoint": Asset("clip", ("captions", *WHERE_TRAINED)),
     "raw_images": Asset("images", ("max_reject_share",)),
     "clip_embeddings": Asset("embeddings"),
+    "folder_images": Asset("images", ("max_reject_share",)),
+    "folder_embeddings": Asset("embeddings"),
     "near_duplicates": Asset("duplicates"),
     "vqgan_checkpoint": Asset("vqgan", ("min_codebook_usage", *WHERE_TRAINED)),
     "token_shards": Asset("tokens"),
     "transformer_checkpoint": Asset("transformer", ("texts", *WHERE_TRAINED)),
     "evaluation_report": Asset("evaluation", ("prompts", "judge")),
 }
-WITHOUT_STAGE = {"champion": (), "table_upkeep": ("keep_days",)}  # and what their configs take
+WITHOUT_STAGE = {  # and what their configs take
+    "champion": (),
+    "source_images": (),
+    "table_upkeep": ("keep_days",),
+}
+APART = ("clip_checkpoint", "folder_images", "folder_embeddings")  # what clip_gen does not materialise
 JOBS = {
-    "clip_gen": (*(name for name in ASSETS if name != "clip_checkpoint"), "champion"),
+    "all_images": ("raw_images", "clip_embeddings"),
+    "clip_gen": (*(name for name in ASSETS if name not in APART), "champion"),
     "clip_training": ("clip_checkpoint",),
     "evaluation": ("evaluation_report",),
-    "new_images": ("raw_images", "clip_embeddings"),
+    "new_images": ("folder_images", "folder_embeddings"),
+    "observation": ("source_images",),
     "promotion": ("champion",),
     "upkeep": ("table_upkeep",),
 }

@@ -40,11 +40,14 @@ def settled(condition: dg.AutomationCondition) -> dg.AutomationCondition:  # typ
     return condition & ~busy
 
 
-WHEN_FRESH = settled(dg.AutomationCondition.any_deps_updated().since_last_handled())
+CHANGED = (  # what holds the same data after a run makes nothing stale
+    dg.AutomationCondition.data_version_changed() & ~dg.AutomationCondition.executed_with_root_target()
+) | dg.AutomationCondition.will_be_requested()
+WHEN_FRESH = settled(dg.AutomationCondition.any_deps_match(CHANGED).since_last_handled())
 
 
 def when_updated(*upstream: str) -> dg.AutomationCondition:  # type: ignore[type-arg]
-    """When one of these was materialised, and every blocking check on the way passed."""
-    updated = dg.AutomationCondition.any_deps_updated().allow(dg.AssetSelection.assets(*upstream))
+    """When the data version of one of these has changed, and every blocking check on the way passed."""
+    updated = dg.AutomationCondition.any_deps_match(CHANGED).allow(dg.AssetSelection.assets(*upstream))
     passed = dg.AutomationCondition.all_deps_blocking_checks_passed()
     return settled(updated.since_last_handled()) & passed

@@ -3,6 +3,7 @@
 Knows which assets a run materialises; knows nothing of what is checked.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -10,6 +11,8 @@ import dagster as dg
 
 def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableResource[Any]) -> None:
     """Check what the whole run needs. A step that comes after others of its run checks nothing.
+
+    The run gets the recipe and the CLIP as tags, by which Dagster's page finds runs.
 
     Args:
         context: The context of an asset that a job begins with.
@@ -26,6 +29,7 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     selected = {key for key in known if key.to_python_identifier() in ops}
     if context.assets_def.asset_deps[context.asset_key] & selected:
         return
+    context.instance.add_run_tags(context.run.run_id, _tags(resources))
     assets = [key.to_user_string() for key in selected]
     given: Any = context.run.run_config.get("ops") or {}
     config = {
@@ -46,3 +50,9 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
             metadata={check: dg.MetadataValue.md("\n\n".join(found)) for check, found in problems.items()},
             allow_retries=False,
         )
+
+
+def _tags(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dict[str, str]:
+    given = {name: one.model_dump() for name, one in resources.items()}
+    tags = {"clipgen/recipe": given["recipe"]["name"]} if "recipe" in given else {}
+    return tags | ({"clipgen/clip": given["images"]["clip"]} if "images" in given else {})

@@ -16,16 +16,33 @@ if TYPE_CHECKING:
     from clipgen_core.judging.checks import Verdict
     from clipgen_core.training.loop import Fitted
 
-PREVIEW_WIDTH = 1024
+THUMBNAIL = (480, 480)  # pixels; every event of Dagster keeps its own, so it is a few kB
+QUALITY = 50
 
 
 def picture(image: "Image") -> dg.MarkdownMetadataValue:
-    """An inline preview."""
-    from clipgen_core.data.pixels import png_bytes
+    """An inline thumbnail; the report and MLflow have the image in full."""
+    small, buffer = image.convert("RGB"), io.BytesIO()
+    small.thumbnail(THUMBNAIL)
+    small.save(buffer, "WEBP", quality=QUALITY)
+    return _inline(buffer.getvalue(), "webp")
 
-    if image.width > PREVIEW_WIDTH:
-        image = image.resize((PREVIEW_WIDTH, PREVIEW_WIDTH * image.height // image.width))
-    return _inline(png_bytes(image))
+
+def preview(image: "Image | None") -> dict[str, dg.MarkdownMetadataValue]:
+    """Metadata with a thumbnail; empty where there is no image."""
+    return {"preview": picture(image)} if image else {}
+
+
+def columns(url: str) -> dict[str, dg.TableSchema]:
+    """Metadata with the columns of a Lance table."""
+    from clipgen_core.data.tables import open_table
+
+    fields = open_table(url).schema
+    found = [
+        dg.TableColumn(one.name, str(one.type), constraints=dg.TableColumnConstraints(nullable=one.nullable))
+        for one in fields
+    ]
+    return {"dagster/column_schema": dg.TableSchema(found)}
 
 
 def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValue:
@@ -47,15 +64,17 @@ def curve(history: list[dict[str, float]], name: str) -> dg.MarkdownMetadataValu
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
-    return _inline(buffer.getvalue())
+    return _inline(buffer.getvalue(), "png")
 
 
 def fitted(result: "Fitted") -> dict[str, Any]:
-    """Metadata of every training: its last metrics, its images and its loss."""
+    """Metadata of every training: its last metrics, its images, and its loss as a number and as a curve."""
+    losses = [row["loss"] for row in result.history if "loss" in row]
     return {
         "images_per_second": round(result.images_per_second, 2),
         **({"precision": result.precision} if result.precision else {}),
-        "loss": curve(result.history, "loss"),
+        **({"loss": round(losses[-1], 4)} if losses else {}),
+        "loss_curve": curve(result.history, "loss"),
         **{name: round(value, 4) for name, value in result.metrics.items()},
         **{name: picture(image) for name, image in result.images.items()},
     }
@@ -104,5 +123,5 @@ def verdicts(judged: "Sequence[Verdict]") -> list[dg.AssetCheckResult]:
     ]
 
 
-def _inline(png: bytes) -> dg.MarkdownMetadataValue:
-    return dg.MetadataValue.md(f"![](data:image/png;base64,{base64.b64encode(png).decode()})")
+def _inline(data: bytes, kind: str) -> dg.MarkdownMetadataValue:
+    return dg.MetadataValue.md(f"![](data:image/{kind};base64,{base64.b64encode(data).decode()})")

@@ -32,7 +32,7 @@ def artefact(out: Storage, path: str, digest: str) -> dict[str, Any]:
     Returns:
         Metadata of a materialisation.
     """
-    return {PATH: dg.MetadataValue.path(path), DIGEST: digest, ROOT: out.root}
+    return {PATH: dg.MetadataValue.path(path), DIGEST: digest, ROOT: out.root, "dagster/uri": path}
 
 
 def upstream(context: dg.AssetExecutionContext, out: Storage, stage: str) -> Pointer:

@@ -29,7 +29,6 @@ from clipgen_core import __version__
 from clipgen_core.data.tables import open_table
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.storage import Storage
-from pipelines.partitions import ALL
 from tests.integration.servers import answers, free_port, wait_for
 
 REPOSITORY = Path(__file__).parents[1]
@@ -271,10 +270,7 @@ def test_dagster_loads_and_runs_the_definitions(
         "CLIPGEN_ROOT": "root",
         "CLIPGEN_EXECUTOR": "in-process",
     }
-    tags = json.dumps({"dagster/partition": ALL})
-    done = run(
-        *dagster, "job", "execute", *module, "-j", "new_images", "--tags", tags, cwd=tmp_path, **settings
-    )
+    done = run(*dagster, "job", "execute", *module, "-j", "all_images", cwd=tmp_path, **settings)
     assert done.returncode == 0, done.stderr
     out = Storage(str(tmp_path / "root"))
     assert open_table(out.images).count_rows() == 72

@@ -12,7 +12,7 @@ from clipgen_core.data.keys import Lookup, digest_of_keys, joined, numbers
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.selection import selected_keys
-from clipgen_core.data.tables import one_of, open_table, scan_keys
+from clipgen_core.data.tables import one_of, open_table, quoted, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE
 
@@ -106,18 +106,26 @@ def images_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, I
     return {row["id"]: decode_stored(row["image"]) for row in rows}
 
 
-def preview(table: str, count: int = 24, size: int = 64) -> Image.Image:
+def preview(table: str, folder: str | None = None, count: int = 24, size: int = 64) -> Image.Image | None:
     """A grid of images spread over the images table.
 
     Args:
         table: The images table.
+        folder: One top-level folder; all if None.
         count: How many at the most.
         size: Of each, in pixels a side.
 
     Returns:
-        The grid.
+        The grid; None if there is no image.
     """
     rows = open_table(table)
-    chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
-    data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
+    if folder is None:
+        chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
+        data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
+    else:
+        ids = rows.to_table(columns=["id"], filter=f"folder = {quoted(folder)}")["id"].to_pylist()
+        some = one_of("id", ids[:: -(-len(ids) // count) or 1])
+        data = rows.to_table(columns=["image"], filter=some)["image"].to_pylist()
+    if not data:
+        return None
     return grid([fit_square(decode_stored(one), size) for one in data], columns=12)

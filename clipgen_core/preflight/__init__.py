@@ -24,13 +24,13 @@ Check = Callable[[Run], str]
 
 ALL = frozenset[str]()
 CHECKS: tuple[tuple[str, frozenset[str], Check], ...] = (  # name, assets that need it (none: all), check
-    ("images", frozenset({"raw_images"}), inputs.source),
+    ("images", frozenset({"raw_images", "folder_images"}), inputs.source),
     ("where", frozenset({"vqgan_checkpoint", "token_shards"}), inputs.where),
     ("captions", frozenset({"clip_checkpoint"}), inputs.captions),
     ("texts", frozenset({"transformer_checkpoint"}), inputs.texts),
     ("prompts", frozenset({"evaluation_report"}), inputs.prompts),
     ("reference", frozenset({"evaluation_report"}), inputs.reference),
-    ("CLIP", frozenset({"clip_embeddings"}), models.clip),
+    ("CLIP", frozenset({"clip_embeddings", "folder_embeddings"}), models.clip),
     ("judge", frozenset({"evaluation_report"}), models.judge),
     ("weights", ALL, models.weights),
     ("root", ALL, machine.root),

@@ -73,7 +73,7 @@ def disk(run: Run) -> str:
     url = Storage(run.root).root
     if not filesystem.is_local(url):
         return ""
-    images, all_listed = _image_bytes(run) if "raw_images" in run.assets else (0, True)
+    images, all_listed = _image_bytes(run) if {"raw_images", "folder_images"} & run.assets else (0, True)
     needed = images + _checkpoint_bytes(run)
     free = shutil.disk_usage(existing(url, ROOT)).free
     atleast = "" if all_listed else "at least "

@@ -19,6 +19,7 @@ import torch
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.exchange import Part, made_by, parts
 from clipgen_core.data.fill import Filling, Unusable, fill
+from clipgen_core.data.folders import lacking
 from clipgen_core.data.pixels import not_longer_than
 from clipgen_core.data.places import Places
 from clipgen_core.data.prefetch import pool_size
@@ -27,6 +28,7 @@ from clipgen_core.data.tables import open_table, upsert, vector_array
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import exists
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
 from clipgen_core.schema import digest_of, embeddings_schema
@@ -66,7 +68,8 @@ def run(
         clip: The CLIP, as ClipEncoder takes it.
         out: The root that gets the embeddings table.
         tracker: Gets the counts and the speed.
-        folder: One top-level folder; all if None.
+        folder: One top-level folder; all if None. The table becomes the current one when it is complete: an
+            earlier one, of another CLIP, stays the current one until then.
 
     Returns:
         The table and its counts.
@@ -87,7 +90,8 @@ def run(
     counts = {"embeddings": table.count_rows(), "embedded": embedded, "dimension": encoder.dim}
     tracker.metrics(counts | {"images_per_second": speed}, step=0)
     digest = digest_of([encoder.key, table.version])
-    out.publish_current("embeddings", url, digest)
+    if not exists(out.path("current", "embeddings.json")) or not lacking(images, url):
+        out.publish_current("embeddings", url, digest)
     return Result(
         table=url,
         version=table.version,

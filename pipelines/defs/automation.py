@@ -1,77 +1,61 @@
-"""What runs by itself: new and changed folders as they come, stale ones every night.
+"""What runs by itself: the source is observed, and new and changed folders are read and embedded.
 
-Both start switched off; CLIPGEN_SOURCE names the source (or the resource `images` does).
-Knows folders, partitions and when they were materialised; knows nothing of what a run does with an image.
+Everything starts switched off; CLIPGEN_SOURCE names the source (or the resource `images` does).
+Knows the jobs and when they run; knows nothing of what a run does with an image.
 """
 
+import itertools
 import json
 import os
-from collections.abc import Iterator
 
 import dagster as dg
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 
-from pipelines.defs.jobs import new_images
-from pipelines.partitions import ALL, FOLDERS, NAME, folder_of, key_of, stale, usable
-from pipelines.resources import ImagesResource
+from pipelines.defs.jobs import new_images, observation
+from pipelines.partitions import LISTING, outdated
 
 AT_ONCE = 50  # runs requested by one tick; the next tick requests the rest
+GOING_ON = [*IN_PROGRESS_RUN_STATUSES, dg.DagsterRunStatus.QUEUED]
+
+
+@dg.schedule(job=observation, cron_schedule=os.environ.get("CLIPGEN_OBSERVE") or "*/10 * * * *")
+def source_observation(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Observe the source, unless the last observation goes on."""
+    if context.instance.get_runs(dg.RunsFilter(job_name=observation.name, statuses=GOING_ON), limit=1):
+        return dg.SkipReason("the last observation of the source goes on")
+    return dg.RunRequest()
 
 
 @dg.sensor(job=new_images, minimum_interval_seconds=60)
-def new_folders(context: dg.SensorEvaluationContext, images: ImagesResource) -> dg.SensorResult:
-    """Request a run for each top-level folder that is new or whose files have changed.
+def new_folders(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    """Request a run for each top-level folder that is not read and embedded as it was last observed.
 
-    The cursor keeps each folder's listing, and the times of its directories where the store has them: a
-    folder in which no file came or went is not listed again (a file overwritten in place is found by the
-    nightly schedule).
+    It asks Dagster's events only, never the source: the schedule `source_observation` does. The cursor keeps
+    which folders are up to date.
     """
-    from clipgen_core.data.sources import Source, unchanged
-
-    source = Source(images.require_source())
-    known = json.loads(context.cursor or "{}")
-    here = [folder for folder in source.folders() if usable(folder)]
-    requests: list[dg.RunRequest] = []
-    for folder in here:
-        key, before = key_of(folder), known.get(key_of(folder), {})
-        if len(requests) == AT_ONCE or unchanged(before.get("directories", {})):
-            continue
-        directories, listing = source.directories(folder), source.listing(folder)
-        if listing != before.get("listing"):
-            requests.append(dg.RunRequest(partition_key=key))
-        known[key] = {"listing": listing, "directories": directories}
-    for folder in set(source.folders()) - set(here):
-        context.log.warning(f"the folder {folder!r} cannot be a partition: rename it, or run {ALL!r}")
-    gone = sorted(set(known) - set(map(key_of, here)))
-    for key in gone:
-        context.log.warning(f"folder {key} is gone: its rows stay until `clipgen prune`")
-        del known[key]
+    if reading := _whole_source_is_read(context.instance):
+        return dg.SkipReason(f"run {reading} reads the whole source")
+    done: dict[str, str] = json.loads(context.cursor or "{}")
+    folders = itertools.islice(outdated(context.instance, done), AT_ONCE)
+    requests = [dg.RunRequest(partition_key=key, tags={LISTING: listing}) for key, listing in folders]
     return dg.SensorResult(
-        run_requests=requests,
-        dynamic_partitions_requests=[FOLDERS.build_add_request([r.partition_key or "" for r in requests])],
-        asset_events=[
-            dg.AssetObservation("raw_images", partition=key, metadata={"vanished": True}) for key in gone
-        ],
-        cursor=json.dumps(known),
+        requests,
+        skip_reason=None if requests else "every folder that two observations saw unchanged is embedded",
+        cursor=json.dumps(done),
     )
 
 
-@dg.schedule(job=new_images, cron_schedule=os.environ.get("CLIPGEN_NIGHTLY") or "0 3 * * *")
-def nightly_embeddings(
-    context: dg.ScheduleEvaluationContext, images: ImagesResource
-) -> Iterator[dg.RunRequest | dg.SkipReason]:
-    """Request a run for each folder that has changed since it was ingested, or was not embedded since."""
-    from clipgen_core.data.sources import Source
-
-    source = Source(images.require_source())
-    here, asked = set(source.folders()), 0
-    for key in sorted(set(context.instance.get_dynamic_partitions(NAME)) - {ALL}):
-        folder = folder_of(key)
-        if folder in here and stale(context.instance, key, source.listing(folder or "")):
-            asked += 1
-            tick = context.scheduled_execution_time.isoformat()
-            yield dg.RunRequest(partition_key=key, run_key=f"{key}@{tick}")
-    if not asked:
-        yield dg.SkipReason("every folder is embedded as it is now")
+def _whole_source_is_read(instance: dg.DagsterInstance) -> str | None:
+    """The id of a run whose step raw_images or clip_embeddings is not finished."""
+    steps = {"raw_images", "clip_embeddings"}
+    for run in instance.get_runs(dg.RunsFilter(statuses=GOING_ON)):
+        selected = {key.to_user_string() for key in run.asset_selection or ()}
+        if run.job_name in ("clip_gen", "all_images") or selected & steps:
+            waiting = steps & selected if selected else steps
+            ended = {one.step_key for one in instance.get_run_step_stats(run.run_id) if one.end_time}
+            if waiting - ended:
+                return run.run_id
+    return None
 
 
 automation = dg.AutomationConditionSensorDefinition(

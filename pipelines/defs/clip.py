@@ -29,6 +29,7 @@ class ClipCheckpointConfig(TrainingConfig):
     group_name="embeddings",
     kinds={"pytorch"},
     owners=["team:research"],
+    code_version="1",
     pool="gpu",
     op_tags=node(memory="32Gi", gpu=True),
 )

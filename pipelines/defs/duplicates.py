@@ -21,6 +21,7 @@ class NearDuplicatesConfig(StageConfig):
     group_name="embeddings",
     kinds={"lance"},
     owners=["team:data"],
+    code_version="1",
     deps=["clip_embeddings"],
     automation_condition=WHEN_FRESH,
 )
@@ -47,7 +48,7 @@ def near_duplicates(
             "pairs": result.pairs,
             "redundant": result.redundant,
             "threshold": stage.threshold,
-            **({"preview": report.picture(shown)} if shown else {}),
+            **report.preview(shown),
         },
         data_version=dg.DataVersion(embeddings.digest),
     )

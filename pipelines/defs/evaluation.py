@@ -56,6 +56,7 @@ class EvaluationConfig(StageConfig):
     group_name="evaluation",
     kinds={"mlflow", "html"},
     owners=["team:research"],
+    code_version="1",
     deps=["transformer_checkpoint", "raw_images"],
     pool="gpu",
     op_tags=node(memory="16Gi", gpu=True),
@@ -115,6 +116,7 @@ def evaluation_report(
     group_name="evaluation",
     kinds={"mlflow"},
     owners=["team:research"],
+    code_version="1",
     deps=["evaluation_report"],
     automation_condition=when_updated("evaluation_report"),
 )

@@ -1,17 +1,38 @@
-"""The asset `raw_images`: the images of the source, in a Lance table, by top-level folder.
+"""The assets `raw_images` and `folder_images`: the images of the source or of one folder, in a Lance table.
+
+Whichever reads an image, the other one changes with it, and Dagster is told so.
 
 Knows the stage's settings, results and partitions; knows nothing of file formats or tables.
 """
+
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 from pydantic import Field
 
 from pipelines import report
 from pipelines.config import StageConfig, of_stage
-from pipelines.partitions import FOLDERS, LISTING, folder_of, key_of, record_folders
+from pipelines.partitions import (
+    FOLDERS,
+    IMAGES,
+    LISTING,
+    PARTITION_ROWS,
+    ROWS,
+    VERSION,
+    FolderResource,
+    folder_of,
+    key_of,
+    record,
+    record_observed,
+    usable,
+)
 from pipelines.preflight import check_run
 from pipelines.resources import ImagesResource, MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact
+
+if TYPE_CHECKING:
+    from clipgen_core.stages.images import Result
+    from clipgen_core.storage import Storage
 
 
 @of_stage("images")
@@ -23,12 +44,18 @@ class RawImagesConfig(StageConfig):
     )
 
 
+def _checked(asset: str) -> dg.AssetCheckSpec:
+    said = "At most max_reject_share of the images that were found are rejected."
+    return dg.AssetCheckSpec("reject_share", asset=asset, description=said, blocking=True)
+
+
 @dg.asset(
     group_name="images",
     kinds={"lance"},
     owners=["team:data"],
-    partitions_def=FOLDERS,
-    check_specs=[dg.AssetCheckSpec("reject_share", asset="raw_images", blocking=True)],
+    deps=["source_images"],
+    code_version="1",
+    check_specs=[_checked("raw_images")],
 )
 def raw_images(
     context: dg.AssetExecutionContext,
@@ -39,32 +66,97 @@ def raw_images(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Every distinct image of the source, one row each; rejects are listed with their reason."""
+    from clipgen_core.data.folders import by_folder
     from clipgen_core.stages import images as ingest
 
     check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
-    out, source, folder = storage.open(), images.require_source(), folder_of(context.partition_key)
+    out, source = storage.open(), images.require_source()
+    stage = recipe.override(config.overrides()).images
+    with mlflow.run(context, {"source": source}) as tracker:
+        result = ingest.run(stage, source=source, out=out, tracker=tracker)
+    listings = {folder: listing for folder, listing in result.listings.items() if usable(folder)}
+    record_observed(context.instance, {key_of(folder): listing for folder, listing in listings.items()})
+    stored = by_folder(result.table)
+    for folder, listing in listings.items():
+        digest, rows = (stored[folder].digest, stored[folder].rows) if folder in stored else ("empty", 0)
+        facts = artefact(out, result.table, digest) | {PARTITION_ROWS: rows}
+        record(context.instance, IMAGES, {VERSION: digest, LISTING: listing}, facts, key_of(folder))
+    return dg.MaterializeResult(
+        metadata={
+            **_table(out, result),
+            **report.columns(result.table),
+            **mlflow.links(tracker),
+            **_figures(result),
+            "vanished_folders": list(result.vanished),
+            **report.preview(ingest.preview(result.table)),
+        },
+        data_version=dg.DataVersion(result.digest),
+        check_results=[_reject_share(config, result)],
+    )
+
+
+@dg.asset(
+    group_name="images",
+    kinds={"lance"},
+    owners=["team:data"],
+    deps=["source_images"],
+    partitions_def=FOLDERS,
+    backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
+    code_version="1",
+    check_specs=[_checked("folder_images")],
+)
+def folder_images(
+    context: dg.AssetExecutionContext,
+    config: RawImagesConfig,
+    storage: StorageResource,
+    images: ImagesResource,
+    recipe: RecipeResource,
+    mlflow: MlflowResource,
+    one_folder: FolderResource,
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """The images of one top-level folder of the source, in the same table as raw_images."""
+    from clipgen_core.data.folders import by_folder
+    from clipgen_core.stages import images as ingest
+
+    folder = folder_of(context.partition_key)
+    check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
+    out, source = storage.open(), images.require_source()
     stage = recipe.override(config.overrides()).images
     with mlflow.run(context, {"source": source}) as tracker:
         result = ingest.run(stage, source=source, out=out, tracker=tracker, folder=folder)
-    record_folders(context, result.listings)
-    listings = {key_of(folder): listing for folder, listing in result.listings.items()}
-    share = result.reject_share
+    record_observed(context.instance, {context.partition_key: result.listings[folder]})
+    record(context.instance, "raw_images", {VERSION: result.digest}, _table(out, result))
+    stored = by_folder(result.table, folder)[folder]
     return dg.MaterializeResult(
         metadata={
-            **artefact(out, result.table, result.digest),
+            **artefact(out, result.table, stored.digest),
             **mlflow.links(tracker),
-            "dagster/row_count": result.total,
-            "images_found": result.found,
-            "images_added": result.added,
-            "images_replaced": result.replaced,
-            "images_left": result.left,
-            "missing_files": result.missing,
-            "rejects": result.rejects,
-            "other_files": result.others,
-            "vanished_folders": list(result.vanished),
-            LISTING: listings.get(context.partition_key, result.digest),
-            "preview": report.picture(ingest.preview(result.table)),
+            PARTITION_ROWS: stored.rows,
+            **_figures(result),
+            **report.preview(ingest.preview(result.table, folder)),
         },
-        data_version=dg.DataVersion(result.digest),
-        check_results=[report.check("reject_share", share <= config.max_reject_share, share=share)],
+        data_version=dg.DataVersion(stored.digest),
+        tags={LISTING: result.listings[folder]},
+        check_results=[_reject_share(config, result)],
     )
+
+
+def _table(out: "Storage", result: "Result") -> dict[str, Any]:
+    return {**artefact(out, result.table, result.digest), ROWS: result.total}
+
+
+def _figures(result: "Result") -> dict[str, Any]:
+    return {
+        "images_found": result.found,
+        "images_added": result.added,
+        "images_replaced": result.replaced,
+        "images_left": result.left,
+        "missing_files": result.missing,
+        "rejects": result.rejects,
+        "other_files": result.others,
+    }
+
+
+def _reject_share(config: RawImagesConfig, result: "Result") -> dg.AssetCheckResult:
+    share, most = result.reject_share, config.max_reject_share
+    return report.check("reject_share", share <= most, share=share, at_most=most)

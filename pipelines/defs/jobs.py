@@ -1,11 +1,9 @@
 """The pipeline's public jobs: what is run together, by name.
 
-Knows the names of assets and the partition that stands for the whole source; knows nothing of what assets do.
+Knows the names of assets; knows nothing of what they do.
 """
 
 import dagster as dg
-
-from pipelines.partitions import ALL
 
 clip_gen = dg.define_asset_job(
     "clip_gen",
@@ -19,13 +17,24 @@ clip_gen = dg.define_asset_job(
         "evaluation_report",
         "champion",
     ],
-    tags={"dagster/partition": ALL},
     description="From a folder of images to an evaluated, registered and promoted text-to-image model.",
+)
+
+all_images = dg.define_asset_job(
+    "all_images",
+    selection=["raw_images", "clip_embeddings"],
+    description="Ingest and embed the whole source; images that are in the tables already are skipped.",
+)
+
+observation = dg.define_asset_job(
+    "observation",
+    selection=["source_images"],
+    description="List the source: which folders there are, and whether their files have changed.",
 )
 
 new_images = dg.define_asset_job(
     "new_images",
-    selection=["raw_images", "clip_embeddings"],
+    selection=["folder_images", "folder_embeddings"],
     description="Ingest and embed one top-level folder; images that are in the tables already are skipped.",
 )
 

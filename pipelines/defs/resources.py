@@ -9,6 +9,7 @@ import dagster as dg
 
 from clipgen_core.storage import DEFAULT_ROOT
 from pipelines.cluster import executor
+from pipelines.partitions import FolderResource
 from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
 
 
@@ -24,5 +25,6 @@ def resources() -> dg.Definitions:
             ),
             "recipe": RecipeResource(name=os.environ.get("CLIPGEN_RECIPE") or "demo"),
             "mlflow": MlflowResource(),
+            "one_folder": FolderResource(),
         },
     )

@@ -21,6 +21,7 @@ class TokenShardsConfig(StageConfig):
     group_name="tokens",
     kinds={"parquet", "pytorch"},
     owners=["team:data"],
+    code_version="1",
     deps=["raw_images", "clip_embeddings", "near_duplicates", "vqgan_checkpoint"],
     pool="gpu",
     op_tags=node(memory="16Gi", gpu=True),

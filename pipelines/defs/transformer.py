@@ -31,6 +31,7 @@ class TransformerCheckpointConfig(TrainingConfig):
     group_name="transformer",
     kinds={"pytorch"},
     owners=["team:research"],
+    code_version="1",
     deps=["token_shards"],
     pool="gpu",
     op_tags=node(memory="32Gi", gpu=True),

@@ -17,7 +17,13 @@ class TableUpkeepConfig(dg.Config):
     )
 
 
-@dg.asset(group_name="images", kinds={"lance"}, owners=["team:data"], deps=["raw_images", "clip_embeddings"])
+@dg.asset(
+    group_name="images",
+    kinds={"lance"},
+    owners=["team:data"],
+    deps=["raw_images", "clip_embeddings"],
+    code_version="1",
+)
 def table_upkeep(config: TableUpkeepConfig, storage: StorageResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Small files joined, old versions removed; tagged versions, which models were trained on, stay."""
     from clipgen_core.data.upkeep import compact, tables

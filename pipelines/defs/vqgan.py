@@ -28,6 +28,7 @@ class VqganCheckpointConfig(TrainingConfig):
     group_name="vqgan",
     kinds={"pytorch"},
     owners=["team:research"],
+    code_version="1",
     deps=["raw_images", "clip_embeddings"],
     pool="gpu",
     op_tags=node(memory="32Gi", gpu=True),

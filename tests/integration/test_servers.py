@@ -71,7 +71,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             "CLIPGEN_RECIPE": "quick",
             "CLIPGEN_EXECUTOR": "in-process",
             "CLIPGEN_PROMPTS": str(EMOJI / "prompts.csv"),
-            "CLIPGEN_NIGHTLY": "* * * * *",
+            "CLIPGEN_OBSERVE": "* * * * *",
         }
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -106,9 +106,9 @@ RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocati
 SELECTOR = '{repositoryLocationName: "clipgen", repositoryName: "__repository__", %s}'
 SENSOR = f"""mutation {{ startSensor(sensorSelector: {SELECTOR % 'sensorName: "new_folders"'})
   {{ __typename ... on PythonError {{ message }} }} }}"""
-SCHEDULE = f"""mutation {{ startSchedule(scheduleSelector: {SELECTOR % 'scheduleName: "nightly_embeddings"'})
+SCHEDULE = f"""mutation {{ startSchedule(scheduleSelector: {SELECTOR % 'scheduleName: "source_observation"'})
   {{ __typename ... on PythonError {{ message }} }} }}"""
-TICKS = f"""query {{ instigationStateOrError(instigationSelector: {SELECTOR % 'name: "nightly_embeddings"'})
+TICKS = f"""query {{ instigationStateOrError(instigationSelector: {SELECTOR % 'name: "source_observation"'})
   {{ ... on InstigationState {{ ticks {{ status skipReason }} }} }} }}"""
 ASSET = """query($asset: String!) { assetOrError(assetKey: {path: [$asset]}) { ... on Asset {
   assetMaterializations { runId metadataEntries { label ... on UrlMetadataEntry { url } } } } } }"""
@@ -174,7 +174,7 @@ def assert_folder_arrived(platform: Platform) -> None:
         wanted = {"key": "dagster/partition", "value": "new"}
         return [one for one in runs if one["jobName"] == "new_images" and wanted in one["tags"]]
 
-    for one in wait_for(asked_by_sensor, "the sensor's run"):
+    for one in wait_for(asked_by_sensor, "the sensor's run", seconds=360):
         finish(platform, one["runId"])
 
     def ticked() -> set[str]:

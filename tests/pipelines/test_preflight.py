@@ -22,7 +22,7 @@ def fields(job: str, asset: str) -> set[str]:
 
 @pytest.mark.parametrize("asset", ASSETS)
 def test_the_library_knows_what_the_config_of_each_asset_takes(asset: str) -> None:
-    job = "clip_training" if asset == "clip_checkpoint" else "clip_gen"
+    job = next(name for name in ("clip_gen", "clip_training", "new_images") if asset in JOBS[name])
     settings = set(type(getattr(named("demo"), ASSETS[asset].stage)).model_fields)
     assert settings | set(ASSETS[asset].own) == fields(job, asset)
     assert set(ASSETS[asset].own) <= OWN.keys()
