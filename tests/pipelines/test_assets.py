@@ -143,7 +143,7 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     (event,) = result.get_asset_materialization_events()
     page = Path(str(event.step_materialization_data.materialization.metadata["report"].value)).read_text()
     assert "the CLIP that conditions both models, which flatters both" in page
-    assert "The champion is models:/clip-gen/1" in page
+    assert "compared with models:/clip-gen/1 on the same prompts" in page
     (version,) = client.search_model_versions("name = 'clip-gen'")  # judged again, not registered again
     again_run = event.step_materialization_data.materialization.metadata["mlflow_run"].value
     tags = client.get_model_version("clip-gen", str(version.version)).tags
