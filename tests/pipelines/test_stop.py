@@ -61,12 +61,10 @@ def test_a_terminated_run_saves_a_checkpoint_and_is_canceled(
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "dagster.yaml").write_bytes(INSTANCE.read_bytes())
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")  # creates its tables before the run does
     with dg.DagsterInstance.get() as instance:
         process = clip_training(tmp_path, pictures / "captions.csv", executor)
         try:
-            database = tmp_path / "mlflow" / "mlflow.db"
-            wait_for(database.exists, "MLflow's database", alive=lambda: process.poll() is None)
-            client = mlflow_client(f"sqlite:///{database}")
 
             def trains() -> bool:
                 experiment = client.get_experiment_by_name("clip-gen")
