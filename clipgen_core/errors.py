@@ -1,4 +1,4 @@
-"""The exception whose message is written for people."""
+"""The exceptions whose messages are written for people."""
 
 
 class ClipgenError(Exception):
@@ -6,6 +6,10 @@ class ClipgenError(Exception):
 
     The command line prints it and exits with status 2; Dagster shows it as the failure of the step.
     """
+
+
+class Interrupted(ClipgenError):
+    """A training was requested to stop and has saved a checkpoint."""
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError, Interrupted, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.mlflow_folder import follow
 from clipgen_core.settings.catalogue import flatten
@@ -122,7 +122,7 @@ class MlflowTracker:
 def mlflow_run(
     name: str, *, tracking_uri: str, artifacts: str | None, tags: Mapping[str, str]
 ) -> Iterator[MlflowTracker]:
-    """An MLflow run that ends FINISHED, or FAILED if the body raises.
+    """An MLflow run that ends FINISHED, FAILED if the body raises, or KILLED if it was requested to stop.
 
     The machine's load is logged every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL) as `system/...`,
     that of NVIDIA GPUs too if nvidia-ml-py is installed.
@@ -153,6 +153,9 @@ def mlflow_run(
     try:
         yield MlflowTracker(client, run_id)
         ended = "FINISHED"
+    except (Interrupted, KeyboardInterrupt):
+        ended = "KILLED"
+        raise
     finally:
         load.finish()
         client.set_terminated(run_id, ended)

@@ -49,6 +49,11 @@ class TrainingConfig(StageConfig):
         default="here",
         description="`here`: this machine (torchrun). `ray`: the cluster that RAY_ADDRESS names.",
     )
+    gpu: bool | None = Field(
+        default=None,
+        description="Whether each worker on Ray gets a GPU: true also waits for one that the cluster has "
+        "yet to start. Null: if the cluster has a GPU when the training begins.",
+    )
     restarts: int = Field(default=3, ge=0, description="How often lost workers on Ray are replaced.")
 
 

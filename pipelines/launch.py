@@ -8,13 +8,15 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
+import psutil
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt
 
 from clipgen_core import logs
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import MlflowTracker
@@ -45,7 +47,8 @@ def train_in_processes(
         inputs: Further arguments of `clipgen_core.train.train`; those that are None are left out.
 
     Raises:
-        dg.Failure: the training failed, or a stop was requested; on Ray, more often than `restarts`.
+        dg.Failure: The training failed; on Ray, more often than `restarts`.
+        Interrupted: A stop was requested; a checkpoint was saved.
     """
     arguments: dict[str, Any] = {"stage": stage, "root": out.root, "recipe": recipe.name}
     arguments |= {name: value for name, value in inputs.items() if value is not None}
@@ -71,12 +74,34 @@ def _by_torchrun(arguments: dict[str, Any], processes: int, mlflow: str) -> None
     command += [f"--set={name}={json.dumps(value)}" for name, value in overrides.items()]
     command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     environment = os.environ | {"MLFLOW_TRACKING_URI": mlflow} | logs.for_children()
-    with subprocess.Popen(command, env=environment) as process, stop_signals(process.terminate) as request:
-        process.wait()
+    # in a session of its own a Ctrl-C of the terminal reaches it only through this process
+    launcher = subprocess.Popen(command, env=environment, start_new_session=True)
+    with launcher, stop_signals(lambda: _stop_workers(launcher.pid)) as request:
+        try:
+            launcher.wait()
+        except BaseException:
+            _kill(launcher.pid)
+            raise
     if request.signal:
-        raise dg.Failure(f"training the {stage} was stopped on request: run it again to resume")
-    if process.returncode:
+        raise Interrupted(f"training the {stage} was stopped on request: run it again to resume")
+    if launcher.returncode:
         raise dg.Failure(f"training the {stage} in {processes} processes failed: see its output")
+
+
+def _stop_workers(launcher: int) -> None:
+    """Request the workers of a torchrun to stop: it would kill them 30 seconds after a request to itself."""
+    with suppress(psutil.NoSuchProcess):
+        torchrun = psutil.Process(launcher)
+        for process in torchrun.children() or [torchrun]:
+            process.terminate()
+
+
+def _kill(launcher: int) -> None:
+    """End a torchrun and its workers at once."""
+    with suppress(psutil.NoSuchProcess):
+        torchrun = psutil.Process(launcher)
+        for process in [torchrun, *torchrun.children(recursive=True)]:
+            process.kill()
 
 
 def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> None:
@@ -101,12 +126,13 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
             train(**arguments)
 
     def lost(error: BaseException) -> bool:
-        return isinstance(error, WorkerGroupError) and own_reason(error) is None
+        return isinstance(error, WorkerGroupError) and own_error(error) is None
 
     if not ray.is_initialized():
         ray.init()
     stop: Any = ray.remote(num_cpus=0)(Stop).remote()
-    scaling = ScalingConfig(num_workers=config.processes, use_gpu=bool(ray.cluster_resources().get("GPU")))
+    gpu = bool(ray.cluster_resources().get("GPU")) if config.gpu is None else config.gpu
+    scaling = ScalingConfig(num_workers=config.processes, use_gpu=gpu)
     group, notes = TorchConfig(timeout_s=int(TIMEOUT.total_seconds())), f"{arguments['root']}/{RAY_FOLDER}"
     trying = Retrying(
         retry=retry_if_exception(lost),
@@ -120,8 +146,25 @@ def _by_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str) -> N
                 run_config = RunConfig(storage_path=notes)
                 TorchTrainer(work, torch_config=group, scaling_config=scaling, run_config=run_config).fit()
     except WorkerGroupError as error:
-        reason = own_reason(error) or f"workers were lost {config.restarts + 1} times: {error}"
-        raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from error
+        raise _ended(error, arguments["stage"], config.restarts) from error
+
+
+def _ended(error: Any, stage: str, restarts: int) -> Exception:
+    """What the end of all workers means: a stop on request or a failure.
+
+    Args:
+        error: Ray's `WorkerGroupError`.
+        stage: What was trained.
+        restarts: How often lost workers were replaced before.
+
+    Returns:
+        The error to raise.
+    """
+    own = own_error(error)
+    if isinstance(own, Interrupted):
+        return own
+    reason = own or f"workers were lost {restarts + 1} times: {error}"
+    return dg.Failure(f"training the {stage} on Ray failed: {reason}")
 
 
 class Stop:
@@ -137,10 +180,10 @@ class Stop:
         return self.requested
 
 
-def own_reason(error: Any) -> str | None:
-    """The message of the ClipgenError that ended a worker, if one did."""
+def own_error(error: Any) -> ClipgenError | None:
+    """The ClipgenError that ended a worker, if one did."""
     failures = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
-    return next((str(one) for one in failures if isinstance(one, ClipgenError)), None)
+    return next((one for one in failures if isinstance(one, ClipgenError)), None)
 
 
 def _tell(state: RetryCallState) -> None:

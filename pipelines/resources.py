@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from dagster._core.errors import DagsterExecutionInterruptedError
 from pydantic import Field
 
 from clipgen_core import logs
+from clipgen_core.errors import Interrupted
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
@@ -104,6 +106,10 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
         Yields:
             The tracker of the run.
+
+        Raises:
+            DagsterExecutionInterruptedError: A training stopped on request. A run that was terminated ends as
+                CANCELED by it, any other as FAILURE, so that it can be retried.
         """
         asset = context.asset_key.to_user_string()
         tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
@@ -112,10 +118,14 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
-        with mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags) as tracker:
-            ids = {"dagster_run": context.run.run_id, "asset": asset, "mlflow_run": tracker.run_id}
-            with logs.bound(**ids):
-                yield tracker
+        try:
+            with mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags) as tracker:
+                ids = {"dagster_run": context.run.run_id, "asset": asset, "mlflow_run": tracker.run_id}
+                with logs.bound(**ids):
+                    yield tracker
+        except Interrupted as error:
+            context.log.warning(str(error))
+            raise DagsterExecutionInterruptedError(str(error)) from error
 
     def links(self, tracker: "MlflowTracker", **artifacts: str) -> dict[str, Any]:
         """Metadata that leads from a materialisation to its MLflow run.

@@ -7,10 +7,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage, last_root
-from clipgen_core.training.interrupt import Interrupted
 
 # without markup: names may hold [brackets]
 console = Console(markup=False, highlight=False, soft_wrap=True)

@@ -13,17 +13,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 
-from clipgen_core.errors import ClipgenError
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # launchers forward a Ctrl-C that the terminal has sent to every process already
 IMPATIENT_AFTER = 1.0  # seconds
 
 _other_source: ContextVar[Callable[[], bool]] = ContextVar("other_source", default=bool)
-
-
-class Interrupted(ClipgenError):
-    """A training was requested to stop and has saved a checkpoint."""
 
 
 class Request:

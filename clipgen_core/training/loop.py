@@ -21,7 +21,7 @@ from clipgen_core.data.order import Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.device import fp32_products, resolved
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.filesystem import clear_drafts
 from clipgen_core.progress import Meter, track
 from clipgen_core.settings.training import Precision, TrainConfig
@@ -30,7 +30,7 @@ from clipgen_core.training import distributed
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.compiling import compile_model
 from clipgen_core.training.finished import Fitted, read_finished, say_how_far
-from clipgen_core.training.interrupt import Interrupted, stop_signals
+from clipgen_core.training.interrupt import stop_signals
 from clipgen_core.training.learned import Learned
 from clipgen_core.training.optim import averaged_weights
 from clipgen_core.training.provenance import GOAL, TrainingState

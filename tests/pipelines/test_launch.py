@@ -20,7 +20,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from clipgen_core.training.checkpoint import Checkpoint
 from pipelines.definitions import defs
-from pipelines.launch import own_reason
+from pipelines.launch import own_error
 from tests.conftest import RAY, wait_for
 
 STEPS = 120
@@ -170,5 +170,5 @@ def test_an_error_of_clipgens_own_would_come_again_and_a_dead_worker_would_not()
 
     own = UserExceptionWithTraceback(ClipgenError("the loss is nan at step 3"), "traceback")
     cut_off = UserExceptionWithTraceback(RuntimeError("Connection closed by peer"), "traceback")
-    assert own_reason(WorkerGroupError("", {0: cut_off, 1: own})) == "the loss is nan at step 3"
-    assert own_reason(WorkerGroupError("", {0: cut_off, 1: ActorDiedError()})) is None
+    assert str(own_error(WorkerGroupError("", {0: cut_off, 1: own}))) == "the loss is nan at step 3"
+    assert own_error(WorkerGroupError("", {0: cut_off, 1: ActorDiedError()})) is None

@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from clipgen_core import device, filesystem
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.prefetch import prefetch
-from clipgen_core.errors import ClipgenError
+from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.settings.training import TrainConfig
 from clipgen_core.tracking import NullTracker
 from clipgen_core.training import checkpoint, interrupt
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
-from clipgen_core.training.interrupt import Interrupted
 from clipgen_core.training.loop import Fitted, fit
 from clipgen_core.training.provenance import Provenance
 from clipgen_core.training.task import Validation
