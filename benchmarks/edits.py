@@ -22,6 +22,7 @@ from clipgen_core import filesystem
 from clipgen_core.data.decode import decode
 from clipgen_core.data.pixels import fit_square
 from clipgen_core.data.prompts import Prompt, read_prompts
+from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.models.clip import ClipEncoder
@@ -55,7 +56,7 @@ def main(
     model: Annotated[str, typer.Option(help="A model of any order.")],
     judge: Annotated[str, typer.Option(help="A CLIP trained apart from the one that conditions.")],
     prompts: Annotated[str, typer.Option(help="A CSV with prompt, split and file: names of images.")],
-    split: Annotated[str, typer.Option(help="Whose images are edited.")] = "held_out",
+    split: Annotated[str, typer.Option(help="Whose images are edited.")] = "held-out",
     most: Annotated[int, typer.Option(help="Images at the most.")] = 48,
     seed: int = 0,
     json_file: Annotated[Path | None, typer.Option("--json")] = None,
@@ -64,6 +65,10 @@ def main(
     generator, scorer = TextToImage.from_pretrained(model), ClipEncoder(judge)
     size = generator.vqgan.config.image_size
     chosen = some([one for one in read_prompts(prompts) if one.split == split and one.file], most)
+    if not chosen:
+        raise ClipgenError(
+            f"{prompts} names no image of a prompt of the split {split!r}: choose another --split"
+        )
     images = [fit_square(decode(filesystem.read_bytes(one.file or "")).image, size) for one in chosen]
     own = [one.text for one in chosen]
     rows = []

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from dagster._core.errors import DagsterExecutionInterruptedError
 from pydantic import Field
 
 from clipgen_core import logs
@@ -125,7 +124,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                     yield tracker
         except Interrupted as error:
             context.log.warning(str(error))
-            raise DagsterExecutionInterruptedError(str(error)) from error
+            raise dg.DagsterExecutionInterruptedError(str(error)) from error
 
     def links(self, tracker: "MlflowTracker", **artifacts: str) -> dict[str, Any]:
         """Metadata that leads from a materialisation to its MLflow run.
