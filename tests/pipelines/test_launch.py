@@ -148,19 +148,20 @@ def test_sigterm_reaches_the_workers_which_save_and_another_run_goes_on(
 
 
 @pytest.mark.slow
-def test_the_container_of_a_step_joins_the_cluster(ray_cluster: str) -> None:
+def test_the_container_of_a_step_joins_the_cluster_and_a_code_location_does_not(ray_cluster: str) -> None:
     environment = os.environ | {"PATH": f"{RAY.parent}:{os.environ['PATH']}"}
     entrypoint = str(Path(__file__).parents[2] / "infra" / "docker" / "entrypoint.sh")
     count = "import ray; ray.init(); print(sum(node['Alive'] for node in ray.nodes()))"
     alive = []
-    for command in ([entrypoint, "dagster", "api", "--help"], [entrypoint, "true"]):
+    for words in (["dagster", "api", "grpc"], ["dagster", "api", "execute_step"], ["true"]):
+        command = [entrypoint, *words, *(["--help"] if len(words) > 1 else [])]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         said = subprocess.run(
             [sys.executable, "-c", count], env=environment, capture_output=True, text=True, check=True
         )
         alive.append(int(said.stdout.split()[-1]))
-    assert alive == [3, 3]  # the head, the second node, and the step's
+    assert alive == [2, 3, 3]  # the head and the second node; the step's, but not the code location's
 
 
 def test_an_error_of_clipgens_own_would_come_again_and_a_dead_worker_would_not() -> None:
