@@ -11,7 +11,7 @@ from clipgen_core.extras import needed_for
 
 READ = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")  # by Pillow itself
 SNIFFED = 1024  # bytes that tell the kind of a file
-HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif3", b"msf1")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes
@@ -47,6 +47,9 @@ STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that be
     "QOI": lambda head: head.startswith(b"qoif"),
     "DDS": lambda head: head.startswith(b"DDS "),
     "XCF": lambda head: head.startswith(b"gimp xcf"),
+    "PAM": lambda head: head.startswith(b"P7\n"),
+    "PFM in colour": lambda head: bool(re.match(rb"PF\s", head)),
+    "OS/2 bitmap array": lambda head: head.startswith(b"BA") and head[14:16] in (b"BM", b"IC", b"PT", b"CI"),
     "AVIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"),
 }
 
