@@ -40,6 +40,10 @@ def main(
     unknown = set(names or ()) - {*NAMES, "gpu"}
     if unknown:
         raise typer.BadParameter(f"there is no benchmark {', '.join(unknown)}: choose of {', '.join(NAMES)}")
+    if part and "gpu" not in (names or ()):
+        raise typer.BadParameter(
+            "--part is of the benchmark gpu: write `python -m benchmarks gpu --part ...`"
+        )
     rows: list[Row] = []
     began = time.perf_counter()
     for name in track(names or NAMES, "benchmarks", console=Console(stderr=True), transient=True):

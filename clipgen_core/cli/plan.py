@@ -57,7 +57,10 @@ def plan(
         f"{seen.mean_side:.0f} px a side; {estimate.device}"
     )
     console.print(stages(estimate.lines), "", memory(estimate.verdicts), "")
-    console.print("The times are lower bounds: the discriminator and the reading of data come on top.")
+    if gpu is None:
+        console.print("The times are lower bounds: the discriminator and the reading of data come on top.")
+    else:
+        console.print("The times are not known: they are measured where this runs, without --gpu.")
     for asset, verdict in estimate.verdicts.items():
         console.print(sentence(asset, verdict, estimate.memory))
 
@@ -109,7 +112,9 @@ def gigabytes(size: float) -> str:
 
 
 def duration(hours: float) -> str:
-    """A time in the unit that a person would use."""
+    """A time in the unit that a person would use; a dash where it is not known."""
+    if not hours:
+        return "-"
     for unit, size in (("years", 24 * 365.25), ("days", 24.0), ("hours", 1.0)):
         if hours >= 2 * size:
             return f"{hours / size:,.0f} {unit}"

@@ -24,6 +24,7 @@ from clipgen_core.settings import clip
 
 TRAINED = "trained"
 ID_BYTES = 64
+UNKNOWN = Speed(0.0, 0.0, 0.0, 0.0, 0.0)
 TRAININGS = {"vqgan_checkpoint": "vqgan", "transformer_checkpoint": "transformer"}
 
 
@@ -35,7 +36,7 @@ class Line:
         stage: Name of its asset.
         disk: Bytes that it writes.
         memory: Bytes of device memory.
-        hours: Hours on this machine, at least.
+        hours: Hours on this machine, at least; 0 if another GPU is counted for.
     """
 
     stage: str
@@ -50,7 +51,8 @@ class Plan:
 
     Attributes:
         source: What the source holds.
-        device: Name of this machine's device, on which the hours were measured.
+        device: Name of the device that is counted for: this machine's, on which the hours were measured, or a
+            GPU by its memory.
         memory: Bytes of the device whose memory the verdicts are about.
         lines: The needs of each stage, in the pipeline's order.
         verdicts: Of each training, by the name of its asset.
@@ -70,7 +72,8 @@ def plan(source: str, recipe: Recipe, reference: str | None = None, gpu_bytes: f
         source: Folder of the images, a local path or an fsspec URL.
         recipe: The configuration of all stages.
         reference: The CLIP to use; "trained": one like the recipe's. By default of the shape ViT-B/32.
-        gpu_bytes: Memory of the GPU to count for; by default of this machine's device.
+        gpu_bytes: Memory of another GPU to count for, whose speed is not known; by default that of this
+            machine's device.
 
     Returns:
         The estimate.
@@ -81,15 +84,19 @@ def plan(source: str, recipe: Recipe, reference: str | None = None, gpu_bytes: f
     seen = survey(source, recipe.images)
     encoder = _encoder(reference, recipe)
     gpu = gpu_bytes is not None or torch.cuda.is_available()
-    memory = gpu_bytes or device_bytes()
-    with track("measuring", 1 + len(TRAININGS), "models") as meter:
-        speed = measure(recipe, encoder, reference == TRAINED)
-        meter.advance()
+    memory, here = gpu_bytes or device_bytes(), gpu_bytes is None
+    speed = None
+    with track("measuring", here + len(TRAININGS), "models") as meter:
+        if here:
+            speed = measure(recipe, encoder, reference == TRAINED)
+            meter.advance()
         verdicts = {}
         for asset, stage in TRAININGS.items():
             verdicts[asset] = judge(stage, recipe, encoder, memory=memory, gpu=gpu)
             meter.advance()
-    return Plan(seen, device_name(), memory, tuple(_lines(recipe, encoder, seen, speed, verdicts)), verdicts)
+    lines = _lines(recipe, encoder, seen, speed, verdicts)
+    device = device_name() if here else f"a GPU of {memory / 1e9:.3g} GB"
+    return Plan(seen, device, memory, tuple(lines), verdicts)
 
 
 def _encoder(reference: str | None, recipe: Recipe) -> ClipEncoder:
@@ -99,8 +106,10 @@ def _encoder(reference: str | None, recipe: Recipe) -> ClipEncoder:
 
 
 def _lines(
-    recipe: Recipe, encoder: ClipEncoder, seen: Survey, speed: Speed, verdicts: Mapping[str, Verdict]
+    recipe: Recipe, encoder: ClipEncoder, seen: Survey, speed: Speed | None, verdicts: Mapping[str, Verdict]
 ) -> list[Line]:
+    reading = seen.images * seen.seconds / recipe.images.readers / 3600 if speed else 0.0
+    speed = speed or UNKNOWN
     rows, shape, views = seen.images * seen.usable, recipe.vqgan.model, recipe.tokens.views
     row = 4 * encoder.dim + ID_BYTES
     codes = views * shape.grid**2 * code_type(shape.quantizer.codebook_size).bit_width / 8
@@ -110,7 +119,7 @@ def _lines(
     own_clip = Line("clip_checkpoint", hours=clip.steps * clip.batch_size * speed.clip / 3600)
     return [
         *([own_clip] if speed.clip else []),
-        Line("raw_images", seen.size, 0.0, seen.images * seen.seconds / recipe.images.readers / 3600),
+        Line("raw_images", seen.size, 0.0, reading),
         Line("clip_embeddings", rows * row, needs["vqgan_checkpoint"].frozen, rows * speed.embed / 3600),
         Line(
             "vqgan_checkpoint",

@@ -212,7 +212,7 @@ def wrong_kind(value: Any, annotation: Any) -> str:
 
 
 def suggestion(name: str, names: Iterable[str]) -> str:
-    """Suggest the most similar of some names.
+    """Suggest the most similar of some names; one that ends alike comes first.
 
     Args:
         name: What was given.
@@ -221,7 +221,12 @@ def suggestion(name: str, names: Iterable[str]) -> str:
     Returns:
         `: did you mean 'NAME'?`, or an empty string if nothing is similar.
     """
-    similar = difflib.get_close_matches(name, list(names), n=1)
+    known = list(names)
+    last = name.rpartition(".")[2]
+    alike = [one for one in known if one.rpartition(".")[2] == last]
+    similar = difflib.get_close_matches(name, alike, n=1, cutoff=0.4) or difflib.get_close_matches(
+        name, known, n=1
+    )
     return f": did you mean {similar[0]!r}?" if similar else ""
 
 

@@ -47,6 +47,10 @@ def in_ops(asset: str, **config: Any) -> dict[str, Any]:
     ("config", "problem"),
     [
         ({"op": {}}, "the run config has no 'op': did you mean 'ops'?"),
+        (
+            {"ops": {"vqgan_checkpoint": {"config": {"train": {"recompute": True}}}}},
+            "ops.vqgan_checkpoint.config has no 'train.recompute': did you mean 'recompute'?",
+        ),
         ({"ops": {"vqgan_checkpint": {}}}, "ops has no 'vqgan_checkpint': did you mean 'vqgan_checkpoint'?"),
         (
             in_ops("vqgan_checkpoint", train={"step": 3}),

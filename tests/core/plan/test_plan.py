@@ -83,6 +83,7 @@ def test_the_command_proposes_the_override_that_fits(
     asked = ["plan", str(pictures / "pictures"), "--recipe", "tiny", "--clip", clip_reference, "--gpu", "2"]
     shown = CliRunner().invoke(app, asked).output
     assert "transformer_checkpoint does not fit 2 GB with a tenth to spare: it needs" in shown
+    assert "a GPU of 2 GB" in shown and "The times are not known" in shown and " min" not in shown
     given = shown.partition("With ")[2].partition(" it needs")[0]
     assert given.startswith("-o transformer.train.micro_batch=")
     assert "transformer_checkpoint fits 2 GB" in CliRunner().invoke(app, [*asked, *given.split()]).output
