@@ -67,7 +67,7 @@ def test_one_command_makes_a_model_of_a_folder(pictures: Path, capfd: pytest.Cap
     names = {prompt.text for prompt in read_prompts(f"names:{folder}")}
     assert len(records) == 4 and {record["prompt"] for record in records} <= names
     generator = TextToImage.from_pretrained(root.current("transformer", "tests").path)
-    assert generator.generate("red disc")[0].size == (32, 32)
+    assert generator.generate("red disc")[0][0].size == (32, 32)
     assert Path(".clipgen/dagster/dagster.yaml").exists()
 
 

@@ -4,6 +4,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from clipgen_core import plan as plans
 from clipgen_core import proposal
 from clipgen_core.assets import JOBS
 from clipgen_core.errors import ClipgenError
@@ -68,6 +69,7 @@ def test_without_a_clip_and_names_the_error_says_what_to_download(tmp_path: Path
 
 def test_minutes_scale_all_trainings_alike(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "_per_image", lambda *_: 0.5)
+    monkeypatch.setattr(plans, "survey", lambda *_: plans.Survey(72, 9000, 72, 1.0, 33.0, 0.001))
     source = str(pictures / "pictures")
     whole = propose(source, overrides=QUICK)
     half = propose(source, overrides=QUICK, minutes=60 * whole.hours / 2)
