@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-WHERE_TRAINED = ("processes", "workers_on", "restarts")
+WHERE_TRAINED = ("processes", "workers_on", "gpu", "restarts")
 OWN: dict[str, Any] = {  # what configs take besides the settings of a stage, as Dagster checks it
     "captions": str,
+    "gpu": bool | None,
     "judge": str | None,
     "keep_days": Annotated[float, Field(ge=0)],
     "max_reject_share": float,

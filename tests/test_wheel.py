@@ -360,7 +360,11 @@ def test_every_command_of_compose_runs_from_an_installed_package(image: Path, tm
         for process in processes:
             process.terminate()
         for process in processes:
-            process.wait(60)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:  # as an engine does
+                process.kill()
+                process.wait(20)
         s3.stop()
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
+from clipgen_core import device
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.schema import TokenManifest, digest_of
 from clipgen_core.settings.transformer import Config
@@ -54,7 +54,7 @@ def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _fp32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The archive's pictures were sampled in fp32."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(device, "bf16_speedup", lambda: 0.0)
     yield
 
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.agreement import processes, resuming
 from benchmarks.gpu.inputs import Inputs
 from benchmarks.timing import Row
 from clipgen_core.data.transfer import Transfer, moved
-from clipgen_core.device import fp32_products
+from clipgen_core.device import fast_dtype, fp32_products
 from clipgen_core.generation.sampling import Mode, Sampler
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
@@ -204,4 +204,4 @@ def test_trainings_that_go_on_or_spread_end_with_the_same_weights(
 ) -> None:
     monkeypatch.setattr("clipgen_core.stages.transformer.default_device", lambda: str(device))
     (row,) = part(tiny_inputs(tmp_path, device))
-    assert row.value <= 1e-3
+    assert row.value <= (1e-3 if fast_dtype(device) is torch.float32 else 1e-2)

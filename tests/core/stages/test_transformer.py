@@ -29,7 +29,7 @@ def test_training_lowers_the_held_out_loss(pipeline: Storage, storage: Storage) 
     config = tiny_transformer_config(150)
     fitted = train(config.model_copy(update={"corrupt": 0.0}), pipeline, storage).fitted
     losses = [row["loss"] for row in fitted.history if "loss" in row]
-    assert losses[-1] < 0.7 * losses[0]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
     assert fitted.metrics["validation_loss"] < np.log(16)
     assert fitted.images["samples"].height == 2 * 32 + 2
 
@@ -39,7 +39,7 @@ def test_other_orders_learn_and_generate(order: str, pipeline: Storage, storage:
     config = tiny_transformer_config(150).model_copy(update={"corrupt": 0.0, "embedding_weight": 0.1})
     fitted = train(of_order(order, config), pipeline, storage).fitted
     losses = [row["code_loss"] for row in fitted.history if "code_loss" in row]
-    assert losses[-1] < 0.7 * losses[0]
+    assert np.mean(losses[-3:]) < 0.85 * losses[0]
     assert fitted.metrics["validation_loss"] < np.log(16)
 
 
