@@ -18,8 +18,9 @@ with needed_for("the evaluation report"):
     from matplotlib.figure import Figure
 
 MOST_BYTES = 5_000_000  # of the page, so that it opens on a phone
-SIDES = (256, 160, 96, 64)  # longest sides of its images, in pixels, tried from the largest
-SMALL = 64  # images up to this side are stored without loss
+TRIED = ((256, True), (160, True), (96, True), (64, True), (64, False), (40, False))
+"""Longest sides of its images in pixels, and whether those up to SMALL are stored without loss."""
+SMALL = 64
 
 
 def render(report: Report) -> str:
@@ -38,23 +39,23 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for side in SIDES:
-        environment.filters |= _filters(side)
+    for side, exact in TRIED:
+        environment.filters |= _filters(side, exact)
         page = environment.get_template("report.html").render(report=report)
         if len(page) <= MOST_BYTES:
             break
     return page
 
 
-def _filters(side: int) -> dict[str, Callable[..., str]]:
-    return {"uri": partial(_image_uri, side=side), "plot": _plot_uri, "percent": "{:.1%}".format}
+def _filters(side: int, exact: bool) -> dict[str, Callable[..., str]]:
+    return {"uri": partial(_image_uri, side=side, exact=exact), "plot": _plot_uri, "percent": "{:.1%}".format}
 
 
-def _image_uri(image: Image.Image, side: int) -> str:
+def _image_uri(image: Image.Image, side: int, exact: bool) -> str:
     shown = image.copy()
     shown.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    shown.save(buffer, "webp", lossless=max(shown.size) <= SMALL, quality=85)
+    shown.save(buffer, "webp", lossless=exact and max(shown.size) <= SMALL, quality=85)
     return data_uri(buffer.getvalue(), "image/webp")
 
 

@@ -59,7 +59,7 @@ def test_the_report_is_one_page_with_everything_inside(
     result = evaluate(pictures / "prompts.csv", checkpoint, pipeline, storage)
     page = Path(result.report).read_text()
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", page)
-    assert page.count("data:image/webp") == 2 + 6 * (2 + 1) + 2 * 3  # samples, scored with nearest, pairs
+    assert page.count("data:image/webp") == 2 + 6 * (1 + 1) + 2 * 3  # samples, scored with nearest, pairs
     assert "<script" not in page and page.count('data-split="train"') == 6 + 1
     assert "the CLIP that conditions the model" in page and checkpoint in page
     assert "champion" not in page
