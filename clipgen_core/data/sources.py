@@ -263,16 +263,6 @@ def _no_answer(file: File, error: BaseException) -> ClipgenError:
     )
 
 
-def unchanged(directories: dict[str, int]) -> bool:
-    """Whether no file was added or removed since `Source.directories`; False if it returned nothing."""
-    try:
-        return bool(directories) and all(
-            Path(path).stat().st_mtime_ns == before for path, before in directories.items()
-        )
-    except OSError:
-        return False
-
-
 def in_lists(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Split items, such as files, into lists.
 

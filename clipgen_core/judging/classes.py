@@ -18,20 +18,18 @@ def class_prompts(generator: TextToImage, count: int) -> list[Prompt]:
     """Classes by how many training images are nearest to them, then by the mean cosine to all.
 
     Args:
-        generator: Its CLIP compares; its table of embeddings holds the training images.
+        generator: Its CLIP compares; its table of embeddings holds the training images. Without one, the
+            first classes are taken.
         count: How many classes.
 
     Returns:
         Prompts without images.
     """
     names = list(dict.fromkeys(open_clip.IMAGENET_CLASSNAMES))
-    texts = generator.embed_text([TEMPLATE.format(name) for name in names])
-    images = np.zeros((0, texts.shape[1]), np.float32)
     if generator.parts.embeddings:
+        texts = generator.embed_text([TEMPLATE.format(name) for name in names])
         table = open_table(generator.parts.embeddings, generator.parts.embeddings_version)
-        images = vectors(table.to_table(columns=["vector"], limit=SAMPLE))
-    cosine = images @ texts.T
-    votes = np.bincount(cosine.argmax(axis=1), minlength=len(names)) if len(images) else np.zeros(len(names))
-    mean = cosine.mean(axis=0) if len(images) else votes
-    chosen = np.lexsort((-mean, -votes))[:count]
-    return [Prompt(names[i], "all", None) for i in chosen]
+        cosine = vectors(table.to_table(columns=["vector"], limit=SAMPLE)) @ texts.T
+        votes = np.bincount(cosine.argmax(axis=1), minlength=len(names))
+        names = [names[i] for i in np.lexsort((-cosine.mean(axis=0), -votes))]
+    return [Prompt(name, "all", None) for name in names[:count]]

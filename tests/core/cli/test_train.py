@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
-from clipgen_core.cli.train import execute
+from clipgen_core.cli.train import DAGSTER, execute
 from clipgen_core.data.prompts import read_prompts
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
@@ -81,6 +82,11 @@ def test_a_dry_run_writes_nothing_and_init_writes_run_configs(pictures: Path) ->
         "clip_gen.yaml",
         "clip_training.yaml",
     ]
+
+
+def test_the_instance_is_configured_as_that_of_make_demo() -> None:
+    profile = Path(__file__).parents[3] / "infra" / "dagster" / "local.yaml"
+    assert yaml.safe_load(DAGSTER) == yaml.safe_load(profile.read_text())
 
 
 def test_a_run_that_fails_says_how_to_go_on(tmp_path: Path) -> None:
