@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from tenacity import Retrying, stop_after_delay, wait_fixed
 
 from clipgen_core.data.tables import column
 from clipgen_core.storage import Storage
@@ -84,6 +85,7 @@ def test_a_run_by_the_ray_executor_starts_each_step_where_its_tags_say(
     }
     head = ["--include-dashboard=true", f"--dashboard-port={free_port()}"]
     with two_ray_nodes(head=head, second=["--num-gpus=1"]) as address:
+        wait_until_jobs_are_taken(address)
         done = dg.execute_job(
             dg.reconstructable(clip_gen_job),
             instance,
@@ -97,6 +99,15 @@ def test_a_run_by_the_ray_executor_starts_each_step_where_its_tags_say(
     taken = column(out.images, "id")
     assert len(taken) == len(list((pictures / "pictures").rglob("*.png")))
     assert sorted(column(out.current("embeddings", "tests").path, "id")) == sorted(taken)
+
+
+def wait_until_jobs_are_taken(address: str) -> None:
+    """The agent that starts jobs is up some seconds after the node, on a busy machine more than Ray waits."""
+    from ray.job_submission import JobSubmissionClient
+
+    for attempt in Retrying(stop=stop_after_delay(120), wait=wait_fixed(1), reraise=True):
+        with attempt:
+            JobSubmissionClient(address).submit_job(entrypoint="true")
 
 
 def gpus_where_steps_ran(address: str) -> dict[str, int]:
