@@ -21,10 +21,10 @@ from torch import Tensor
 
 from benchmarks.orders import some_texts
 from clipgen_core.data.prompts import read_prompts
-from clipgen_core.generation.choosing import uniform_draws
+from clipgen_core.generation.batch import Batch, Row
+from clipgen_core.generation.choosing import settings_of, uniform_draws
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import image_seed
-from clipgen_core.generation.rows import Rows
 from clipgen_core.generation.steps import plan_of
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.models.clip import ClipEncoder
@@ -118,12 +118,18 @@ def sample(
         int64 [n, t].
     """
     seeds = [image_seed(text, 0, 0) for text in texts[: len(conditions)]]
-    rows, plan = Rows(model, len(conditions), guided=True), plan_of(model, 0)
-    rows.begin(plan, conditions, torch.from_numpy(uniform_draws(seeds, model.positions)))
-    for position, shape in enumerate(plan.shapes):
+    draws, plan = torch.from_numpy(uniform_draws(seeds, model.positions)), plan_of(model, 0)
+    rows, batch = [Row(plan, own, None, number) for number in range(len(seeds))], Batch(model, guided=True)
+    for position in range(model.positions):
         now = own.model_copy(update=schedule(position / (model.positions - 1), own))
-        rows.advance(shape, now)
-    return rows.codes[:, :-1]
+        for row in rows:
+            row.config = now
+        if position == 0:
+            batch.add(rows, conditions, draws)
+        else:
+            batch.settings[: len(rows)].copy_(settings_of([now] * len(rows)))
+            batch.advance()
+    return batch.codes[: len(rows), :-1]
 
 
 def show(rows: list[Scored]) -> None:

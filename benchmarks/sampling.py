@@ -11,7 +11,8 @@ from benchmarks.baseline import PlainGpt
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import Row, in_turn, ratio, seconds
 from clipgen_core.device import default_device, fast_dtype
-from clipgen_core.generation.sampling import Mode, Sampler
+from clipgen_core.generation.batch import Mode
+from clipgen_core.generation.sampling import Sampler
 from clipgen_core.models.shapes import TRANSFORMERS
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.models import TransformerConfig

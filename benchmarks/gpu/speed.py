@@ -16,8 +16,9 @@ from clipgen_core.data.prefetch import bounded_map, pool_size, prefetch
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.data.transfer import Transfer
 from clipgen_core.device import autocast, fast_dtype, fp32_products
+from clipgen_core.generation.batch import Mode
 from clipgen_core.generation.load import load_vqgan
-from clipgen_core.generation.sampling import Mode, Sampler
+from clipgen_core.generation.sampling import Sampler
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.plan.memory import need_of
 from clipgen_core.recipes import Recipe

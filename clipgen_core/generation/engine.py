@@ -1,9 +1,11 @@
 """The parts of a generator in memory, and what they do one by one."""
 
 import copy
-import threading
-from collections.abc import Sequence
+import itertools
+import uuid
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,10 +23,13 @@ from clipgen_core.generation.editing import Kept, windows
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts
 from clipgen_core.generation.sampling import OnStep, Sampler
+from clipgen_core.generation.worker import CALLER, Worker
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.layout import NONE
 from clipgen_core.settings.sampling import SamplingConfig
 
+RANKED_AT_ONCE = 64  # images that are decoded and scored before others get their turn
+ONE_CALLERS_SHARE = 0.5  # of the rows that are sampled together
 SQUARE = 224  # pixels: an image of other proportions is scored as a square of this side
 
 
@@ -68,6 +73,8 @@ class Request:
 class Engine:
     """CLIP, VQGAN, transformer and image embeddings, loaded; safe to call from several threads.
 
+    What is asked by several threads is sampled together. Each gets the images that it would get alone.
+
     Args:
         parts: Where they are.
         compile: See `TextToImage.from_pretrained`.
@@ -92,13 +99,13 @@ class Engine:
         self.conditioner = Conditioner(gap, self.embeddings, self.transformer.config.neighbours)
         self.transformer.to(fast_dtype(self.device.type))
         on_gpu = self.device.type == "cuda"
-        self.sampler = Sampler(self.transformer, "compiled" if compile and on_gpu else None)
-        self._one_at_a_time = threading.Lock()
+        sampler = Sampler(self.transformer, "compiled" if compile and on_gpu else None, ONE_CALLERS_SHARE)
+        self.worker = Worker(sampler)
 
     def sample(
         self, request: Request, *, kept: Sequence[Kept] = (), on_step: OnStep | None = None
     ) -> list[list[requests.Generated]]:
-        """Sample candidates, decode and rank them; one caller at a time.
+        """Sample candidates, decode and rank them.
 
         Args:
             request: What is asked for.
@@ -112,15 +119,32 @@ class Engine:
             return []
         known = torch.stack([one.codes.flatten() for one in kept]) if kept else None
         known = None if known is None else known.repeat_interleave(request.tries, dim=0)
-        with self._one_at_a_time:
-            codes = self.sampler(request.rows, request.seeds(), request.config, known=known, on_step=on_step)
-            images = self.decode(codes)
-            if kept:
-                images = [kept[i // request.tries].join(image) for i, image in enumerate(images)]
-            scores = self._scores(images, request)
-        side = self.vqgan.config.grid
-        codes_of = codes.cpu().numpy().reshape(-1, side, side)
-        return requests.ranked(images, scores, codes_of, request.tries, request.n)
+        codes = self._codes(request, request.seeds(), known, on_step)
+        at_once, rows = max(RANKED_AT_ONCE // request.tries, 1), list[list[requests.Generated]]()
+        for start in range(0, len(request.names), at_once):
+            part = range(len(request.names))[start : start + at_once]
+            rows += self._ranked(request, codes, kept, part)
+        return rows
+
+    def _codes(
+        self, request: Request, seeds: Sequence[int], known: Tensor | None, on_step: OnStep | None
+    ) -> Tensor:
+        """The codes of all candidates, int64 [names * tries, t]."""
+        caller = CALLER.get() or uuid.uuid4().hex
+        job = self.worker.sampler.job(request.rows, seeds, request.config, known=known, caller=caller)
+        return self.worker.sample(job, on_step)
+
+    def _ranked(
+        self, request: Request, codes: Tensor, kept: Sequence[Kept], names: range
+    ) -> list[list[requests.Generated]]:
+        """The best candidates of some names."""
+        tries, side = request.tries, self.vqgan.config.grid
+        codes = codes[names.start * tries : names.stop * tries]
+        images = self.decode(codes)
+        if kept:
+            images = [kept[names[i // tries]].join(image) for i, image in enumerate(images)]
+        scores = self._scores(images, request.targets[names.start : names.stop], tries)
+        return requests.ranked(images, scores, codes.cpu().numpy().reshape(-1, side, side), tries, request.n)
 
     def sample_beyond(
         self, request: Request, kept: Kept, on_step: OnStep | None = None
@@ -137,20 +161,20 @@ class Engine:
         """
         grid = self.vqgan.config.grid
         codes = kept.codes.repeat(request.tries, 1, 1)
-        with self._one_at_a_time:
-            for number, (rows, columns) in enumerate(windows((kept.codes != NONE).cpu().numpy(), grid)):
-                known = codes[:, rows, columns].flatten(1)
-                config, seeds = request.config, request.seeds(number)
-                sampled = self.sampler(request.rows, seeds, config, known=known, on_step=on_step)
-                codes[:, rows, columns] = sampled.view(-1, grid, grid)
-            images = [kept.join(image) for image in self.decode(codes)]
-            scores = self._scores([image.resize((SQUARE, SQUARE)) for image in images], request)
+        for number, (rows, columns) in enumerate(windows((kept.codes != NONE).cpu().numpy(), grid)):
+            known = codes[:, rows, columns].flatten(1)
+            sampled = self._codes(request, request.seeds(number), known, on_step)
+            codes[:, rows, columns] = sampled.view(-1, grid, grid)
+
+        images = [kept.join(image) for image in self.decode(codes)]
+        scores = self._scores(
+            [image.resize((SQUARE, SQUARE)) for image in images], request.targets, request.tries
+        )
         (row,) = requests.ranked(images, scores, codes.cpu().numpy(), request.tries, request.n)
         return row
 
-    def _scores(self, images: Sequence[Image.Image], request: Request) -> np.ndarray:
-        targets = request.targets.repeat(request.tries, axis=0)
-        return np.asarray((self.embed_images(images) * targets).sum(axis=1))
+    def _scores(self, images: Sequence[Image.Image], targets: np.ndarray, tries: int) -> np.ndarray:
+        return np.asarray((self.embed_images(images) * targets.repeat(tries, axis=0)).sum(axis=1))
 
     def of_texts(self, prompts: Sequence[str], config: SamplingConfig) -> tuple[np.ndarray, list[Tensor]]:
         """What prompts ask for. A log line says which of them are longer than CLIP reads.
@@ -163,7 +187,7 @@ class Engine:
             Targets and conditions, as `Request` holds them.
         """
         texts = self._embed_texts(prompts)
-        return texts, [self.conditioner.of_text(text, config) for text in texts]
+        return texts, self.worker.run(lambda: [self.conditioner.of_text(text, config) for text in texts])
 
     def _embed_texts(self, prompts: Sequence[str]) -> np.ndarray:
         """As `embed_text`; a log line says which prompts are longer than CLIP reads."""
@@ -174,7 +198,7 @@ class Engine:
     def of_images(self, images: Sequence[Image.Image]) -> tuple[np.ndarray, list[Tensor]]:
         """What asks for images like these: targets and conditions, as `Request` holds them."""
         embedded = self.embed_images(images)
-        return embedded, [self.conditioner.of_image(row) for row in embedded]
+        return embedded, self.worker.run(lambda: [self.conditioner.of_image(row) for row in embedded])
 
     def dropped_tokens(self, prompts: str | Sequence[str]) -> list[int]:
         """How many tokens at the end of each prompt the CLIP does not read.
@@ -190,7 +214,10 @@ class Engine:
         Raises:
             ClipgenError: As `TextToImage.generate`, of a prompt.
         """
-        return self.clip.encode_texts(requests.checked_prompts(prompts))
+        return self.worker.together(self._embed_each_text, requests.checked_prompts(prompts))
+
+    def _embed_each_text(self, given: list[list[str]]) -> list[np.ndarray]:
+        return parted(self.clip.encode_texts(list(itertools.chain(*given))), given)
 
     def embed_images(self, images: Image.Image | Sequence[Image.Image]) -> np.ndarray:
         """CLIP embeddings of one or several RGB images, float32 [n, d], rows of length 1, in the same space.
@@ -198,7 +225,10 @@ class Engine:
         Raises:
             ClipgenError: An input is no image, or has no pixels.
         """
-        return self.clip.encode_images(requests.checked_images(images))
+        return self.worker.together(self._embed_each_image, requests.checked_images(images))
+
+    def _embed_each_image(self, given: list[list[Image.Image]]) -> list[np.ndarray]:
+        return parted(self.clip.encode_images(list(itertools.chain(*given))), given)
 
     def search(self, query: str | Image.Image | np.ndarray, k: int) -> list[tuple[str, float]]:
         """The training images nearest to a prompt, an image or an embedding.
@@ -217,7 +247,8 @@ class Engine:
         """
         if (count := requests.checked_integer("k", k)) < 1:
             raise ClipgenError(f"k is {count}: give the number of images to find, 1 or more")
-        found = self.conditioner.table.nearest(self._embedded(query), count)
+        embedded = self._embedded(query)
+        found = self.worker.run(lambda: self.conditioner.table.nearest(embedded, count))
         return list(zip(found.ids, found.cosine.tolist(), strict=True))
 
     def _embedded(self, query: object) -> np.ndarray:
@@ -234,8 +265,30 @@ class Engine:
 
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """The images of codes, int64 [n, t], or of grids of any size, [n, h, w]."""
-        return decode(self.vqgan, codes)
+        if codes.dim() == 3 and codes.shape[1:] != (self.vqgan.config.grid,) * 2:
+            return self.worker.run(lambda: decode(self.vqgan, codes))
+        return self.worker.together(self._decode_each, codes.flatten(1))
+
+    def _decode_each(self, given: list[Tensor]) -> list[list[Image.Image]]:
+        return parted(decode(self.vqgan, torch.cat(given)), given)
 
     def decode_partly(self, codes: Tensor) -> list[Image.Image]:
         """Images of grids that are not complete, int64 [n, t], -1 where a code is not known yet."""
-        return decode_partly(self.vqgan, codes)
+        return self.worker.run(lambda: decode_partly(self.vqgan, codes))
+
+
+Rows = TypeVar("Rows", np.ndarray, list[Image.Image])
+
+
+def parted(rows: Rows, given: Sequence[Sized]) -> list[Rows]:
+    """What was computed for several callers together.
+
+    Args:
+        rows: All of it, one caller after the other.
+        given: What each asked for, as many as its rows.
+
+    Returns:
+        Each caller's.
+    """
+    borders = itertools.accumulate((len(one) for one in given), initial=0)
+    return [rows[start:end] for start, end in itertools.pairwise(borders)]

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -58,7 +59,10 @@ class ImageToImage(Engine):
         )
         n, strength = requests.checked_count(n, config), requests.checked_strength(strength)
         asked = Request([_digest(one) for one in images], *self.of_images(images), n, seed, config)
-        kept = [] if strength == 1 else [editing.in_part(self.vqgan, one, strength, seed) for one in images]
+        kept = []
+        if strength < 1:
+            encode = partial(editing.in_part, self.vqgan, strength=strength, seed=seed)
+            kept = [self.worker.run(partial(encode, one)) for one in images]
         return self.sample(asked, kept=kept, on_step=on_step)
 
     def edit(
@@ -105,7 +109,7 @@ class ImageToImage(Engine):
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        kept = editing.outside(self.vqgan, image, mask)
+        kept = self.worker.run(lambda: editing.outside(self.vqgan, image, mask))
         (row,) = self.sample(self._asked(kept.image, prompt, n, seed, config), kept=[kept], on_step=on_step)
         return row
 
@@ -156,7 +160,7 @@ class ImageToImage(Engine):
             guidance_scale=guidance_scale,
             candidates=candidates,
         )
-        kept = editing.beyond(self.vqgan, image, margins)
+        kept = self.worker.run(lambda: editing.beyond(self.vqgan, image, margins))
         return self.sample_beyond(self._asked(image, prompt, n, seed, config), kept, on_step)
 
     def _asked(

@@ -11,51 +11,54 @@ from torch import Tensor
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.layout import NONE, Layout, Step, group_sizes, tokens_of
-from clipgen_core.models.transformer import Transformer
+from clipgen_core.models.transformer import SLOTS, Transformer
 from clipgen_core.training.losses import code_cross_entropy
 
 
 class Shape(NamedTuple):
-    """What tells the tensors of one step from those of another; steps of the same shape run the same code.
+    """What tells the tensors of one call from those of another; calls of the same shape run the same code.
 
-    first: Whether it is the first step, which has the prefix before its tokens.
+    first: Whether it is the first step of its rows, which has the prefix before its tokens.
     width: Its tokens besides the prefix.
     predicted: How many tokens predict a code; they come first.
     reach: How many slots of the cache are read.
-    masked: Whether some of those must be hidden.
     """
 
     first: bool
     width: int
     predicted: int
     reach: int
-    masked: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """The steps in which the codes of an image are sampled.
 
-    shapes: Of each step.
+    widths: The tokens of each step besides the prefix.
+    predicted: How many of them, or of the prefix's, predict a code.
+    used: The slots of the cache that are in use then.
     table: A row a step, int64 [steps, 3 t + prefix + 1]: the positions whose codes its tokens hold [t], those
         that they predict [t], the slots of the cache that they take [prefix + t], and the slots that are in
         use then [1].
     """
 
-    shapes: tuple[Shape, ...]
+    widths: tuple[int, ...]
+    predicted: tuple[int, ...]
+    used: tuple[int, ...]
     table: Tensor
 
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self.widths)
 
-def plan_of(model: Transformer, steps: int, known: Tensor | None = None, *, fixed: bool = False) -> Plan:
+
+def plan_of(model: Transformer, steps: int, known: tuple[int, ...] = ()) -> Plan:
     """The steps in which a model samples an image.
 
     Args:
         model: Its order decides.
         steps: How many at most; 0 for the default.
-        known: Given codes, int64 [n, t], -1 where there is none.
-        fixed: Whether steps have few shapes, so that each can be recorded and replayed: every step reads the
-            whole cache under a mask, and further tokens, which hold and predict nothing, fill a step up to
-            the next width of `padded`. Otherwise a step computes nothing that is not needed.
+        known: Positions whose codes are given.
 
     Returns:
         The plan, on the CPU.
@@ -63,21 +66,37 @@ def plan_of(model: Transformer, steps: int, known: Tensor | None = None, *, fixe
     Raises:
         ClipgenError: The model cannot take so many steps, or no known codes.
     """
-    given = () if known is None else tuple((known[0] != NONE).nonzero().flatten().tolist())
-    tokens = tokens_to_sample(model, steps, given)
+    tokens = tokens_to_sample(model, steps, known)
     of_step, predicts = tokens[2], tokens[1] != NONE
-    counts = np.stack([np.bincount(of_step), np.bincount(of_step[predicts])], axis=1)
-    used = model.offset + np.cumsum(counts[:, 0])
-    shapes = list[Shape]()
-    for (width, predicted), reach in zip(counts.tolist(), used.tolist(), strict=True):
-        first = not shapes
-        if fixed:
-            width, predicted = (min(padded(count), model.positions) for count in (width, predicted))
-            reach = model.slots
-        width = width - 1 if first and model.raster else width
-        masked = fixed or (first and model.prefix + width > 1)
-        shapes.append(Shape(first, width, predicted, reach, masked))
-    return Plan(tuple(shapes), torch.from_numpy(_table(model, tokens, used)))
+    widths, predicted = np.bincount(of_step), np.bincount(of_step[predicts])
+    used = model.offset + np.cumsum(widths)
+    if model.raster:
+        widths[0] -= 1  # its token is the prefix's last one
+    table = torch.from_numpy(_table(model, tokens, used))
+    return Plan(tuple(widths.tolist()), tuple(predicted.tolist()), tuple(used.tolist()), table)
+
+
+def shape_of(model: Transformer, rows: Sequence[tuple[Plan, int]], *, fixed: bool = False) -> Shape:
+    """The shape of a call in which each row takes a step of its own.
+
+    Args:
+        model: The model.
+        rows: The plan and the step of each row; either all of them take their first step, or none does.
+        fixed: Whether there should be few shapes, so that each can be recorded and replayed: the whole cache
+            is read, and tokens that hold and predict nothing fill up to the next width of `padded`.
+
+    Returns:
+        The shape. Every row attends to its own slots under a mask and reads a multiple of 16 of them, so that
+        it computes the same numbers whichever rows are beside it.
+    """
+    width, predicted, used = (
+        max(getattr(plan, what)[step] for plan, step in rows) for what in ("widths", "predicted", "used")
+    )
+    reach = -(-used // SLOTS) * SLOTS
+    if fixed:
+        width, predicted = (min(padded(count), model.positions) for count in (width, predicted))
+        reach = model.slots
+    return Shape(rows[0][1] == 0, width, predicted, reach)
 
 
 def _table(model: Transformer, tokens: np.ndarray, used: np.ndarray) -> np.ndarray:
@@ -96,37 +115,35 @@ def _table(model: Transformer, tokens: np.ndarray, used: np.ndarray) -> np.ndarr
 
 
 def padded(count: int) -> int:
-    """The next of a few sizes: 1, multiples of 4, and from 32 on a quarter to an eighth apart."""
-    if count == 1:
-        return 1
+    """The next of a few sizes: 0, 1, multiples of 4, and from 32 on a quarter to an eighth apart."""
+    if count <= 1:
+        return count
     apart = max(4, (1 << count.bit_length()) // 8)
     return -(-count // apart) * apart
 
 
-def step_at(model: Transformer, row: Tensor, shape: Shape) -> Step:
+def step_at(model: Transformer, rows: Tensor, shape: Shape) -> Step:
     """The tokens of a step; nothing of it is computed on the CPU.
 
     Args:
-        model: Whose plan it is.
-        row: Of the plan's table, on the model's device, int64 [3 t + prefix + 1].
+        model: Whose plans they are.
+        rows: Of the plans' tables, one a row, on the model's device, int64 [n, 3 t + prefix + 1].
         shape: The step's.
 
     Returns:
         The step. All steps of a shape have tensors of the same shapes.
     """
     t, prefix, width = model.positions, model.prefix, shape.width
-    positions, targets, slots, used = row.split([t, t, prefix + t, 1])
-    visible = None
-    if shape.masked:
-        order = torch.arange(shape.reach, device=row.device)
-        visible = (order < used).unsqueeze(0)
-        if shape.first:  # the prefix sees itself alone
-            seen = order[:prefix, None] >= order if model.raster else (order < prefix).expand(prefix, -1)
-            visible = torch.cat([seen, visible.expand(width, -1)])
+    positions, targets, slots, used = rows.split([t, t, prefix + t, 1], dim=1)
+    order = torch.arange(shape.reach, device=rows.device)
+    visible = (order < used).unsqueeze(1)
+    if shape.first:  # the prefix sees itself alone
+        seen = order[:prefix, None] >= order if model.raster else (order < prefix).expand(prefix, -1)
+        visible = torch.cat([seen.expand(len(rows), -1, -1), visible.expand(-1, width, -1)], dim=1)
     return Step(
-        positions=positions[None, :width],
-        targets=targets[None, : max(width, shape.predicted)],
-        slots=slots[: prefix + width if shape.first else width],
+        positions=positions[:, :width],
+        targets=targets[:, : max(width, shape.predicted)],
+        slots=slots[:, : prefix + width if shape.first else width],
         visible=visible,
         reach=shape.reach,
         predicted=shape.predicted,

@@ -21,7 +21,7 @@ class View:
     causal: Whether a token attends to itself and the tokens before it only.
     mask: What each token attends to, bool [n, 1, s, r] or what is added to the logits of attention; None:
         everything. Without a cache, r = s are the tokens of the call; with one, its first `reach` slots.
-    slots: With a cache: where in it the tokens go, int64 [s].
+    slots: With a cache of n rows: where among all their slots the tokens go, int64 [n * s].
     reach: With a cache: how many of its slots are read.
     """
 
@@ -34,7 +34,7 @@ class View:
 
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values of one block, float [n, heads, slots, w].
+    """The keys and values of one block, float [n, slots, heads, w].
 
     Its shape never changes, and the slots that a call writes are a tensor. So the calls that sample an image
     have few shapes, and each can be recorded once and replayed (CUDA graphs).
@@ -42,6 +42,10 @@ class Cache:
 
     keys: Tensor
     values: Tensor
+
+    def __getitem__(self, rows: slice) -> "Cache":
+        """The cache of some rows; the tensors are the same."""
+        return Cache(self.keys[rows], self.values[rows])
 
     def extend(self, k: Tensor, v: Tensor, view: View) -> tuple[Tensor, Tensor]:
         """Add the tokens of a call.
@@ -55,8 +59,9 @@ class Cache:
             The keys and values of the first `reach` slots, each float [n, heads, reach, w].
         """
         for stored, new in ((self.keys, k), (self.values, v)):
-            stored.index_copy_(2, view.slots, new.to(stored.dtype))  # type: ignore[arg-type]
-        return self.keys[:, :, : view.reach], self.values[:, :, : view.reach]
+            rows = new.transpose(1, 2).flatten(0, 1).to(stored.dtype)
+            stored.flatten(0, 1).index_copy_(0, view.slots, rows)  # type: ignore[arg-type]
+        return self.keys[:, : view.reach].transpose(1, 2), self.values[:, : view.reach].transpose(1, 2)
 
 
 class Block(nn.Module):

@@ -90,22 +90,22 @@ class Layout:
 
 @dataclass(frozen=True)
 class Step:
-    """The tokens of one call while images are sampled, for all rows alike.
+    """The tokens of one call while images are sampled; every row may be at a step of its own.
 
-    positions: Where the code is that a token holds, int64 [1, s]; -1: it holds none. In raster order, the
+    positions: Where the code is that a token holds, int64 [n, s]; -1: it holds none. In raster order, the
         first step has no tokens but the prefix, whose last one predicts the first code.
-    targets: The position whose code it predicts, int64 [1, s]; -1: none.
-    slots: Where in the cache the tokens go, those of the prefix ahead at the first step, int64 [s].
-    visible: The slots to which they attend, bool [1 or s, reach]; None: all.
+    targets: The position whose code it predicts, int64 [n, s]; -1: none.
+    slots: Where in the cache the tokens go, those of the prefix ahead at the first step, int64 [n, s].
+    visible: The slots to which they attend, bool [n, 1 or s, reach].
     reach: How many slots of the cache are read.
     predicted: How many tokens predict a code; they come first.
-    first: Whether this is the first step.
+    first: Whether this is the first step, of all rows.
     """
 
     positions: Tensor
     targets: Tensor
     slots: Tensor
-    visible: Tensor | None
+    visible: Tensor
     reach: int
     predicted: int
     first: bool

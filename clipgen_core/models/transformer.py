@@ -157,7 +157,7 @@ class Transformer(nn.Module):
             codes: The codes that the step's tokens hold, int64 [n, s].
             embedding: As for `forward`.
             dropped: As for `forward`.
-            step: Its tokens, the same for all rows.
+            step: The tokens of each row.
             cache: Keys and values of earlier steps, of each block; this call adds its own.
             blocks: Compiled blocks that are called in the place of the model's own.
 
@@ -168,14 +168,12 @@ class Transformer(nn.Module):
             codes, embedding, dropped, None if self.raster else step, step.first
         )
         if self.raster:
-            x, rotary = self._in_raster(x, step.slots), self._rotary_at(step.slots)
+            x, rotary = self._in_raster(x, step.slots), self._rotary_at(step.slots.unsqueeze(1))
         else:
             rotary = self._rotary_of(step, step.first)
-        mask = None
-        if step.visible is not None:
-            mask = torch.zeros_like(step.visible, dtype=x.dtype).masked_fill(~step.visible, -torch.inf)
-            mask = mask[None, None]
-        view = View(rotary, mask=mask, slots=step.slots, reach=step.reach)
+        mask = torch.zeros_like(step.visible, dtype=x.dtype).masked_fill(~step.visible, -torch.inf)
+        starts = torch.arange(0, len(x) * self.slots, self.slots, device=x.device).unsqueeze(1)
+        view = View(rotary, mask=mask.unsqueeze(1), slots=(starts + step.slots).flatten(), reach=step.reach)
         x = self._apply_blocks(x, global_condition, view, cache, blocks)
         start = self.offset if step.first else 0
         logits: Tensor = self.head(self.norm(x[:, start : start + step.predicted]))
@@ -270,7 +268,7 @@ class Transformer(nn.Module):
     def new_cache(self, rows: int) -> list[Cache]:
         """An empty cache of each block for a batch of `rows`, of the model's dtype and on its device."""
         config, like = self.config, self.gap.image_mean
-        shape = (rows, config.heads, self.slots, config.width // config.heads)
+        shape = (rows, self.slots, config.heads, config.width // config.heads)
         return [Cache(like.new_zeros(shape), like.new_zeros(shape)) for _ in self.blocks]
 
 

@@ -16,8 +16,9 @@ class ClipGenModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         from clipgen_core.generation.generator import TextToImage
+        from clipgen_core.generation.worker import elsewhere
 
-        self.generator = TextToImage.from_pretrained(context.artifacts["generator"])
+        self.generator = elsewhere(lambda: TextToImage.from_pretrained(context.artifacts["generator"]))
 
     def predict(
         self,

@@ -20,6 +20,7 @@ from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
+from clipgen_core.generation.worker import elsewhere
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.serving.sampling import Sampling, unique
@@ -31,6 +32,7 @@ from clipgen_core.training.checkpoint import Checkpoint
 
 MAX_PICTURES = 8
 HISTORY = 24  # pictures
+AT_ONCE = 16  # users whose pictures are sampled together
 LOADED_MODELS = 2
 NEAREST = 8
 HOUR = 3600
@@ -86,7 +88,7 @@ def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
     Raises:
         ClipgenError: The first model cannot be loaded, or the address or port cannot be used.
     """
-    page = build(models).queue(max_size=waiting, default_concurrency_limit=1)
+    page = build(models).queue(max_size=waiting, default_concurrency_limit=AT_ONCE)
     theme = gr.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         page.launch(
@@ -110,7 +112,7 @@ def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
 
 def build(models: Sequence[str]) -> gr.Blocks:
     """Build the page and load its first model."""
-    load = lru_cache(LOADED_MODELS)(TextToImage.from_pretrained)
+    load = lru_cache(LOADED_MODELS)(lambda model: elsewhere(lambda: TextToImage.from_pretrained(model)))
     sampling = load(models[0]).parts.sampling
     with gr.Blocks(title=TITLE, delete_cache=(HOUR, HOUR), analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")

@@ -1,5 +1,6 @@
 """One request of the page, sampled in a thread of its own, with previews."""
 
+import contextvars
 import queue
 import threading
 import uuid
@@ -39,7 +40,8 @@ class Sampling:
         self._stop_requested = threading.Event()
         self._error: BaseException | None = None
         self.generated: list[Generated] = []
-        self._thread = threading.Thread(target=self._sample, daemon=True)
+        run = contextvars.copy_context().run  # the thread knows the caller, too
+        self._thread = threading.Thread(target=run, args=(self._sample,), daemon=True)
         self._thread.start()
         return self
 

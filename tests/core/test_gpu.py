@@ -19,7 +19,8 @@ from benchmarks.gpu.inputs import Inputs
 from benchmarks.timing import Row
 from clipgen_core.data.transfer import Transfer, moved
 from clipgen_core.device import fast_dtype, fp32_products
-from clipgen_core.generation.sampling import Mode, Sampler
+from clipgen_core.generation.batch import Mode
+from clipgen_core.generation.sampling import Sampler
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.discriminator import PatchDiscriminator
 from clipgen_core.models.transformer import Transformer

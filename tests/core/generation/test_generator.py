@@ -91,11 +91,10 @@ def test_candidates_take_the_nearest_images_in_turn(
     table = generator.conditioner.table.table.to_table()
     stored = dict(zip(table["id"].to_pylist(), np.array(table["vector"].to_pylist()), strict=True))
     assert np.allclose(conditions[:, 0], [stored[one], stored[two], stored[three]], atol=1e-5)
-    given, sampler = [], generator.sampler
+    given, sampler = [], generator.worker.sampler
+    job = sampler.job
     monkeypatch.setattr(
-        generator,
-        "sampler",
-        lambda rows, *rest, **options: given.append(rows) or sampler(rows, *rest, **options),
+        sampler, "job", lambda rows, *rest, **options: given.append(rows) or job(rows, *rest, **options)
     )
     generator.generate(["a red disc"], n=6, **settings)
     assert np.allclose(given[0][:, 0], [stored[id] for id in (one, two, three, one, two, three)], atol=1e-5)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipgen_core.generation import sampling
-from clipgen_core.generation.choosing import draw, filter_logits, uniform_draws
-from clipgen_core.generation.sampling import Mode, Sampler, rows_at_once, sample_codes
+from clipgen_core.generation.batch import Mode
+from clipgen_core.generation.choosing import Filters, draw, filter_logits, settings_of, uniform_draws
+from clipgen_core.generation.sampling import Sampler, rows_at_once, sample_codes
 from clipgen_core.generation.steps import plan_of
 from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
@@ -138,14 +139,15 @@ def test_rows_that_do_not_fit_into_memory_wait(
 ) -> None:
     config, seen = SamplingConfig(), list[torch.Tensor]()
     expected = sample_codes(any_order, embeddings(5), range(5), config)
-    plan = plan_of(any_order, 0, fixed=mode == "fixed")
-    memory = next(size for size in range(0, 10**7, 1000) if rows_at_once(any_order, plan, True, size) == 2)
+    plan = plan_of(any_order, 0)
+    most = max(plan.predicted)
+    memory = next(size for size in range(0, 10**7, 1000) if rows_at_once(any_order, most, True, size) == 2)
     monkeypatch.setattr(sampling, "CPU_BYTES", memory)
     codes = Sampler(any_order, mode)(embeddings(5), range(5), config, on_step=seen.append)
     assert torch.equal(codes, expected) and torch.equal(seen[-1], expected)
-    assert len(seen) == 3 * len(plan.shapes)
+    assert len(seen) == 3 * len(plan)
     complete = [(one != NONE).all(dim=1).tolist() for one in seen]
-    assert complete[len(plan.shapes) - 1] == [True, True, False, False, False]
+    assert complete[len(plan) - 1] == [True, True, False, False, False]
     assert all(
         (earlier[earlier != NONE] == later[earlier != NONE]).all() for earlier, later in pairwise(seen)
     )
@@ -153,10 +155,10 @@ def test_rows_that_do_not_fit_into_memory_wait(
 
 def test_memory_bounds_the_rows() -> None:
     model = Transformer(TransformerConfig(width=256, layers=8, heads=2), 100, 16, 8)
-    plan = plan_of(model, 0)
-    assert rows_at_once(model, plan, True, 1) == 1
-    assert rows_at_once(model, plan, False, 10**9) == 2 * rows_at_once(model, plan, True, 10**9) > 100
-    assert rows_at_once(model, plan, False, 10**15) == sampling.MOST_ROWS
+    assert rows_at_once(model, 1, True, 1) == 1
+    assert rows_at_once(model, 1, False, 10**8) == 2 * rows_at_once(model, 1, True, 10**8) > 10
+    assert rows_at_once(model, 1, False, 10**8) > rows_at_once(model, 4096, False, 10**8)
+    assert rows_at_once(model, 1, False, 10**15) == sampling.MOST_ROWS["cpu"]
 
 
 def test_the_embedding_and_the_seed_matter(model: Transformer) -> None:
@@ -184,13 +186,30 @@ def test_progress_is_reported_for_every_code(model: Transformer) -> None:
     assert all(torch.equal(one[:, : i + 1], codes[:, : i + 1]) for i, one in enumerate(seen))
 
 
+def filtered(logits: torch.Tensor, *configs: SamplingConfig) -> torch.Tensor:
+    """Each row of the logits by its config."""
+    filters = Filters.of(configs, logits.shape[-1])
+    return filter_logits(logits.unsqueeze(1), settings_of(configs), filters).squeeze(1)
+
+
+def test_every_row_is_filtered_by_its_own_settings() -> None:
+    logits = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+    configs = [
+        SamplingConfig(),
+        *(SamplingConfig(top_k=k, top_p=p) for k, p in ((3, 1), (0, 0.5), (12, 0.9), (99, 0.2))),
+    ]
+    alone = [filtered(row[None], config) for row, config in zip(logits, configs, strict=True)]
+    assert torch.equal(filtered(logits, *configs), torch.cat(alone))
+    assert alone[0].isfinite().all() and alone[1].isfinite().sum() == 3
+
+
 @settings(max_examples=50)
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=12), st.integers(1, 5), st.floats(0.05, 1.0))
 def test_filters_keep_the_likeliest_and_never_everything_out(
     values: list[float], top_k: int, top_p: float
 ) -> None:
     logits = torch.tensor([values])
-    kept = filter_logits(logits, SamplingConfig(top_k=top_k, top_p=top_p)).isfinite()[0]
+    kept = filtered(logits, SamplingConfig(top_k=top_k, top_p=top_p)).isfinite()[0]
     assert kept[logits.argmax()]
     if kept.sum() < len(values):
         assert logits[0][kept].min() >= logits[0][~kept].max()
@@ -200,7 +219,7 @@ def test_filters_keep_the_likeliest_and_never_everything_out(
 def test_top_p_keeps_the_fewest_that_hold_the_mass() -> None:
     logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
     for top_p, count in ((0.4, 1), (0.6, 2), (0.9, 3), (1.0, 4)):
-        assert filter_logits(logits, SamplingConfig(top_p=top_p)).isfinite().sum() == count
+        assert filtered(logits, SamplingConfig(top_p=top_p)).isfinite().sum() == count
 
 
 def test_draws_follow_the_distribution() -> None:

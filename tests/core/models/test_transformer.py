@@ -76,7 +76,7 @@ def step(model: Transformer, positions: list[int], targets: list[int], start: in
         seen[:prefix] = prefix
     visible = order[:reach] < seen.unsqueeze(1)
     held, asked = torch.tensor([positions], dtype=torch.long), torch.tensor([targets])
-    return Step(held, asked, order[start:end], visible, reach, len(targets), first=start == 0)
+    return Step(held, asked, order[None, start:end], visible[None], reach, len(targets), first=start == 0)
 
 
 @pytest.mark.parametrize("whole", [False, True])
