@@ -123,6 +123,10 @@ def stats(root: Root = None) -> None:
     sheet.add_row("images", str(seen.images))
     for name, count in seen.formats.items():
         sheet.add_row(f"  {name}", str(count))
+    sheet.add_row("bytes of the table", f"{seen.size:,}")
+    if seen.referenced:
+        sheet.add_row("images referenced in their source", str(seen.referenced))
+        sheet.add_row("  bytes there", f"{seen.source_bytes:,}")
     sheet.add_row("further places of these images", str(seen.copies))
     sheet.add_row("files read", str(seen.files))
     sheet.add_row("  of which no image", str(seen.others))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clipgen_core.data.decode import decode, encoded
+from clipgen_core.data.names import text_of
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import File, Item
 from clipgen_core.errors import ClipgenError
@@ -62,6 +63,7 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         raise ClipgenError(
             f"there is not enough memory to decode {item.uri}: lower images.readers"
         ) from error
+    reference = _reference(config, file, item) if decoded.plain else None
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
@@ -69,7 +71,24 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         "format": decoded.format,
         "width": decoded.image.width,
         "height": decoded.image.height,
-        "image": item.data if decoded.plain else encoded(decoded),
+        "image": b"" if reference else item.data if decoded.plain else encoded(decoded),
+        "reference": reference,
         **item.columns,
     }
     return Outcome(file, row)
+
+
+def _reference(config: Config, file: File, item: Item) -> dict[str, Any] | None:
+    """Where the bytes of an image lie, if the images table is to refer to them; None if it stores them.
+
+    Raises:
+        ClipgenError: They lie nowhere as they are.
+    """
+    if config.store == "images" or text_of(file.path) != file.path:
+        return None
+    if item.offset is None:
+        raise ClipgenError(
+            f"{item.uri} cannot be referenced, since its file is compressed or a Parquet file: unpack it, or "
+            "set images.store to images"
+        )
+    return {"file": file.uri, "offset": item.offset, "length": len(item.data), "stamp": file.stamp}
