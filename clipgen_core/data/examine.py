@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from clipgen_core.data.decode import decode, encoded
+from clipgen_core.data.decode import Decoded, decode, encoded
 from clipgen_core.data.names import text_of
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import File, Item
@@ -63,7 +63,7 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         raise ClipgenError(
             f"there is not enough memory to decode {item.uri}: lower images.readers"
         ) from error
-    reference = _reference(config, file, item) if decoded.plain else None
+    reference = reference_to(config, file, item, decoded)
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
@@ -78,13 +78,22 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
     return Outcome(file, row)
 
 
-def _reference(config: Config, file: File, item: Item) -> dict[str, Any] | None:
-    """Where the bytes of an image lie, if the images table is to refer to them; None if it stores them.
+def reference_to(config: Config, file: File, item: Item, decoded: Decoded) -> dict[str, Any] | None:
+    """Where the bytes of an image lie, if the images table refers to them.
+
+    Args:
+        config: Whether it does.
+        file: The file that the image is in.
+        item: Its bytes.
+        decoded: The image, which is stored if settings or optional packages are needed to decode it.
+
+    Returns:
+        A value of the column of references; None if the image is stored.
 
     Raises:
-        ClipgenError: They lie nowhere as they are.
+        ClipgenError: The bytes lie nowhere as they are.
     """
-    if config.store == "images" or text_of(file.path) != file.path:
+    if config.store == "images" or not decoded.plain or text_of(file.path) != file.path:
         return None
     if item.offset is None:
         raise ClipgenError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image
 
+from clipgen_core import logs
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined, numbers
 from clipgen_core.data.pixels import fit_square, grid
@@ -109,6 +110,42 @@ def images_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, I
     """
     rows = find_images(table, one_of("id", sorted(ids))).rows.to_pylist()
     return {row["id"]: decode_stored(row["image"]) for row in rows}
+
+
+def image_by_id(table: "lance.LanceDataset", image_id: str) -> Image.Image:
+    """Decode one image.
+
+    Args:
+        table: The images table.
+        image_id: Its id.
+
+    Returns:
+        The RGB image at its stored size.
+
+    Raises:
+        ClipgenError: The table, or the source that it refers to, does not hold it.
+    """
+    data = find_images(table, one_of("id", [image_id])).required(table)["image"].to_pylist()
+    if not data:
+        raise ClipgenError(f"{table.uri} holds no image {image_id}: read its file again by raw_images")
+    return decode_stored(data[0])
+
+
+def shown_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, Image.Image]:
+    """As `images_by_id`, to show images beside something else, which does not fail without them.
+
+    Args:
+        table: The images table.
+        ids: Ids of images.
+
+    Returns:
+        RGB images by id; none, and a line in the log, if a source that is referred to does not answer.
+    """
+    try:
+        return images_by_id(table, ids)
+    except ClipgenError as error:
+        logs.line(f"images are not shown: {error}")
+        return {}
 
 
 def preview(table: str, folder: str | None = None, count: int = 24, size: int = 64) -> Image.Image | None:

@@ -153,9 +153,12 @@ def require_address(filesystem: Any, root: str, uri: str) -> None:
     Raises:
         ClipgenError: It is such a source.
     """
-    reader, path = _opened(uri)
-    same = reader.filesystem == filesystem or isinstance(filesystem, LocalFileSystem)
-    if path != root or not same:
+    try:
+        reader, path = _opened(uri)
+        opens = path == root and reader.filesystem in (filesystem, fsspec.filesystem("file"))
+    except Exception:  # of a filesystem that more must be said to
+        opens = False
+    if not opens:
         raise ClipgenError(
             f"the images of {uri} cannot be referenced, since their addresses alone do not open them: set "
             "images.store to images"
@@ -182,7 +185,7 @@ def _read(image_id: str, reference: Reference) -> bytes:
         raise Gone(f"{file}: {first_line(error)}") from error
     except Exception as error:
         raise ClipgenError(
-            f"{file} could not be read again ({first_line(error)}): run again when the store answers"
+            f"{file} cannot be read again ({first_line(error)}): run again when its store answers"
         ) from error
     if hashlib.sha256(data).hexdigest() != image_id:
         raise Gone(f"{file} has changed since it was read; it was {reference['stamp']}")

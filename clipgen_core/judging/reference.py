@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from clipgen_core import logs
 from clipgen_core.data.decode import decode, decode_stored
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import digest_of_keys, joined, keys_of_ids
@@ -94,7 +95,9 @@ def _stored_blocks(
 ) -> Iterator[Block]:
     with ThreadPoolExecutor(DECODERS) as pool:
         for start in range(0, len(rows), BLOCK):
-            found = take_images(table, rows[start : start + BLOCK].tolist()).rows
+            found, gone = take_images(table, rows[start : start + BLOCK].tolist())
+            for reason in gone.values():
+                logs.line(f"the reference set lacks an image: {reason}")
             images = pool.map(lambda one: fit_square(decode_stored(one), size), found["image"].to_pylist())
             yield Block(keys_of_ids(found["id"]), list(images))
 

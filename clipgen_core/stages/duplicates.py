@@ -14,7 +14,7 @@ from PIL import Image
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
-from clipgen_core.data.images import images_by_id
+from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.tables import open_table, vectors
 from clipgen_core.schema import DUPLICATES
@@ -114,6 +114,6 @@ def preview(url: str, images: str, threshold: float, most: int = 12, size: int =
     ids = first["id"].to_pylist() + first["nearest"].to_pylist()
     if not ids:
         return None
-    there = images_by_id(open_table(images), ids)
+    there = shown_by_id(open_table(images), ids)
     shown = [fit_square(there[one], size) for one in ids if one in there]
     return grid(shown, columns=len(shown) // 2 or 1) if shown else None

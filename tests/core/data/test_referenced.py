@@ -1,22 +1,33 @@
+import errno
 import io
 import os
+import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import boto3
+import fsspec
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 from PIL import Image
 
+from clipgen_core.data import referenced
+from clipgen_core.data.forget import forget_ids
+from clipgen_core.data.images import ImageTable, images_by_id, preview
 from clipgen_core.data.overview import overview
 from clipgen_core.data.pixels import png_bytes
+from clipgen_core.data.prune import Pruned, prune
 from clipgen_core.data.referenced import take_images
 from clipgen_core.errors import ClipgenError
-from clipgen_core.stages import embeddings, images
+from clipgen_core.stages import embeddings, images, tokens
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.conftest import COLOURS, draw
@@ -147,3 +158,191 @@ def test_any_name_comes_back(
     storage = Storage(str(folder / "root"))
     ingest(folder / "in", storage)
     assert read(storage) == sorted([RED, GREEN])
+
+
+def test_a_file_that_changed_or_left_is_set_aside_and_read_again_when_it_is_there(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a.png": RED, "b.png": BLUE, "c.png": GREEN})
+    ingest(source, storage)
+    before = rows(storage)
+    write(source, {"b.png": PNG["purple"]})
+    (source / "c.png").unlink()
+    assert embed(storage, clip_reference) == 1 and rows(storage).keys() == {"a.png"}
+    rejects = {row["uri"][-5:]: row for row in lance.dataset(storage.rejects).to_table().to_pylist()}
+    assert {row["reason"] for row in rejects.values()} == {"unreadable"}
+    assert "has changed since it was read" in rejects["b.png"]["detail"]
+    assert all(str(before[name]["id"]) in rejects[name]["detail"] for name in ("b.png", "c.png"))
+    assert ingest(source, storage).total == 2 and read(storage) == sorted([RED, PNG["purple"]])
+    write(source, {"c.png": GREEN})
+    assert ingest(source, storage).rejects == {} and embed(storage, clip_reference) == 3
+
+
+def test_the_same_size_and_time_do_not_hide_other_bytes(storage: Storage, tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {f"{i}.png": PNG[colour] for i, colour in enumerate(COLOURS)})
+    ingest(source, storage)
+    state = (source / "0.png").stat()
+    (source / "0.png").write_bytes(bytes(len(PNG[COLOURS[0]])))
+    os.utime(source / "0.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    table = ImageTable(storage.images)
+    assert table.keys.size == len(COLOURS)
+    with pytest.raises(ClipgenError, match=r"cannot be read again .*0\.png has changed.*clipgen forget"):
+        table.images(np.arange(len(COLOURS)))
+
+
+def test_an_image_that_lies_elsewhere_too_is_read_there(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a/1.png": RED, "a/2.png": BLUE, "b/3.png": GREEN})
+    write_tar(source / "b" / "0.tar", {"red.png": RED})
+    ingest(source, storage)
+    (source / "a" / "1.png").unlink()
+    assert embed(storage, clip_reference) == 3
+    moved = rows(storage)["0.tar#red.png"]
+    assert moved["folder"] == "b" and read(storage) == sorted([RED, BLUE, GREEN])
+
+
+@pytest.mark.parametrize("what", ["gone", "empty", "fault"])
+def test_a_source_that_is_not_there_stops_the_run_and_loses_nothing(
+    what: str, clip_reference: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "in", {"a.png": RED, "b.png": BLUE})
+    ingest(source, storage)
+    if what == "fault":
+        monkeypatch.setattr("clipgen_core.filesystem.ATTEMPTS", 1)
+        fault = OSError(errno.ESTALE, "stale file handle")
+        monkeypatch.setattr(referenced.Reader, "read", lambda *_: (_ for _ in ()).throw(fault))
+    else:
+        source.rename(tmp_path / "elsewhere")
+        if what == "empty":  # a mount point
+            source.mkdir()
+    with pytest.raises(ClipgenError, match="cannot be read again"):
+        embed(storage, clip_reference)
+    assert rows(storage).keys() == {"a.png", "b.png"} and not lance.dataset(storage.rejects).count_rows()
+
+
+def test_members_of_a_rewritten_archive_are_found_at_their_new_place(
+    storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"1.png": GREEN})
+    write_tar(source / "0.tar", {"a.png": RED, "b.png": BLUE})
+    ingest(source, storage)
+    write_tar(source / "0.tar", {"new.bin": bytes(5000), "a.png": RED, "b.png": BLUE})
+    table = lance.dataset(storage.images)
+    assert len(take_images(table, range(3)).gone) == 2
+    assert len(images_by_id(table, table.to_table(columns=["id"])["id"].to_pylist())) == 1
+    assert preview(storage.images) is not None
+    taken = ingest(source, storage)
+    assert (taken.added, taken.replaced) == (0, 0) and read(storage) == sorted([RED, GREEN, BLUE])
+
+
+def test_stored_and_referenced_images_live_in_one_table(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a.png": RED})
+    ingest(source, storage, store="images")
+    write(source, {"b.png": BLUE, "c/a.png": RED})
+    ingest(source, storage)
+    assert [bool(rows(storage)[name]["image"]) for name in ("a.png", "b.png")] == [True, False]
+    assert read(storage) == sorted([RED, BLUE]) and embed(storage, clip_reference) == 2
+    write(source, {"d/b.png": BLUE, "e.png": GREEN})
+    ingest(source, storage, store="images")  # a copy that comes with its bytes stores them
+    assert overview(storage).referenced == 0 and read(storage) == sorted([RED, BLUE, GREEN])
+
+
+def test_a_referenced_image_is_forgotten_and_a_folder_pruned(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a/1.png": RED, "a/2.png": BLUE, "b/3.png": RED, "b/4.png": GREEN})
+    ingest(source, storage)
+    embed(storage, clip_reference)
+    forget_ids(storage, [str(rows(storage)["4.png"]["id"])])
+    assert read(storage) == sorted([RED, BLUE]) and (source / "b" / "4.png").exists()
+    assert prune(storage, "a", dry_run=False) == Pruned(images=1, moved=1)
+    shutil.rmtree(source / "a")
+    assert rows(storage).keys() == {"3.png"} and read(storage) == [RED]
+    assert embed(storage, clip_reference) == 1 and ingest(source, storage).total == 1
+
+
+def test_an_image_that_left_before_it_was_encoded_is_in_no_shard(
+    pipeline: Storage, clip_reference: str, pictures: Path, storage: Storage, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    shutil.copytree(pictures / "pictures" / "disc", source)
+    total = ingest(source, storage).total
+    embed(storage, clip_reference)
+    gone = next(source.glob("*.png"))
+    gone.unlink()
+    shards = tokens.run(
+        tokens.Config(views=1),
+        images=storage.images,
+        embeddings=storage.current("embeddings", "tests").path,
+        vqgan=pipeline.current("vqgan", "tests").path,
+        out=storage,
+        tracker=NullTracker(),
+    )
+    assert shards.manifest.rows == shards.selected == total - 1
+    (reject,) = lance.dataset(storage.rejects).to_table().to_pylist()
+    assert reject["file"] == f"file://{gone}" and reject["reason"] == "unreadable"
+    embedded = storage.current("embeddings", "tests").path
+    assert lance.dataset(embedded).count_rows() == total - 1 == len(rows(storage))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes | None], object]]:
+    """Puts an object into `s3://photos`, or removes one."""
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    named = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in ({"AWS_ACCESS_KEY_ID": "someone", "AWS_SECRET_ACCESS_KEY": "secret"} | named).items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="photos")
+
+    def put(key: str, data: bytes | None) -> object:
+        if data is None:
+            return client.delete_object(Bucket="photos", Key=key)
+        return client.put_object(Bucket="photos", Key=key, Body=data)
+
+    yield put
+    server.stop()
+    referenced._reader.cache_clear()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_a_bucket_is_read_by_ranges(
+    bucket: Callable[[str, bytes | None], object],
+    storage: Storage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_tar(tmp_path / "0.tar", {"red.png": RED, "blue.png": BLUE})
+    shard = (tmp_path / "0.tar").read_bytes()
+    bucket("in/0.tar", shard)
+    bucket("in/a/green #1.png", GREEN)
+    assert ingest("s3://photos/in", storage).total == 3
+    with monkeypatch.context() as patched:  # else a file would be read whole, or one request after the other
+        patched.setattr(fsspec.get_filesystem_class("s3"), "cat_file", None)
+        assert read(storage) == sorted([RED, GREEN, BLUE])
+    assert rows(storage)["green #1.png"]["reference"]["stamp"].strip('"')  # type: ignore[index]
+    table = lance.dataset(storage.images)
+    bucket("in/0.tar", shard[: shard.index(BLUE)])
+    bucket("in/a/green #1.png", PNG["purple"])
+    bucket("in/a/other.png", PNG["black"])
+    found = take_images(table, range(3))
+    assert found.rows["image"].to_pylist() == [RED]
+    assert ["has changed since it was read" in reason for reason in found.gone.values()] == [True, True]
+    bucket("in/a/green #1.png", None)
+    assert len(take_images(table, range(3)).gone) == 2
+    bucket("in/0.tar", None)
+    bucket("in/a/other.png", None)
+    with pytest.raises(ClipgenError, match="nor any file beside it"):
+        take_images(table, range(3))
+
+
+def test_a_source_that_its_address_does_not_open_is_refused(storage: Storage, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.writestr("1.png", RED)
+    with pytest.raises(ClipgenError, match=r"cannot be referenced.*set images\.store to images"):
+        ingest(f"zip://::file://{tmp_path}/in.zip", storage)
