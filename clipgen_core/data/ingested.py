@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from clipgen_core import logs
 from clipgen_core.data.columns import Columns
-from clipgen_core.data.referenced import reference_of
+from clipgen_core.data.prune import move
+from clipgen_core.data.referenced import are_there, reference_of
 from clipgen_core.data.tables import CONFLICT_RETRIES, create_table, one_of, open_table, persistently, upsert
 from clipgen_core.schema import COPIES, REFERENCE
 from clipgen_core.storage import Storage
@@ -88,7 +89,20 @@ def store(out: Storage, rows: Sequence[Row], columns: Columns) -> int:
             with_bytes_last = sorted(rows, key=lambda row: row[REFERENCE.name] is None)
             moved = {row["id"]: row for row in with_bytes_last if _moved(row, stored[row["id"]])}
             _update(out, [*moved.values()], ["image", REFERENCE.name])
+            _follow(out, [row for row in rows if _elsewhere(row, stored[row["id"]])], stored)
     return added
+
+
+def _elsewhere(row: Row, stored: Mapping[str, Any]) -> bool:
+    """Whether an image that the table refers to was found at another place."""
+    return bool(row["uri"] != stored["uri"] and row[REFERENCE.name] and stored[REFERENCE.name])
+
+
+def _follow(out: Storage, rows: list[Row], stored: Mapping[str, Row]) -> None:
+    """Let rows name the places of their images now if the files that they refer to are gone."""
+    there = are_there([stored[row["id"]][REFERENCE.name]["file"] for row in rows])
+    gone = [row for row, still in zip(rows, there, strict=True) if not still]
+    move(out, {row["id"]: (row["uri"], row["folder"]) for row in gone})
 
 
 def _moved(row: Row, stored: Mapping[str, Any]) -> bool:

@@ -126,6 +126,19 @@ def _with_images(rows: pa.Table) -> Images:
     return Images(made, gone)
 
 
+def are_there(files: Sequence[str]) -> list[bool]:
+    """Whether files exist, by their URIs; one whose store does not answer counts as existing."""
+    return list(_pool(False).map(_is_there, files))
+
+
+def _is_there(file: str) -> bool:
+    reader, path = _opened(file)
+    try:
+        return bool(retried(reader.filesystem.exists, path))
+    except Exception:
+        return True
+
+
 @functools.cache
 def _pool(local: bool) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(pool_size() if local else REQUESTS)
@@ -180,7 +193,7 @@ def _read(image_id: str, reference: Reference) -> bytes:
         if not _holds_files(reader.filesystem, path.rpartition("/")[0]):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
-                "its source is there; see `clipgen prune` and `clipgen forget` if it is gone for good"
+                "its source is there, or run raw_images on the new address of the source first"
             ) from error
         raise Gone(f"{file}: {first_line(error)}") from error
     except Exception as error:

@@ -202,6 +202,24 @@ def test_an_image_that_lies_elsewhere_too_is_read_there(
     assert moved["folder"] == "b" and read(storage) == sorted([RED, BLUE, GREEN])
 
 
+def test_a_source_that_moved_is_followed(storage: Storage, tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"a/1.png": RED, "b/2.png": BLUE})
+    ingest(source, storage)
+    shutil.copytree(source, tmp_path / "copy")
+    ingest(tmp_path / "copy", storage)
+    assert {row["uri"] for row in rows(storage).values()} == {
+        f"file://{source}/a/1.png",
+        f"file://{source}/b/2.png",
+    }
+    source.rename(tmp_path / "new")
+    taken = ingest(tmp_path / "new", storage)
+    assert (taken.added, taken.total) == (0, 2) and read(storage) == sorted([RED, BLUE])
+    assert {row["reference"]["file"] for row in rows(storage).values()} == {
+        f"file://{tmp_path}/new/a/1.png",
+        f"file://{tmp_path}/new/b/2.png",
+    }
+
+
 @pytest.mark.parametrize("what", ["gone", "empty", "fault"])
 def test_a_source_that_is_not_there_stops_the_run_and_loses_nothing(
     what: str, clip_reference: str, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,17 @@ def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Pat
     (tmp_path / "in" / "disc" / "a.png").write_text("a disc")
     finding = found(given)["images"]
     assert finding.status == "warning" and "has 26 files, and 1 of the 8 tried cannot" in finding.text
+
+
+def test_a_source_that_cannot_be_referenced(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "0.tar.gz", "w:gz") as archive:
+        archive.add(pictures / "pictures", "pictures")
+    given = of(config, "images", source=str(tmp_path / "in"))
+    assert found(given)["images"].status != "problem"
+    finding = found(op(given, "raw_images", store="references"))["images"]
+    assert finding.status == "problem"
+    assert "0.tar.gz" in finding.text and "cannot be referenced" in finding.text
 
 
 def test_conditions_on_the_images(config: dict[str, Any]) -> None:
