@@ -123,12 +123,13 @@ class Filling:
         return len(rows)
 
     def _read(self, images: Images) -> pa.Table:
-        """The rows; an image that is gone from its place is read at another place, if it has one."""
+        """The rows; images that are gone are read where the newest version names them, or at other places."""
         rows, gone = images
         while gone:
-            self._set_aside(gone, UNREADABLE)
             again, gone = find_images(open_table(self.source), one_of("id", sorted(gone)), self.columns)
             rows = pa.concat_tables([rows, again])
+            if gone:
+                self._set_aside(gone, UNREADABLE)
         return rows
 
     def _set_aside(self, why: dict[str, str], reason: str) -> None:

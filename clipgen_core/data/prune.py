@@ -133,7 +133,7 @@ def _references(out: Storage, uris: list[str], old: list[Any]) -> list[Any]:
     """The references of other places of images; None for images that the table stores."""
     copies = open_table(out.copies).to_table(columns=["uri", REFERENCE.name], filter=one_of("uri", uris))
     references = {row["uri"]: row[REFERENCE.name] for row in copies.to_pylist()}
-    return [one and references[uri] for uri, one in zip(uris, old, strict=True)]
+    return [one and (references[uri] or one) for uri, one in zip(uris, old, strict=True)]
 
 
 def _remove_files(out: Storage, folder: str) -> None:

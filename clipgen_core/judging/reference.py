@@ -98,6 +98,8 @@ def _stored_blocks(
             found, gone = take_images(table, rows[start : start + BLOCK].tolist())
             for reason in gone.values():
                 logs.line(f"the reference set lacks an image: {reason}")
+            if not found.num_rows:
+                continue
             images = pool.map(lambda one: fit_square(decode_stored(one), size), found["image"].to_pylist())
             yield Block(keys_of_ids(found["id"]), list(images))
 

@@ -20,8 +20,9 @@ from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from clipgen_core.data import referenced
+from clipgen_core.data.fill import Filling
 from clipgen_core.data.forget import forget_ids
-from clipgen_core.data.images import ImageTable, images_by_id, preview
+from clipgen_core.data.images import ImageTable, images_by_id, preview, shown_by_id
 from clipgen_core.data.overview import overview
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.prune import Pruned, prune
@@ -236,6 +237,8 @@ def test_a_source_that_is_not_there_stops_the_run_and_loses_nothing(
             source.mkdir()
     with pytest.raises(ClipgenError, match="cannot be read again"):
         embed(storage, clip_reference)
+    table = lance.dataset(storage.images)
+    assert shown_by_id(table, table.to_table(columns=["id"])["id"].to_pylist()) == {}
     assert rows(storage).keys() == {"a.png", "b.png"} and not lance.dataset(storage.rejects).count_rows()
 
 
@@ -252,6 +255,19 @@ def test_members_of_a_rewritten_archive_are_found_at_their_new_place(
     assert preview(storage.images) is not None
     taken = ingest(source, storage)
     assert (taken.added, taken.replaced) == (0, 0) and read(storage) == sorted([RED, GREEN, BLUE])
+
+
+def test_a_place_that_came_meanwhile_is_read(clip_reference: str, storage: Storage, tmp_path: Path) -> None:
+    source = write(tmp_path / "in", {"1.png": GREEN})
+    write_tar(source / "0.tar", {"a.png": RED})
+    ingest(source, storage)
+    version = lance.dataset(storage.images).version
+    write_tar(source / "0.tar", {"new.bin": bytes(5000), "a.png": RED})
+    ingest(source, storage)
+    worker = embeddings.Embedder(clip_reference, clip_reference)
+    filling = Filling(storage.images, version, str(tmp_path / "e.lance"), 8, 8, out=storage)
+    assert filling.block(worker, np.arange(2)) == 2
+    assert lance.dataset(filling.target).count_rows() == 2 == len(rows(storage))
 
 
 def test_stored_and_referenced_images_live_in_one_table(
