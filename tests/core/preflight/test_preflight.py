@@ -404,8 +404,17 @@ def test_the_disk_needs_no_room_for_what_is_stored(
     assert machine_said(config) == "problem"
 
 
-def machine_said(config: dict[str, Any]) -> str:
-    said = {one.check: one.status for one in findings(read_run(config, ["vqgan_checkpoint"], {}))}
+def test_the_disk_needs_no_room_for_images_that_are_referenced(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert machine_said(config, "raw_images") == "problem"
+    assert machine_said(op(config, "raw_images", store="references"), "raw_images") == "ok"
+
+
+def machine_said(config: dict[str, Any], asset: str = "vqgan_checkpoint") -> str:
+    said = {one.check: one.status for one in findings(read_run(config, [asset], {}))}
     return said["disk"]
 
 
