@@ -36,6 +36,22 @@ IMAGES = pa.schema(
     ]
 )
 
+REFERENCE = (
+    pa.field(  # an optional column of images and copies: where the bytes of an image lie in its source
+        "reference",
+        pa.struct(
+            [
+                pa.field(
+                    "file", pa.string()
+                ),  # URI of the file, which differs from the image's inside archives
+                pa.field("offset", pa.int64()),
+                pa.field("length", pa.int64()),
+                pa.field("stamp", pa.string()),  # of the file when it was read, as in FILES
+            ]
+        ),
+    )
+)
+
 REJECTS = pa.schema(
     [
         URI,

@@ -4,7 +4,7 @@ import csv
 import re
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -32,6 +32,10 @@ def embed(
     read_again: Annotated[
         bool, typer.Option(help="Read all files again, for metadata that is new or has changed.")
     ] = False,
+    references: Annotated[
+        bool | None,
+        typer.Option(help="Refer to the images instead of storing them; by default as the root does."),
+    ] = None,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
     from clipgen_core.stages import embeddings, images
@@ -39,7 +43,8 @@ def embed(
 
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
-    config = images.Config(retry_rejects=retry_rejects, read_again=read_again)
+    store = _what_is_stored(storage, references)
+    config = images.Config(retry_rejects=retry_rejects, read_again=read_again, store=store)
     ingested = images.run(config, source=folder, out=storage, tracker=NullTracker())
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
@@ -55,6 +60,16 @@ def embed(
     for reason, count in sorted(ingested.rejects.items()):
         console.print(f"{count} rejected: {reason} (see `clipgen rejects`)")
     console.print(f"{embedded.embedded} embedded in {embedded.table}")
+
+
+def _what_is_stored(storage: Storage, references: bool | None) -> Literal["images", "references"]:
+    """The setting images.store, by default as the images table of a root is."""
+    from clipgen_core.data.referenced import reference_of
+    from clipgen_core.data.tables import find_table
+
+    table = find_table(storage.images)
+    refers = bool(table and reference_of(table)) if references is None else references
+    return "references" if refers else "images"
 
 
 @app.command(cls=Command, name="import-embeddings")
@@ -123,6 +138,10 @@ def stats(root: Root = None) -> None:
     sheet.add_row("images", str(seen.images))
     for name, count in seen.formats.items():
         sheet.add_row(f"  {name}", str(count))
+    sheet.add_row("bytes of the table", f"{seen.size:,}")
+    if seen.referenced:
+        sheet.add_row("images referenced in their source", str(seen.referenced))
+        sheet.add_row("  bytes there", f"{seen.source_bytes:,}")
     sheet.add_row("further places of these images", str(seen.copies))
     sheet.add_row("files read", str(seen.files))
     sheet.add_row("  of which no image", str(seen.others))

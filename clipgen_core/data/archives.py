@@ -7,6 +7,7 @@ contrast, is passed on as it is: it says nothing of the file.
 import io
 import lzma
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -28,6 +29,7 @@ from clipgen_core.settings.images import Wanted
 
 TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
 ZIP, PARQUET = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.parquet$", re.IGNORECASE)
+ZIP_HEADER, ENCRYPTED = 30, 1  # bytes before the name of a member, and the flag of encrypted ones
 NESTED = 3  # tars in tars in a tar
 DAMAGE = (
     tarfile.TarError,
@@ -125,28 +127,32 @@ class _Header(tarfile.TarInfo):
             raise
 
 
-def _tar(opened: Any, wanted: Wanted, depth: int = 1) -> Iterator[Member]:
+def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> Iterator[Member]:
+    """The images of a tar file, which begins at `start` of the archive; None if that is compressed."""
     unique, sample, problem = Unique(), Sample(Columns(wanted)), ""
     with tarfile.open(
         fileobj=opened, mode="r|*", ignore_zeros=True, tarinfo=_Header, errors="surrogateescape"
     ) as archive:
         state: Any = archive
         state.ended = state.broken = False
+        start = start if state.fileobj.comptype == "tar" else None
         try:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is None:
                     continue
+                offset = None if start is None or member.issparse() else start + member.offset_data
                 yield from sample.ended_by(member.name)
                 if TAR.search(member.name) and depth < NESTED:
                     yield from (
                         one._replace(name=unique.name(f"{member.name}/{one.name}"))
-                        for one in _tar(content, wanted, depth + 1)
+                        for one in _tar(content, wanted, depth + 1, offset)
                     )
                 elif sample.takes(member.name, member.size):
                     sample.add_file(member.name, content.read())
                 else:
-                    sample.add_images(_member(member.name, member.size, content, wanted, unique))
+                    images = _member(member.name, member.size, content, wanted, unique)
+                    sample.add_images(one._replace(offset=offset) for one in images)
         except DAMAGE as error:
             problem = first_line(error)
     yield from sample.end()
@@ -171,6 +177,15 @@ def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) 
         yield Member(unique.name(name), head + content.read())
 
 
+def _stored_at(opened: Any, member: zipfile.ZipInfo) -> int | None:
+    """Where the bytes of a member begin in a zip file; None if they are compressed or encrypted."""
+    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & ENCRYPTED:
+        return None
+    opened.seek(member.header_offset)
+    name, extra = struct.unpack("<HH", opened.read(ZIP_HEADER)[-4:])
+    return member.header_offset + ZIP_HEADER + int(name) + int(extra)
+
+
 def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
     unique, columns = Unique(), Columns(wanted)
     with zipfile.ZipFile(opened) as archive:
@@ -179,7 +194,9 @@ def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
         for member in files:
             try:
                 with archive.open(member) as content:
-                    images = [*_member(member.filename, member.file_size, content, wanted, unique)]
+                    offset = _stored_at(opened, member)
+                    read = _member(member.filename, member.file_size, content, wanted, unique)
+                    images = [one._replace(offset=offset) for one in read]
             except DAMAGE as error:
                 images = [Member(unique.name(member.filename), problem=first_line(error))]
             sample = Sample(columns, images)

@@ -12,6 +12,7 @@ from clipgen_core import filesystem
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
 from clipgen_core.data.prompts import folder_of
+from clipgen_core.data.referenced import take_images
 from clipgen_core.data.tables import open_table, scan, scan_keys
 from clipgen_core.errors import ClipgenError
 
@@ -72,6 +73,6 @@ def reader(captions: str) -> Callable[[str], bytes]:
 
     def stored(image_id: str) -> bytes:
         row: np.ndarray = rows.find(keys_of_ids(pa.array([image_id])))
-        return bytes(table.take(row.tolist(), columns=["image"])["image"][0].as_py())
+        return bytes(take_images(table, row.tolist()).required(table)["image"][0].as_py())
 
     return stored

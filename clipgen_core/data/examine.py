@@ -4,7 +4,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-from clipgen_core.data.decode import decode, encoded
+from clipgen_core.data.decode import Decoded, decode, encoded
+from clipgen_core.data.names import text_of
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.sources import File, Item
 from clipgen_core.errors import ClipgenError
@@ -62,6 +63,7 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         raise ClipgenError(
             f"there is not enough memory to decode {item.uri}: lower images.readers"
         ) from error
+    reference = reference_to(config, file, item, decoded)
     row = {
         "id": hashlib.sha256(item.data).hexdigest(),
         "uri": item.uri,
@@ -69,7 +71,33 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         "format": decoded.format,
         "width": decoded.image.width,
         "height": decoded.image.height,
-        "image": item.data if decoded.plain else encoded(decoded),
+        "image": b"" if reference else item.data if decoded.plain else encoded(decoded),
+        "reference": reference,
         **item.columns,
     }
     return Outcome(file, row)
+
+
+def reference_to(config: Config, file: File, item: Item, decoded: Decoded) -> dict[str, Any] | None:
+    """Where the bytes of an image lie, if the images table refers to them.
+
+    Args:
+        config: Whether it does.
+        file: The file that the image is in.
+        item: Its bytes.
+        decoded: The image, which is stored if settings or optional packages are needed to decode it.
+
+    Returns:
+        A value of the column of references; None if the image is stored.
+
+    Raises:
+        ClipgenError: The bytes lie nowhere as they are.
+    """
+    if config.store == "images" or not decoded.plain or text_of(file.path) != file.path:
+        return None
+    if item.offset is None:
+        raise ClipgenError(
+            f"{item.uri} cannot be referenced, since its file is compressed or a Parquet file: unpack it, or "
+            "set images.store to images"
+        )
+    return {"file": file.uri, "offset": item.offset, "length": len(item.data), "stamp": file.stamp}

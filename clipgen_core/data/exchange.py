@@ -21,7 +21,7 @@ from clipgen_core.data.keys import joined
 from clipgen_core.data.tables import one_of, open_table, scan_keys, vectors
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.progress import track
-from clipgen_core.schema import IMAGES
+from clipgen_core.settings.images import OWN
 
 PART = re.compile(r"(?:img_emb|metadata)_(\d+)\.(?:npy|parquet)$")
 MADE_BY = "embeddings.json"  # which CLIP; not part of clip-retrieval's layout
@@ -168,7 +168,7 @@ def export(table: EmbeddingTable, images: str, folder: str) -> tuple[int, int]:
 def _write(table: EmbeddingTable, images: str, rows: np.ndarray, draft: Path, name: str) -> Iterator[int]:
     """Write a part, some rows at once; yields their numbers."""
     source = open_table(images)
-    further = [field for field in source.schema if field.name not in IMAGES.names]
+    further = [field for field in source.schema if field.name not in OWN]
     schema = pa.schema([pa.field("image_path", pa.string()), pa.field("id", pa.string()), *further])
     matrix = (draft / "img_emb" / f"img_emb_{name}.npy").open("wb")
     with matrix, pq.ParquetWriter(draft / "metadata" / f"metadata_{name}.parquet", schema) as writer:

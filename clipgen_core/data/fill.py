@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipgen_core.data.forget import forget_ids, forget_places
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
+from clipgen_core.data.listing import UNREADABLE
 from clipgen_core.data.prefetch import prefetch
+from clipgen_core.data.referenced import Images, find_images, reference_of, take_images
 from clipgen_core.data.tables import (
     create_table,
-    delete,
     find_table,
     one_of,
     open_table,
@@ -28,8 +30,9 @@ from clipgen_core.data.tables import (
 from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
 from clipgen_core.progress import track
-from clipgen_core.schema import REJECTS
+from clipgen_core.schema import REFERENCE, REJECTS
 from clipgen_core.settings.compute import ComputeConfig
+from clipgen_core.storage import Storage
 
 
 class Unusable(Exception):
@@ -75,8 +78,8 @@ class Filling:
         batch_size: Rows that a worker computes at once.
         block_size: Rows that are committed at once.
         columns: Columns of the source that the worker needs.
-        rejects: URL of the table of rejects, to which images go that a worker cannot use: they leave the
-            source, and the work goes on. Where it is None, the work stops.
+        out: The root to whose rejects images go that a worker cannot use, or that their source no longer
+            holds: they are forgotten, and the work goes on. Where it is None, the work stops.
     """
 
     source: str
@@ -85,7 +88,7 @@ class Filling:
     batch_size: int
     block_size: int
     columns: tuple[str, ...] = ("id", "folder", "image")
-    rejects: str | None = None
+    out: Storage | None = None
 
     def block(self, worker: Worker, rows: np.ndarray) -> int:
         """Compute and commit the target's rows for a block.
@@ -98,17 +101,18 @@ class Filling:
             Their number n.
 
         Raises:
-            ClipgenError: Images cannot be used, and there is no table of rejects.
+            ClipgenError: Images cannot be used, and there is no root for rejects; or their source does not
+                answer.
         """
         table = open_table(self.source, self.version)
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
 
         def prepare(number: int) -> Any:
-            batch = table.take(batches[number].tolist(), columns=list(self.columns))
+            batch = self._read(take_images(table, batches[number].tolist(), self.columns))
             try:
-                return worker.prepare(batch)
+                return worker.prepare(batch) if batch.num_rows else None
             except Unusable as unusable:
-                self._set_aside(unusable.reasons)
+                self._set_aside(unusable.reasons, "damaged")
                 kept = batch.filter(pc.invert(pc.is_in(batch["id"], pa.array(list(unusable.reasons)))))
                 return worker.prepare(kept) if kept.num_rows else None
 
@@ -118,19 +122,32 @@ class Filling:
             upsert(self.target, pa.concat_tables(computed), "id", overwrite=True)
         return len(rows)
 
-    def _set_aside(self, reasons: dict[str, str]) -> None:
-        """Make rejects of images of the source."""
-        if self.rejects is None:
-            raise ClipgenError(f"images of {self.source} cannot be used ({Unusable(reasons)}): remove them")
-        where = one_of("id", sorted(reasons))
-        there = open_table(self.source).to_table(columns=["id", "uri"], filter=where).to_pylist()
+    def _read(self, images: Images) -> pa.Table:
+        """The rows; images that are gone are read where the newest version names them, or at other places."""
+        rows, gone = images
+        while gone:
+            again, gone = find_images(open_table(self.source), one_of("id", sorted(gone)), self.columns)
+            rows = pa.concat_tables([rows, again])
+            if gone:
+                self._set_aside(gone, UNREADABLE)
+        return rows
+
+    def _set_aside(self, why: dict[str, str], reason: str) -> None:
+        """Make rejects of images of the source, by id why each of them cannot be used."""
+        if self.out is None:
+            raise ClipgenError(f"images of {self.source} cannot be used ({Unusable(why)}): remove them")
+        table = open_table(self.source)
+        columns, where = ["id", "uri", *reference_of(table)], one_of("id", sorted(why))
         rows = [
-            {"uri": row["uri"], "file": row["uri"].partition("#")[0], "reason": "damaged"}
-            | {"detail": f"{reasons[row['id']]} (image {row['id']}, which was accepted before)"}
-            for row in there
+            {"uri": row["uri"], "file": _file_of(row), "reason": reason}
+            | {"detail": f"{why[row['id']]} (image {row['id']}, which was accepted before)"}
+            for row in table.to_table(columns=columns, filter=where).to_pylist()
         ]
-        upsert(self.rejects, pa.Table.from_pylist(rows, schema=REJECTS), "uri", overwrite=True)
-        delete(self.source, where)
+        upsert(self.out.rejects, pa.Table.from_pylist(rows, schema=REJECTS), "uri", overwrite=True)
+        if reason == UNREADABLE:
+            forget_places(self.out, [row["uri"] for row in rows])
+        else:
+            forget_ids(self.out, sorted(why))
 
     def missing(self, folder: str | None, only: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """The rows of the source whose ids the target lacks.
@@ -160,6 +177,12 @@ class Filling:
                 waiting = waiting[self.block_size :]
         if len(waiting):
             yield waiting
+
+
+def _file_of(row: dict[str, Any]) -> str:
+    """The file that an image of the images table came from."""
+    reference = row.get(REFERENCE.name)
+    return str(reference["file"] if reference else row["uri"].partition("#")[0])
 
 
 def fill(

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from PIL import Image
 
+from clipgen_core import logs
 from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined, numbers
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.prefetch import pool_size
+from clipgen_core.data.referenced import find_images, take_images
 from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.tables import one_of, open_table, quoted, scan_keys
 from clipgen_core.errors import ClipgenError
@@ -72,8 +74,11 @@ class ImageTable:
 
         Returns:
             The n results, in order.
+
+        Raises:
+            ClipgenError: The source no longer holds an image that the table refers to, or does not answer.
         """
-        data = self.table.take(rows.tolist(), columns=["image"])["image"].to_pylist()
+        data = take_images(self.table, rows.tolist()).required(self.table)["image"].to_pylist()
         return list(self._decoders.map(lambda i: call(i, decode_stored(data[i])), range(len(data))))
 
 
@@ -97,13 +102,50 @@ def images_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, I
 
     Args:
         table: The images table.
-        ids: Ids of images; those that the table no longer holds are left out.
+        ids: Ids of images; those that the table, or the source that it refers to, no longer holds are left
+            out.
 
     Returns:
         RGB images at their stored size, by id.
     """
-    rows = table.to_table(columns=["id", "image"], filter=one_of("id", sorted(ids))).to_pylist()
+    rows = find_images(table, one_of("id", sorted(ids))).rows.to_pylist()
     return {row["id"]: decode_stored(row["image"]) for row in rows}
+
+
+def image_by_id(table: "lance.LanceDataset", image_id: str) -> Image.Image:
+    """Decode one image.
+
+    Args:
+        table: The images table.
+        image_id: Its id.
+
+    Returns:
+        The RGB image at its stored size.
+
+    Raises:
+        ClipgenError: The table, or the source that it refers to, does not hold it.
+    """
+    data = find_images(table, one_of("id", [image_id])).required(table)["image"].to_pylist()
+    if not data:
+        raise ClipgenError(f"{table.uri} holds no image {image_id}: read its file again by raw_images")
+    return decode_stored(data[0])
+
+
+def shown_by_id(table: "lance.LanceDataset", ids: Iterable[str]) -> dict[str, Image.Image]:
+    """As `images_by_id`, to show images beside something else, which does not fail without them.
+
+    Args:
+        table: The images table.
+        ids: Ids of images.
+
+    Returns:
+        RGB images by id; none, and a line in the log, if a source that is referred to does not answer.
+    """
+    try:
+        return images_by_id(table, ids)
+    except ClipgenError as error:
+        logs.line(f"images are not shown: {error}")
+        return {}
 
 
 def preview(table: str, folder: str | None = None, count: int = 24, size: int = 64) -> Image.Image | None:
@@ -121,11 +163,9 @@ def preview(table: str, folder: str | None = None, count: int = 24, size: int = 
     rows = open_table(table)
     if folder is None:
         chosen = np.linspace(0, rows.count_rows() - 1, min(count, rows.count_rows())).astype(int)
-        data = rows.take(chosen.tolist(), columns=["image"])["image"].to_pylist()
+        found = take_images(rows, chosen.tolist())
     else:
         ids = rows.to_table(columns=["id"], filter=f"folder = {quoted(folder)}")["id"].to_pylist()
-        some = one_of("id", ids[:: -(-len(ids) // count) or 1])
-        data = rows.to_table(columns=["image"], filter=some)["image"].to_pylist()
-    if not data:
-        return None
-    return grid([fit_square(decode_stored(one), size) for one in data], columns=12)
+        found = find_images(rows, one_of("id", ids[:: -(-len(ids) // count) or 1]))
+    shown = [fit_square(decode_stored(one), size) for one in found.rows["image"].to_pylist()]
+    return grid(shown, columns=12) if shown else None

@@ -16,6 +16,7 @@ class Member(NamedTuple):
         reason: Of the reject that a problem becomes.
         lost: How many images the problem stands for; 0 if that is not known.
         columns: The metadata of the image.
+        offset: Where its bytes begin in the archive; None if they are not in it as they are.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Member(NamedTuple):
     reason: str = "damaged"
     lost: int = 1
     columns: Mapping[str, Any] = NONE
+    offset: int | None = None

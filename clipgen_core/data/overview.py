@@ -10,8 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipgen_core.data.referenced import reference_of
 from clipgen_core.data.tables import find_table, open_table, quoted, scan
-from clipgen_core.schema import IMAGES
+from clipgen_core.data.upkeep import size_on_disk
+from clipgen_core.schema import REFERENCE
+from clipgen_core.settings.images import OWN
 from clipgen_core.storage import Storage
 
 if TYPE_CHECKING:
@@ -46,6 +49,8 @@ class Overview:
         images: Rows of the images table.
         copies: Further places of these images.
         files: Files that were read, of which `others` hold no image.
+        size: Bytes of the table on disk.
+        referenced: Images that the table refers to, and `source_bytes` of them in their source.
         formats: Images of each format.
         sides: The short side in pixels at each of SHARES, from the smallest to the largest.
         rejects: Rejects for each reason.
@@ -56,6 +61,9 @@ class Overview:
     copies: int
     files: int
     others: int
+    size: int
+    referenced: int
+    source_bytes: int
     formats: dict[str, int]
     sides: tuple[int, ...]
     rejects: dict[str, int] = field(default_factory=dict)
@@ -72,12 +80,15 @@ def overview(out: Storage) -> Overview:
     for batch in scan(images, ["format", "width", "height"]):
         formats.update(batch["format"].to_pylist())
         sides.append(np.minimum(batch["width"].to_numpy(), batch["height"].to_numpy()))
-    short = np.concatenate(sides)
+    short, lengths = np.concatenate(sides), _lengths(images)
     return Overview(
         images=images.count_rows(),
         copies=_rows(out.copies),
         files=_rows(out.files),
         others=_rows(out.files, "items = 0"),
+        size=size_on_disk(images),
+        referenced=len(lengths),
+        source_bytes=int(lengths.sum()),
         formats=dict(formats.most_common()),
         sides=tuple(int(side) for side in np.quantile(short, SHARES)) if len(short) else (),
         rejects=dict(Counter(row["reason"] for row in rejects(out)).most_common()),
@@ -85,9 +96,18 @@ def overview(out: Storage) -> Overview:
     )
 
 
+def _lengths(images: "lance.LanceDataset") -> np.ndarray:
+    """The bytes of each image that the table refers to, int64 [n]."""
+    lengths = [np.zeros(0, np.int64)]
+    where = f"{REFERENCE.name} IS NOT NULL"
+    for batch in scan(images, [REFERENCE.name], where) if reference_of(images) else ():
+        lengths.append(pc.struct_field(batch[REFERENCE.name], "length").to_numpy())
+    return np.concatenate(lengths)
+
+
 def _columns(images: "lance.LanceDataset") -> Iterator[Column]:
     for one in images.schema:
-        if one.name in IMAGES.names:
+        if one.name in OWN:
             continue
         where = f"`{one.name}` IS NOT NULL"
         count, values = images.count_rows(filter=where), Counter[str]()

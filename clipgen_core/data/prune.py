@@ -6,6 +6,7 @@ tables that a model was trained on are tagged and can still be read.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from clipgen_core.data.tables import (
 )
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import REFERENCE
 from clipgen_core.storage import Storage
 
 AT_ONCE = 1000
@@ -111,9 +113,12 @@ def move(out: Storage, places: Mapping[str, tuple[str, str]]) -> None:
     where = one_of("id", list(places))
     rows = open_table(out.images).to_table(filter=where)
     ids = rows["id"].to_pylist()
-    for at, name in enumerate(("uri", "folder")):
-        values = pa.array([places[one][at] for one in ids], pa.string())
-        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), values)
+    moved = {name: [places[one][at] for one in ids] for at, name in enumerate(("uri", "folder"))}
+    if REFERENCE.name in rows.schema.names:
+        moved[REFERENCE.name] = _references(out, moved["uri"], rows[REFERENCE.name].to_pylist())
+    for name, values in moved.items():
+        field = rows.schema.field(name)
+        rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
     upsert(out.images, rows, "id", overwrite=True)
     for url in tables(out):
         table = find_table(url)
@@ -122,6 +127,13 @@ def move(out: Storage, places: Mapping[str, tuple[str, str]]) -> None:
                 here = [one for one, (_, place) in places.items() if place == folder]
                 update(url, {"folder": quoted(folder)}, one_of("id", here))
     delete(out.copies, one_of("uri", [uri for uri, _ in places.values()]))
+
+
+def _references(out: Storage, uris: list[str], old: list[Any]) -> list[Any]:
+    """The references of other places of images; None for images that the table stores."""
+    copies = open_table(out.copies).to_table(columns=["uri", REFERENCE.name], filter=one_of("uri", uris))
+    references = {row["uri"]: row[REFERENCE.name] for row in copies.to_pylist()}
+    return [one and (references[uri] or one) for uri, one in zip(uris, old, strict=True)]
 
 
 def _remove_files(out: Storage, folder: str) -> None:

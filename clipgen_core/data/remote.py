@@ -35,13 +35,14 @@ class Reader:
         self._worked, self._failures = False, 0
         self._listed: tuple[str, list[Entry]] = ("", [])
 
-    def read(self, path: str, size: int = 0, end: int | None = None) -> bytes:
-        """Read a file.
+    def read(self, path: str, size: int = 0, start: int = 0, end: int | None = None) -> bytes:
+        """Read a file, or a part of it.
 
         Args:
             path: Its path on the filesystem.
-            size: Its size in bytes as far as it is known, else 0.
-            end: How many bytes to read from its start; all if None.
+            size: How many bytes that are as far as it is known, else 0.
+            start: The first byte to read.
+            end: The byte after the last; the file's end if None.
 
         Returns:
             The bytes.
@@ -49,15 +50,15 @@ class Reader:
         Raises:
             Exception: That of `filesystem.cat_file`.
         """
-        if self._store is not None and (end or size <= SMALL) and (key := self._key(path)):
+        if self._store is not None and size <= SMALL and (key := self._key(path)):
             try:
-                data = _get(self._store, key, end)
+                data = _get(self._store, key, start, end)
             except Exception:
                 self._note_failure()
             else:
                 self._worked = True
                 return data
-        some: dict[str, int] = {"start": 0, "end": end} if end else {}
+        some: dict[str, int] = {"start": start, "end": end} if end else {}
         return bytes(self.filesystem.cat_file(path, **some))
 
     def ls(self, path: str) -> list[Entry]:
@@ -96,10 +97,10 @@ class Reader:
             self._store = None
 
 
-def _get(store: Any, key: str, end: int | None) -> bytes:
+def _get(store: Any, key: str, start: int, end: int | None) -> bytes:
     import obstore
 
-    found = obstore.get_range(store, key, start=0, end=end) if end else obstore.get(store, key).bytes()
+    found = obstore.get_range(store, key, start=start, end=end) if end else obstore.get(store, key).bytes()
     return bytes(found)
 
 

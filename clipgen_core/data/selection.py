@@ -13,15 +13,16 @@ import pyarrow as pa
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
-from clipgen_core.data.tables import create_table, delete, one_of, scan, scan_keys
+from clipgen_core.data.tables import create_table, delete, one_of, open_table, scan, scan_keys
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.errors import ClipgenError
+from clipgen_core.schema import REFERENCE
 from clipgen_core.settings.compute import ComputeConfig
 
 if TYPE_CHECKING:
     import lance
 
-NOT_NAMED = ("image", "caption")
+NOT_NAMED = ("image", "caption", REFERENCE.name)
 NOISE = re.compile(r"^Invalid user input: |,? \S+\.rs:[\d:]+.*| Valid fields are .*")  # in Lance's messages
 AT_ONCE = 4096  # rows
 LITERAL = re.compile(r"'[^']*'")
@@ -51,6 +52,19 @@ def selected_keys(table: "lance.LanceDataset", where: str | None, setting: str) 
             "(an image without a value in a column fulfils no comparison with it)"
         )
     return keys
+
+
+def in_table(keys: np.ndarray, url: str) -> np.ndarray:
+    """The images that a table has a row of.
+
+    Args:
+        keys: Keys of images, S16 [n].
+        url: The table.
+
+    Returns:
+        Those that it has, in the same order.
+    """
+    return keys[Lookup(joined(scan_keys(open_table(url)))).find(keys) >= 0]
 
 
 def require_condition(schema: pa.Schema, where: str, setting: str) -> None:

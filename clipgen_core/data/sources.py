@@ -56,6 +56,7 @@ class Item:
         reason: Of the reject that the problem becomes.
         lost: How many images the problem stands for; 0 if that is not known.
         columns: Its metadata.
+        offset: Where its bytes begin in its file; None if they are not in it as they are.
     """
 
     uri: str
@@ -64,6 +65,7 @@ class Item:
     reason: str = UNREADABLE
     lost: int = 1
     columns: Mapping[str, Any] = field(default_factory=dict)
+    offset: int | None = None
 
 
 class Source:
@@ -221,7 +223,7 @@ class Source:
             if problem:
                 yield Item(file.uri, problem=problem, reason="too_large")
                 return
-        yield Item(file.uri, retried(self._whole, file), columns=self._metadata(file))
+        yield Item(file.uri, retried(self._whole, file), columns=self._metadata(file), offset=0)
 
     def _metadata(self, file: File) -> dict[str, Any]:
         """What the files beside an image say of it. Those of text are read for what JSON files leave open."""
@@ -253,7 +255,7 @@ class Source:
         with retried(self.filesystem.open, file.path, "rb") as opened:
             for member in members(file.path, opened, self.wanted):
                 uri = f"{file.uri}#{member.name}" if member.name else file.uri
-                yield Item(uri, member.data, member.problem, member.reason, member.lost, member.columns)
+                yield Item(uri, *member[1:])
 
 
 def _no_answer(file: File, error: BaseException) -> ClipgenError:

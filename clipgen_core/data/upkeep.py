@@ -113,9 +113,13 @@ def _follow_deletion(url: str) -> None:
 
 def bytes_per_row(table: "lance.LanceDataset") -> float:
     """The mean size of a row on disk, SMALLEST_ROW at least."""
+    return max(size_on_disk(table) / max(table.count_rows(), 1), SMALLEST_ROW)
+
+
+def size_on_disk(table: "lance.LanceDataset") -> int:
+    """Bytes of the files of a version."""
     files = [file for fragment in table.get_fragments() for file in fragment.data_files()]
-    size = sum(file.file_size_bytes or 0 for file in files)
-    return max(size / max(table.count_rows(), 1), SMALLEST_ROW)
+    return sum(file.file_size_bytes or 0 for file in files)
 
 
 def tag(url: str, version: int, name: str) -> None:

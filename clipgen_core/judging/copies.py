@@ -71,8 +71,8 @@ class TrainingImages:
             generated: Images that the generator generated.
 
         Returns:
-            One entry for each generated image; None if its neighbours were pruned from the images table, or
-            if the generator has no table of image embeddings.
+            One entry for each generated image; None if its neighbours were pruned from the images table or
+            left the source, or if the generator has no table of image embeddings.
         """
         if self.generator.embeddings is None:
             return [None] * len(generated)
@@ -87,7 +87,10 @@ class TrainingImages:
             for one, row in zip(generated, rows, strict=True)
         ]
         shown = {id: image for some in self._squares({one[2] for one in best if one}) for id, image in some}
-        return [Nearest(one[2], shown[one[2]], one[1], one[0]) if one else None for one in best]
+        return [
+            Nearest(one[2], shown[one[2]], one[1], one[0]) if one and one[2] in shown else None
+            for one in best
+        ]
 
     def _available(self, ids: Collection[str]) -> list[str]:
         """Those that the images table still holds."""

@@ -16,10 +16,12 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from clipgen_core import logs
 from clipgen_core.data.decode import decode, decode_stored
 from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import digest_of_keys, joined, keys_of_ids
 from clipgen_core.data.pixels import fit_square
+from clipgen_core.data.referenced import take_images
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.sources import Item, Source
@@ -93,9 +95,13 @@ def _stored_blocks(
 ) -> Iterator[Block]:
     with ThreadPoolExecutor(DECODERS) as pool:
         for start in range(0, len(rows), BLOCK):
-            some = rows[start : start + BLOCK]
-            data = table.take(some.tolist(), columns=["image"])["image"].to_pylist()
-            yield Block(keys[some], list(pool.map(lambda one: fit_square(decode_stored(one), size), data)))
+            found, gone = take_images(table, rows[start : start + BLOCK].tolist())
+            for reason in gone.values():
+                logs.line(f"the reference set lacks an image: {reason}")
+            if not found.num_rows:
+                continue
+            images = pool.map(lambda one: fit_square(decode_stored(one), size), found["image"].to_pylist())
+            yield Block(keys_of_ids(found["id"]), list(images))
 
 
 def choose_files(folder: str, size: int, most: int) -> Chosen:

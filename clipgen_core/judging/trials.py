@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipgen_core import filesystem
 from clipgen_core.data.decode import decode
-from clipgen_core.data.images import images_by_id
+from clipgen_core.data.images import image_by_id
 from clipgen_core.data.pixels import fit_square, to_tensor
 from clipgen_core.data.prompts import Prompt, by_split
 from clipgen_core.data.tables import open_table
@@ -137,11 +137,9 @@ def _real_image(prompt: Prompt, generator: TextToImage, images: str) -> tuple[st
     """The prompt's own image; the stored image nearest to it if it names none."""
     size = generator.vqgan.config.image_size
     if prompt.file and prompt.image:
-        (image,) = images_by_id(open_table(prompt.file), [prompt.image]).values()
-        return prompt.image, fit_square(image, size)
+        return prompt.image, fit_square(image_by_id(open_table(prompt.file), prompt.image), size)
     if prompt.file:
         data = filesystem.read_bytes(prompt.file)
         return hashlib.sha256(data).hexdigest(), fit_square(decode(data).image, size)
     nearest = generator.search(generator.embed_text([prompt.text])[0], 1)[0][0]
-    (image,) = images_by_id(open_table(images), [nearest]).values()
-    return nearest, fit_square(image, size)
+    return nearest, fit_square(image_by_id(open_table(images), nearest), size)

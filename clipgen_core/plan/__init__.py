@@ -119,7 +119,7 @@ def _lines(
     own_clip = Line("clip_checkpoint", hours=clip.steps * clip.batch_size * speed.clip / 3600)
     return [
         *([own_clip] if speed.clip else []),
-        Line("raw_images", seen.size, 0.0, reading),
+        Line("raw_images", 0.0 if recipe.images.store == "references" else seen.size, 0.0, reading),
         Line("clip_embeddings", rows * row, needs["vqgan_checkpoint"].frozen, rows * speed.embed / 3600),
         Line(
             "vqgan_checkpoint",

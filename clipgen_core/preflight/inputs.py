@@ -56,6 +56,7 @@ def _tried(opened: Source, files: list[File], settings: images.Config) -> tuple[
     Files that are no images, such as captions, count as nothing.
     """
     from clipgen_core.data.decode import decode
+    from clipgen_core.data.examine import reference_to
     from clipgen_core.data.rejected import Rejected
 
     tried, reasons = 0, []
@@ -67,7 +68,8 @@ def _tried(opened: Source, files: list[File], settings: images.Config) -> tuple[
         try:
             if item.problem:
                 raise Rejected("unreadable", item.problem)
-            decode(item.data, settings)
+            decoded = decode(item.data, settings)
+            reference_to(settings, file, item, decoded)
         except Rejected as error:
             reasons.append(f"{file.uri}: {error}")
         if tried == DECODED:

@@ -88,7 +88,8 @@ def disk(run: Run) -> str:
 def _image_bytes(run: Run) -> tuple[int, bool]:
     """Bytes of the images that are not ingested yet, and whether all files could be listed in time."""
     source = run.resources["images"]["source"]
-    if not source or filesystem.exists(Storage(run.root).images):
+    referenced = run.recipe.images.store == "references"
+    if not source or referenced or filesystem.exists(Storage(run.root).images):
         return 0, True
     until, size = time.monotonic() + LISTING_SECONDS, 0
     try:

@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from clipgen_core.data.images import images_by_id
+from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import with_parameters
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
@@ -244,5 +244,5 @@ def _neighbours(generator: TextToImage, generated: Generated) -> list[tuple[Imag
     if table is None or generator.embeddings is None:
         return []
     cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
-    images = images_by_id(table, cosines)
+    images = shown_by_id(table, cosines)
     return [(unique(images[id]), f"{cosine:.3f}") for id, cosine in cosines.items() if id in images]

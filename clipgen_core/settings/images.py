@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import IMAGES, Frozen
+from clipgen_core.schema import IMAGES, REFERENCE, Frozen
 
 COLUMN = re.compile(r"([a-z][a-z0-9_]*)(?::(text|number))?")
+OWN = (*IMAGES.names, REFERENCE.name)  # columns of the images table that hold no metadata
 KINDS = {"score": "number"}  # of the values of columns that say none; others are texts
 
 
@@ -72,10 +73,10 @@ class Wanted(Frozen):
     def _check_columns(self) -> "Wanted":
         for one in self.columns:
             parsed = COLUMN.fullmatch(one)
-            if not parsed or parsed[1] in IMAGES.names:
+            if not parsed or parsed[1] in OWN:
                 raise ClipgenError(
                     f"images.columns names {one!r}: write NAME, NAME:text or NAME:number in small letters, "
-                    f"other than {', '.join(IMAGES.names)}"
+                    f"other than {', '.join(OWN)}"
                 )
         if len(self.kinds) < len(self.columns):
             raise ClipgenError(f"images.columns names a column twice: {', '.join(self.columns)}")
@@ -102,6 +103,9 @@ class Config(Wanted, Accepted):
     longest_side: int | None = Field(default=None, gt=0)
     """Longest side of a stored image, in pixels; larger images are reduced to it. Null: images are stored as
     their files are."""
+    store: Literal["images", "references"] = "images"
+    """What the images table holds. `images`: the images. `references`: where the images lie in the source,
+    from which they are read again whenever they are needed."""
     columns: tuple[str, ...] = ("caption", "license", "url", "score", "label")
     """Metadata to keep with each image, as optional columns of the images table: `NAME`, or `NAME:number`
     for numbers. It is read from the JSON and text files beside an image, also in archives, and from the
@@ -120,3 +124,11 @@ class Config(Wanted, Accepted):
     read_again: bool = False
     """Whether to read all files again although they have not changed: for columns that are new, and for
     metadata beside images."""
+
+    @model_validator(mode="after")
+    def _check_store(self) -> "Config":
+        if self.store == "references" and self.longest_side is not None:
+            raise ClipgenError(
+                "images.longest_side reduces stored images, and images.store is references: set one of them"
+            )
+        return self

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 from PIL import Image
 
-from clipgen_core.data.decode import decode_stored
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
+from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import fit_square, grid
-from clipgen_core.data.tables import one_of, open_table, vectors
+from clipgen_core.data.tables import open_table, vectors
 from clipgen_core.schema import DUPLICATES
 from clipgen_core.settings.duplicates import Config
 from clipgen_core.storage import Storage
@@ -114,7 +114,6 @@ def preview(url: str, images: str, threshold: float, most: int = 12, size: int =
     ids = first["id"].to_pylist() + first["nearest"].to_pylist()
     if not ids:
         return None
-    rows = open_table(images).to_table(columns=["id", "image"], filter=one_of("id", ids))
-    data = dict(zip(rows["id"].to_pylist(), rows["image"].to_pylist(), strict=True))
-    shown = [one for one in ids if one in data]
-    return grid([fit_square(decode_stored(data[one]), size) for one in shown], columns=len(shown) // 2 or 1)
+    there = shown_by_id(open_table(images), ids)
+    shown = [fit_square(there[one], size) for one in ids if one in there]
+    return grid(shown, columns=len(shown) // 2 or 1) if shown else None

@@ -23,6 +23,7 @@ from clipgen_core.data.folders import lacking
 from clipgen_core.data.pixels import not_longer_than
 from clipgen_core.data.places import Places
 from clipgen_core.data.prefetch import pool_size
+from clipgen_core.data.referenced import take_images
 from clipgen_core.data.rejected import Rejected
 from clipgen_core.data.tables import open_table, upsert, vector_array
 from clipgen_core.data.transfer import Moving, Transfer
@@ -81,7 +82,7 @@ def run(
     clip = encoder.reference
     tracker.params({"config": config.model_dump(), "clip": clip})
     url = out.embeddings(encoder.key)
-    filling = Filling(images, source.version, url, config.batch_size, config.block_size, rejects=out.rejects)
+    filling = Filling(images, source.version, url, config.batch_size, config.block_size, out=out)
     here = config.compute.where == "local"
     make = functools.partial(Embedder, clip, portable(clip, out.root), encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
@@ -246,7 +247,7 @@ def _require_alike(folder: str, places: Places, sample: dict[int, np.ndarray], e
     """Refuse embeddings that the CLIP would not give: some images are embedded again."""
     if not sample:
         raise ClipgenError(f"{folder} holds no rows: name another folder")
-    data = places.table.take(list(sample), columns=["image"])["image"].to_pylist()
+    data = take_images(places.table, list(sample)).required(places.table)["image"].to_pylist()
     again = encoder.encode_images([not_longer_than(decode_stored(one), LONGEST) for one in data])
     cosine = float(np.median((_unit(np.stack([*sample.values()])) * again).sum(axis=1)))
     if cosine < ALIKE:

@@ -25,6 +25,7 @@ from clipgen_core import filesystem, logs, storage
 from clipgen_core.data.decode import decode
 from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.data.prompts import Prompt, read_prompts, require_scorable
+from clipgen_core.data.referenced import take_images
 from clipgen_core.data.tables import open_table
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
@@ -219,7 +220,7 @@ def _reconstructions(
     """Some stored images and their reconstructions."""
     table = open_table(images)
     rows = np.random.default_rng(config.seed).permutation(table.count_rows())
-    data = table.take(rows[: config.reconstructions].tolist(), columns=["image"])["image"]
+    data = take_images(table, rows[: config.reconstructions].tolist()).rows["image"]
     size = generator.vqgan.config.image_size
     originals = [fit_square(decode(one).image, size) for one in data.to_pylist()]
     return list(zip(originals, reconstruct(generator, originals), strict=True))

@@ -30,11 +30,12 @@ from clipgen_core.data.files import (
 )
 from clipgen_core.data.forget import forget_places
 from clipgen_core.data.images import preview
-from clipgen_core.data.ingested import begin_columns, store
+from clipgen_core.data.ingested import begin_columns, begin_references, store
 from clipgen_core.data.keys import SetDigest, digest_of_keys, keys_of_texts
 from clipgen_core.data.members import Members
 from clipgen_core.data.mirror import Listing, Mirrored, mirror
 from clipgen_core.data.prefetch import bounded_map
+from clipgen_core.data.referenced import require_address
 from clipgen_core.data.remote import REQUESTS
 from clipgen_core.data.sources import LISTED_AT_ONCE, File, Source, in_lists, keys_of_files
 from clipgen_core.data.tables import delete, one_of, open_table, scan_keys, upsert
@@ -104,6 +105,9 @@ def run(config: Config, *, source: str, out: Storage, tracker: Tracker, folder: 
         raise ClipgenError(f"the folder {folder!r} is no longer under {source}: see `clipgen prune`")
     begin(out, opened.columns.fields)
     begin_columns(out, opened.columns)
+    if config.store == "references":
+        require_address(opened.filesystem, opened.root, opened.base_uri)
+        begin_references(out)
     ingest = _Ingest(config, out, opened)
     speed = ingest.read(folder)
     others = other_files(out, opened, folder)
@@ -282,8 +286,7 @@ class _Ingest:
         self.replaced += self.members.forget_left(self.out)
         upsert(self.out.files, _table(self.files, FILES), "uri", overwrite=True)
         self.added += added
-        self.rows, self.rejects, self.files, self.started, self.size = [], [], [], [], 0
-        self.places = {}
+        self.rows, self.rejects, self.files, self.started, self.size, self.places = [], [], [], [], 0, {}
 
 
 def _listed(others: dict[str, int]) -> str:

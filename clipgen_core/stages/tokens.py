@@ -29,7 +29,7 @@ from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
 from clipgen_core.data.pixels import fit_square, random_crop, to_bytes, to_float
 from clipgen_core.data.prefetch import pool_size
-from clipgen_core.data.selection import selected_embeddings, selected_keys
+from clipgen_core.data.selection import in_table, selected_embeddings, selected_keys
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import tag
@@ -102,11 +102,12 @@ def run(
     vqgan_digest = Checkpoint(vqgan).provenance.digest
     codes = out.codes(codes_fingerprint(vqgan_digest, config.views, config.smallest_crop))
     source = open_table(images)
-    filling = Filling(images, source.version, codes, config.batch_size, config.block_size)
+    filling = Filling(images, source.version, codes, config.batch_size, config.block_size, out=out)
     selected = selected_keys(source, config.where, "tokens.where")
     here = config.compute.where == "local"
     make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
     encoded, speed = fill(filling, make, config.compute, "codes", only=selected)
+    selected = in_table(selected, codes)  # without those that were set aside
     embedded = EmbeddingTable(embeddings)
     if config.where is not None:
         own = out.embeddings(f"{embedded.clip_key}-{digest_of(config.where)}")
@@ -116,10 +117,7 @@ def run(
         duplicates = out.duplicates(embedded.clip_key)
         shards.leave_out(redundant_keys(duplicates, config.exclude_duplicates, among=selected))
     manifest, url = shards.publish(shards.inputs(vqgan, vqgan_digest, model), images, out)
-    usage = {
-        "codebook_usage": manifest.codebook_usage,
-        "codebook_perplexity": manifest.codebook_perplexity,
-    }
+    usage = {"codebook_usage": manifest.codebook_usage, "codebook_perplexity": manifest.codebook_perplexity}
     counts = {
         "rows": manifest.rows,
         "parts": len(manifest.train) + len(manifest.validation),

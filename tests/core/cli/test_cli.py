@@ -236,6 +236,18 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
     assert refused.exit_code == 2 and "does not end in .csv" in " ".join(refused.output.split())
 
 
+def test_images_are_referenced_as_the_root_does(clip_reference: str, tmp_path: Path) -> None:
+    source, root = tmp_path / "in", str(tmp_path / "root")
+    source.mkdir()
+    given = ["embed", str(source), "--root", root, "--clip", clip_reference]
+    for name, more in (("red", ["--references"]), ("blue", []), ("green", ["--no-references"])):
+        Image.new("RGB", (40, 30), name).save(source / f"{name}.png")
+        assert runner.invoke(app, [*given, *more]).exit_code == 0
+    size = sum((source / f"{name}.png").stat().st_size for name in ("red", "blue"))
+    shown = " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
+    assert f"images referenced in their source 2 bytes there {size}" in shown
+
+
 def test_stats_show_the_metadata_of_the_images(clip_reference: str, tmp_path: Path) -> None:
     source, root = tmp_path / "in", str(tmp_path / "root")
     source.mkdir()

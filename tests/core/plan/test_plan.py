@@ -41,6 +41,12 @@ def test_a_plan_counts_measures_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_plan_counts_no_disk_for_images_that_are_referenced(pictures: Path, clip_reference: str) -> None:
+    recipe = TINY.override({"images.store": "references"})
+    lines = {line.stage: line for line in plan(str(pictures / "pictures"), recipe, clip_reference).lines}
+    assert lines["raw_images"].disk == 0 < lines["clip_embeddings"].disk
+
+
 def test_hours_grow_with_the_steps_and_the_batch(
     pictures: Path, clip_reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,17 @@ def test_a_source_with_some_unusable_files(config: dict[str, Any], pictures: Pat
     assert finding.status == "warning" and "has 26 files, and 1 of the 8 tried cannot" in finding.text
 
 
+def test_a_source_that_cannot_be_referenced(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "0.tar.gz", "w:gz") as archive:
+        archive.add(pictures / "pictures", "pictures")
+    given = of(config, "images", source=str(tmp_path / "in"))
+    assert found(given)["images"].status != "problem"
+    finding = found(op(given, "raw_images", store="references"))["images"]
+    assert finding.status == "problem"
+    assert "0.tar.gz" in finding.text and "cannot be referenced" in finding.text
+
+
 def test_conditions_on_the_images(config: dict[str, Any]) -> None:
     config = op(config, "token_shards", where="score > 5")
     assert found(config)["where"].status == "warning"
@@ -392,8 +404,17 @@ def test_the_disk_needs_no_room_for_what_is_stored(
     assert machine_said(config) == "problem"
 
 
-def machine_said(config: dict[str, Any]) -> str:
-    said = {one.check: one.status for one in findings(read_run(config, ["vqgan_checkpoint"], {}))}
+def test_the_disk_needs_no_room_for_images_that_are_referenced(
+    config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    assert machine_said(config, "raw_images") == "problem"
+    assert machine_said(op(config, "raw_images", store="references"), "raw_images") == "ok"
+
+
+def machine_said(config: dict[str, Any], asset: str = "vqgan_checkpoint") -> str:
+    said = {one.check: one.status for one in findings(read_run(config, [asset], {}))}
     return said["disk"]
 
 
