@@ -29,7 +29,7 @@ BATCH_BYTES = 2**21  # that compaction reads at once
 SMALLEST_ROW = 64  # bytes, if a table is empty or says no sizes
 
 
-def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
+def update_indexes(url: str, rows: int = INDEX_FROM, most: int | None = None) -> None:
     """Create or update the indexes of `vector` (IVF_PQ, cosine) and `folder`.
 
     Rows that came later are put into the vector index by centroids and codes of the rows that it was trained
@@ -39,6 +39,7 @@ def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
     Args:
         url: The table.
         rows: The number of rows from which indexes are created.
+        most: How many rows may stay outside the vector index; UNINDEXED_SHARE of them if None.
 
     Raises:
         ClipgenError: The table does not exist.
@@ -53,7 +54,7 @@ def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
     if VECTOR not in names or count >= RETRAINED_AT * _trained_at(table):
         _train(table)
         table.optimize.optimize_indices(index_names=[FOLDER])
-    elif unindexed(table) > UNINDEXED_SHARE * count:
+    elif unindexed(table) > (UNINDEXED_SHARE * count if most is None else most):
         table.optimize.optimize_indices()
 
 
