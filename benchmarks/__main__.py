@@ -18,7 +18,7 @@ from benchmarks.timing import Row
 
 TRAINING = ("training", "against_encoding", "sampling", "vqgan", "loader")
 DATA = ("embedding", "rerun", "growth", "search")
-NAMES = (*TRAINING, *DATA, "ingest", "compaction", "year", "scaling")
+NAMES = (*TRAINING, *DATA, "ingest", "compaction", "year", "scaling", "growing")
 
 
 def main(
@@ -75,7 +75,18 @@ def run(name: str, layers: int, batch: int) -> Iterable[Row]:
     Returns:
         Its rows.
     """
-    from benchmarks import compaction, ingest, loader, sampling, scaling, tables, transformer, vqgan, year
+    from benchmarks import (
+        compaction,
+        growing,
+        ingest,
+        loader,
+        sampling,
+        scaling,
+        tables,
+        transformer,
+        vqgan,
+        year,
+    )
 
     if name in DATA:
         made: list[Row] = getattr(tables, name)()
@@ -86,6 +97,8 @@ def run(name: str, layers: int, batch: int) -> Iterable[Row]:
         return compaction.compaction()
     if name == "year":
         return year.year()
+    if name == "growing":
+        return growing.growing()
     if name == "scaling":
         return scaling.scaling()
     if name == "training":

@@ -5,15 +5,22 @@ Knows the columns and the metadata of `schema.embeddings_schema`; knows no model
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from clipgen_core.data.keys import joined
-from clipgen_core.data.tables import nearest, open_table, scan_keys, searching, vectors
+from clipgen_core.data.tables import nearest, open_table, scan_keys, vectors
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import located, root_of
+
+NEAR: dict[str, Any] = {
+    "metric": "cosine",
+    "nprobes": 16,
+    "refine_factor": 10,
+}  # a search for near-duplicates
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,9 @@ class EmbeddingTable:
     def nearest_others(self, ids: Sequence[str], queries: np.ndarray) -> list[tuple[str, float]]:
         """The nearest other image of each of many images.
 
+        It is looked for in few partitions of the vector index, however many there are. Near-duplicates lie in
+        one partition or in adjacent ones; images that are less similar may have a nearer one elsewhere.
+
         Args:
             ids: Of the images [n].
             queries: Their embeddings, float32 [n, d].
@@ -94,7 +104,7 @@ class EmbeddingTable:
         Returns:
             (id, cosine) of each; the image's own id and 0 where the table holds no other.
         """
-        query = {"column": "vector", "q": queries, "k": 2, **searching(self.table)}
+        query = {"column": "vector", "q": queries, "k": 2, **NEAR}
         found = self.table.to_table(columns=["id", "_distance"], nearest=query)
         best: dict[int, tuple[str, float]] = {}
         columns = (found[name].to_pylist() for name in ("query_index", "id", "_distance"))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("LANCE_INCLUDE_VECTOR_CENTROIDS", "false")  # statistics in a few bytes
 
 UNINDEXED_SHARE = 0.05  # more rows than this outside the index are put into it
+RETRAINED_AT = 2  # times the rows that the vector index was trained at
+TRAINED_AT = "vector_index_rows"  # in the table's metadata: how many rows these were
 DIMENSIONS_A_CODE = 8  # of a product quantizer's code of one byte
 VECTOR, FOLDER = "vector_idx", "folder_idx"
 FILE_BYTES = 2**28  # of a data file that compaction leaves as it is
@@ -27,35 +29,52 @@ BATCH_BYTES = 2**21  # that compaction reads at once
 SMALLEST_ROW = 64  # bytes, if a table is empty or says no sizes
 
 
-def update_indexes(url: str, rows: int = INDEX_FROM) -> None:
+def update_indexes(url: str, rows: int = INDEX_FROM, most: int | None = None) -> None:
     """Create or update the indexes of `vector` (IVF_PQ, cosine) and `folder`.
 
-    Rows that were added later are put into the existing indexes, which are not trained again.
+    Rows that came later are put into the vector index by centroids and codes of the rows that it was trained
+    at, each time as a further segment, and a search reads all segments. So the index is trained again when
+    the table has doubled: all trainings together take at most twice as long as the last one.
 
     Args:
         url: The table.
         rows: The number of rows from which indexes are created.
+        most: How many rows may stay outside the vector index; UNINDEXED_SHARE of them if None.
 
     Raises:
         ClipgenError: The table does not exist.
     """
     table = open_table(url)
-    if table.count_rows() < rows:
+    count = table.count_rows()
+    if count < rows:
         return
     names = {index.name for index in table.describe_indices()}
-    if VECTOR not in names:
-        dim = table.schema.field("vector").type.list_size
-        table.create_index(
-            "vector",
-            "IVF_PQ",
-            name=VECTOR,
-            metric="cosine",
-            num_partitions=partitions(table),
-            num_sub_vectors=max(dim // DIMENSIONS_A_CODE, 1),
-        )
+    if FOLDER not in names:
         table.create_scalar_index("folder", "BITMAP", name=FOLDER)
-    elif unindexed(table) > UNINDEXED_SHARE * table.count_rows():
+    if VECTOR not in names or count >= RETRAINED_AT * _trained_at(table):
+        _train(table)
+        table.optimize.optimize_indices(index_names=[FOLDER])
+    elif unindexed(table) > (UNINDEXED_SHARE * count if most is None else most):
         table.optimize.optimize_indices()
+
+
+def _trained_at(table: "lance.LanceDataset") -> int:
+    """How many rows the vector index was trained at; 0 if an earlier version did not note it."""
+    return int(table.metadata.get(TRAINED_AT, 0))
+
+
+def _train(table: "lance.LanceDataset") -> None:
+    dim = table.schema.field("vector").type.list_size
+    table.create_index(
+        "vector",
+        "IVF_PQ",
+        name=VECTOR,
+        metric="cosine",
+        num_partitions=partitions(table),
+        num_sub_vectors=max(dim // DIMENSIONS_A_CODE, 1),
+        replace=True,
+    )
+    table.update_metadata({TRAINED_AT: str(table.count_rows())})
 
 
 def unindexed(table: "lance.LanceDataset") -> int:

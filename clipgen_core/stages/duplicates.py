@@ -17,8 +17,10 @@ from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import fit_square, grid
 from clipgen_core.data.tables import open_table, vectors
+from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.schema import DUPLICATES
 from clipgen_core.settings.duplicates import Config
+from clipgen_core.settings.embeddings import INDEX_FROM
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import Tracker
 
@@ -42,6 +44,8 @@ class Result:
 def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> Result:
     """Look up the nearest other image of each image that has not been looked up yet.
 
+    A search compares each row outside the vector index, so these are put into it first if they are many.
+
     Args:
         config: The threshold, block sizes, and where the work runs.
         embeddings: The embeddings table.
@@ -52,6 +56,7 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
         The table and its counts.
     """
     tracker.params({"config": config.model_dump()})
+    update_indexes(embeddings, INDEX_FROM, most=INDEX_FROM)
     source = EmbeddingTable(embeddings)
     url = out.duplicates(source.clip_key)
     filling = Filling(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks import edits, gap, guidance, orders, reading
 from benchmarks.baseline import PlainGpt
+from benchmarks.growing import growing
 from benchmarks.shards import write_shards
 from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
@@ -216,3 +217,9 @@ def test_an_unknown_benchmark_is_one_sentence() -> None:
         [sys.executable, "-m", "benchmarks", "nothing"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "there is no benchmark nothing" in done.stderr
+
+
+def test_tables_of_two_sizes_are_measured() -> None:
+    commit, lookup = growing(small=3000, large=9000)
+    assert commit.value > 0 and lookup.value > 0
+    assert commit.what == "committing 4096 rows, 9,000 rows against 3,000"

@@ -57,6 +57,27 @@ def test_the_index_comes_with_size_takes_new_rows_in_and_finds_what_exact_search
     assert np.mean(hits) >= 9.5
 
 
+def test_the_index_is_trained_again_when_the_table_has_doubled(tmp_path: Path) -> None:
+    url = str(tmp_path / "e.lance")
+
+    def grow(first: int, count: int) -> tuple[int, str]:
+        """Segments of the index, and how many rows it was trained at."""
+        add(url, first, count, dim=16)
+        update_indexes(url, rows=1000)
+        table = open_table(url)
+        return table.stats.index_stats("vector_idx")["num_indices"], table.metadata["vector_index_rows"]
+
+    assert grow(0, 1000) == (1, "1000")
+    assert grow(1000, 300) == (2, "1000")
+    compact(url, timedelta(0))
+    assert grow(1300, 300) == (3, "1000")
+    assert grow(1600, 400) == (1, "2000")
+    assert unindexed(open_table(url)) == 0
+    assert grow(2000, 300) == (2, "2000")
+    open_table(url).update_metadata({"vector_index_rows": None})  # as an earlier version left it
+    assert grow(2300, 1) == (1, "2301")
+
+
 def test_old_versions_go_but_what_a_model_was_trained_on_stays(tmp_path: Path) -> None:
     url = str(tmp_path / "e.lance")
     for i in range(5):

@@ -5,10 +5,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from clipgen_core.data import embeddings, tables
 from clipgen_core.data.duplicates import redundant_keys
 from clipgen_core.data.keys import keys_of_ids
-from clipgen_core.data.tables import upsert, vector_array
+from clipgen_core.data.tables import open_table, upsert, vector_array
 from clipgen_core.data.tokens import read_manifest
+from clipgen_core.data.upkeep import unindexed
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import embeddings_schema
 from clipgen_core.stages import duplicates, tokens
@@ -58,6 +60,25 @@ def test_each_group_keeps_one_and_new_pictures_alone_are_looked_up(storage: Stor
     assert redundant_keys(second.table, CONFIG.threshold, among) == {keys[i] for own in left for i in own[1:]}
 
 
+def test_few_partitions_hold_the_near_duplicates(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "ROWS_A_PARTITION", 287)
+    monkeypatch.setitem(embeddings.NEAR, "nprobes", 2)
+    monkeypatch.setattr(duplicates, "INDEX_FROM", 400)
+    rng, url = np.random.default_rng(0), str(tmp_path / "e.lance")
+    apart = rng.normal(size=(3000, 32))
+    near = apart[:400] + 0.03 * rng.normal(size=(400, 32))
+    embed(url, np.concatenate([apart[:2000], near[:300]]))
+    assert find(url, storage).redundant == 300
+    assert open_table(url).stats.index_stats("vector_idx")["indices"][0]["num_partitions"] == 8
+    embed(url, np.concatenate([apart[:2000], near[:300], near[300:], apart[2000:]]))
+    assert unindexed(open_table(url)) >= 1100
+    second = find(url, storage)
+    assert (second.looked_up, second.redundant) == (1100, 400)
+    assert unindexed(open_table(url)) == 0
+
+
 def test_one_picture_alone_has_no_duplicate(storage: Storage, tmp_path: Path) -> None:
     url = str(tmp_path / "e.lance")
     embed(url, np.ones((1, 8)))
@@ -66,13 +87,13 @@ def test_one_picture_alone_has_no_duplicate(storage: Storage, tmp_path: Path) ->
 
 def test_training_can_leave_near_duplicates_out(pipeline: Storage, tmp_path: Path) -> None:
     out = Storage(str(tmp_path / "root"))
-    embeddings = pipeline.current("embeddings", "tests").path
+    table = pipeline.current("embeddings", "tests").path
 
     def shards(threshold: float | None) -> tuple[int, float | None]:
         made = tokens.run(
             tokens.Config(exclude_duplicates=threshold),
             images=pipeline.images,
-            embeddings=embeddings,
+            embeddings=table,
             vqgan=pipeline.current("vqgan", "tests").path,
             out=out,
             tracker=NullTracker(),
@@ -82,7 +103,7 @@ def test_training_can_leave_near_duplicates_out(pipeline: Storage, tmp_path: Pat
 
     with pytest.raises(ClipgenError, match="materialise near_duplicates first"):
         shards(0.95)
-    found = find(embeddings, out)
+    found = find(table, out)
     assert 0 < found.redundant < 72
     assert shards(0.95) == (72 - found.redundant, 0.95)
     assert shards(None) == (72, None)
