@@ -11,14 +11,15 @@ from pydantic import Field
 
 from clipgen_core import logs
 from clipgen_core.errors import Interrupted
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.storage import DEFAULT_ROOT
-from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri
 
 if TYPE_CHECKING:
+    from clipgen_core.mlflow_tracker import MlflowTracker
     from clipgen_core.registry.champions import Registry
     from clipgen_core.storage import Storage
-    from clipgen_core.tracking import MlflowTracker
 
 TRAINED = "trained"
 
@@ -144,7 +145,6 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         page = os.environ.get("CLIPGEN_MLFLOW_PAGE") or without_password(self.uri)
         if not page.startswith("http"):
             return run_id
-        experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
-        run = f"{page.rstrip('/')}/#/experiments/{experiment}/runs/{tracker.run_id}"
+        run = f"{page.rstrip('/')}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
         addresses = {"mlflow": run} | {name: f"{run}/artifacts/{file}" for name, file in artifacts.items()}
         return run_id | {name: dg.MetadataValue.url(address) for name, address in addresses.items()}

@@ -22,11 +22,12 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.judging.checks import NOT_MEASURED, PASSED
+from clipgen_core.mlflow_tracker import MlflowTracker
 from clipgen_core.registry.lineage import lineage
 from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
 from clipgen_core.schema import CHAMPIONS
 from clipgen_core.storage import Storage, portable, root_of
-from clipgen_core.tracking import MlflowTracker, find_version, mlflow_client
+from clipgen_core.tracking import find_version, mlflow_client
 
 MODEL = "clip-gen"
 CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"

@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.settings.catalogue import flatten
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import mlflow_client, mlflow_run, without_password
+from clipgen_core.tracking import mlflow_client, without_password
 from tests.conftest import tiny_vqgan_config
 
 

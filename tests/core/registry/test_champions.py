@@ -24,12 +24,13 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.judging.checks import Verdict
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.registry.champions import Registry
 from clipgen_core.registry.lineage import way_back
 from clipgen_core.registry.versions import PARAMS
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import describe, mlflow_client, mlflow_run
+from clipgen_core.tracking import describe, mlflow_client
 from tests.conftest import PROCESSES, answers, free_port, wait_for
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
