@@ -112,7 +112,7 @@ def mlflow_run(
         The tracker of the run.
 
     Raises:
-        ClipgenError: MLflow does not answer when the run begins. Later, what is logged waits until it does.
+        MlflowAway: MLflow does not answer when the run begins. Later, what is logged waits until it does.
     """
     client = mlflow_client(tracking_uri)
     experiment = client.get_experiment_by_name(EXPERIMENT)

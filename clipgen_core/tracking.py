@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError, MlflowAway, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.mlflow_folder import follow
 
@@ -97,14 +97,14 @@ def mlflow_client(tracking_uri: str) -> Any:
     """A client of an MLflow that answers.
 
     Raises:
-        ClipgenError: It does not.
+        MlflowAway: It does not.
     """
     require_store(tracking_uri)
     try:
         client = unasked_client(tracking_uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        raise ClipgenError(
+        raise MlflowAway(
             f"MLflow at {without_password(tracking_uri)} does not answer ({why(error)}): start it, or set "
             "MLFLOW_TRACKING_URI"
         ) from None

@@ -106,6 +106,19 @@ def champions(
 
 
 @app.command(cls=Command)
+def register(root: Root = None, name: Name = "clip-gen") -> None:
+    """Register the model of the newest evaluation, without evaluating again: for when MLflow was away, or is
+    a new one."""
+    from clipgen_core.mlflow_tracker import mlflow_run
+
+    registry = _registry(root, name)
+    evaluation, uri = registry.newest_evaluation(), registry.client.tracking_uri
+    with mlflow_run("register", tracking_uri=uri, artifacts=None, tags={}) as tracker:
+        version = registry.register_evaluated(evaluation, tracker)
+    console.print(f"{name}@candidate is version {version}; its report is {evaluation.report}")
+
+
+@app.command(cls=Command)
 def promote(
     version: Annotated[str | None, typer.Argument(help="A version; by default the candidate.")] = None,
     root: Root = None,

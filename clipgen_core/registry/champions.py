@@ -1,7 +1,6 @@
-"""The model registry: registering, marking with a judgement, promoting, rolling back.
+"""The champions of a registered model: promoting, rolling back, and healing what has come apart.
 
-Knows versions, their tags and their aliases; knows nothing of how a generator is trained or judged. A
-checkpoint is registered once, however often it is judged: its version has the tags of the last judgement.
+Knows versions, their tags and their aliases; knows nothing of how a generator is trained or judged.
 
 Versions live in MLflow; which of them is champion is decided by `{root}/champions.lance`, a table with one
 row a promotion, because MLflow's aliases know no compare-and-set: of two promotions that were judged against
@@ -9,10 +8,8 @@ the same champion, one inserts the next row and the other is refused. The aliase
 """
 
 import datetime
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -20,19 +17,15 @@ import pyarrow as pa
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
-from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.judging.checks import NOT_MEASURED, PASSED
-from clipgen_core.mlflow_tracker import MlflowTracker
-from clipgen_core.registry.lineage import lineage
-from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
+from clipgen_core.registry.candidates import CANDIDATE, JUDGED_AGAINST, Candidates
+from clipgen_core.registry.versions import CHECK
 from clipgen_core.schema import CHAMPIONS
-from clipgen_core.storage import Storage, portable, root_of
+from clipgen_core.storage import Storage
 from clipgen_core.tracking import find_version, mlflow_client
 
 MODEL = "clip-gen"
-CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
-JUDGED_AGAINST = "judged_against"
-CONDITIONING = "the conditioning CLIP"
+CHAMPION_ALIAS, PREVIOUS = "champion", "previous"
 SKEW = datetime.timedelta(minutes=10)  # between the clocks of MLflow and of who promotes
 
 
@@ -48,7 +41,7 @@ class Promotion:
     at: datetime.datetime
 
 
-class Registry:
+class Registry(Candidates):
     """The versions of one model and who of them is champion.
 
     Args:
@@ -56,7 +49,8 @@ class Registry:
     """
 
     def __init__(self, client: Any, out: Storage, name: str = MODEL) -> None:
-        self.client, self.name, self.ledger = client, name, out.champions(name)
+        super().__init__(client, out, name)
+        self.ledger = out.champions(name)
 
     @classmethod
     def at(cls, tracking_uri: str, out: Storage, name: str = MODEL) -> "Registry":
@@ -104,68 +98,6 @@ class Registry:
         self._require_there(version)
         mlflow.set_tracking_uri(self.client.tracking_uri)
         return f"models:/{self.name}/{version}"
-
-    def register(self, transformer: str, tracker: MlflowTracker) -> str:
-        """Register a generator, self-contained; once only.
-
-        A version that was registered from the same checkpoint is returned, and nothing is copied. A new
-        version has no judgement: `mark` gives it one, and makes it the candidate.
-
-        Args:
-            transformer: The URL of a transformer checkpoint.
-            tracker: The MLflow run that gets the model's files, if they are not registered yet.
-
-        Returns:
-            The version.
-        """
-        import mlflow
-
-        parts = read_parts(transformer)
-        tags = {key: value for key, value in lineage(parts).items() if key != "configuration"}
-        version = self._registered(tags["transformer"], tags["transformer_digest"])
-        if version:
-            return version
-        with tempfile.TemporaryDirectory() as scratch:
-            copy_parts(parts, Path(scratch) / "generator")
-            params = {"n": 1, "seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
-            model = log_model(Path(scratch) / "generator", params, tracker)
-        return str(mlflow.register_model(model, self.name, tags=tags).version)
-
-    def _registered(self, transformer: str, digest: str) -> str | None:
-        """The newest version that was registered from this checkpoint, wherever its root lay then."""
-        same = self.client.search_model_versions(
-            f"name = '{self.name}' and tags.transformer_digest = '{digest}'"
-        )
-        relative = portable(transformer, root_of(transformer))
-        tagged = ((one, one.tags.get("transformer", "")) for one in same)
-        versions = [int(one.version) for one, url in tagged if portable(url, root_of(url)) == relative]
-        return str(max(versions)) if versions else None
-
-    def mark(
-        self, version: str, judged: Evaluated, *, judge: str | None, judged_against: str | None, run_id: str
-    ) -> None:
-        """Write a judgement on a version, in place of an earlier one; the version becomes the candidate.
-
-        Until all of it is written the version counts as not judged, so that `promote` never acts on a part.
-
-        Args:
-            version: The judged version.
-            judged: The metrics, the checks and the report.
-            judge: The CLIP that computed the scores; None for the one that conditions the model.
-            judged_against: The version that was champion, None if there was none.
-            run_id: The MLflow run that has the report among its artifacts.
-        """
-        judge = judge or CONDITIONING
-        report = f"runs:/{run_id}/{PurePosixPath(judged.report).name}"
-        tags = judgement(judged) | {"judge": judge, "mlflow_run": run_id, "report": report}
-        before = self.client.get_model_version(self.name, version).tags
-        earlier = {key for key in before if key.startswith((SCORE, CHECK))} - tags.keys()
-        for key in [JUDGED_AGAINST, *earlier] if JUDGED_AGAINST in before else earlier:
-            self.client.delete_model_version_tag(self.name, version, key)
-        for key, value in (tags | {JUDGED_AGAINST: judged_against or "none"}).items():
-            self.client.set_model_version_tag(self.name, version, key, value)
-        self.client.update_model_version(self.name, version, description(judged.metrics, judge))
-        self.client.set_registered_model_alias(self.name, CANDIDATE, version)
 
     def promote(self, version: str | None = None) -> Promotion:
         """Make a judged version the champion; by default the candidate, which must have passed every check.
