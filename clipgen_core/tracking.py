@@ -202,7 +202,7 @@ def why(error: Exception) -> str:
     said = without_password(first_line(error))
     if "API request to" not in said and "Max retries exceeded" not in said:
         return said
-    if reason := re.search(r"\[Errno -?\d+\] ([^')\"]+)", said):
+    if reason := re.search(r"(?:\[Errno -?\d+\] |Error\(\d+, ')([^')\"]+)", said):
         return reason[1].lower()
     return "no answer in time" if "timed out" in said else said
 

@@ -8,7 +8,8 @@ the same champion, one inserts the next row and the other is refused. The aliase
 """
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ from clipgen_core.registry.candidates import CANDIDATE, JUDGED_AGAINST, Candidat
 from clipgen_core.registry.versions import CHECK
 from clipgen_core.schema import CHAMPIONS
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import find_version, mlflow_client
+from clipgen_core.tracking import find_version, mlflow_client, why, without_password
 
 MODEL = "clip-gen"
 CHAMPION_ALIAS, PREVIOUS = "champion", "previous"
+REQUESTED = "promotion_requested"  # a tag of a version: when MLflow was asked whether it takes a promotion
 SKEW = datetime.timedelta(minutes=10)  # between the clocks of MLflow and of who promotes
 
 
@@ -168,24 +170,40 @@ class Registry(Candidates):
     def _lost(self) -> set[str]:
         """The versions of the table that MLflow has no longer. One that was made after it was promoted is
         another of the same number, as in a new database."""
+        with self._asking():
+            there = self.client.search_model_versions(f"name = '{self.name}'")
         made = {
             str(one.version): datetime.datetime.fromtimestamp(one.creation_timestamp / 1000, datetime.UTC)
-            for one in self.client.search_model_versions(f"name = '{self.name}'")
+            for one in there
         }
         rows = [row for row in self.history() if row.version]
         return {row.version for row in rows if row.version not in made or made[row.version] > row.at + SKEW}
 
-    def repair(self) -> Promotion | None:
-        """Make the last champion that MLflow still has the champion, if the present one is lost.
+    def repair(self) -> list[str]:
+        """Heal what has come apart: a champion or a previous one that MLflow lost, aliases that differ from
+        the table.
 
         Returns:
-            What was written, with the version "" if none is left; None if nothing was to be repaired.
+            What was done, a clause each; empty if nothing was to be repaired.
+
+        Raises:
+            ClipgenError: Another root promotes this model, or MLflow does not do as it is told.
         """
-        history, lost = self.history(), self._lost()
-        if not history or not history[-1].version or history[-1].version not in lost:
-            return None
-        left = [row.version for row in history if row.version and row.version not in lost]
-        return self._append(history, left[-1] if left else "", "repair", before="")
+        self.require_own()
+        history, lost, done = self.history(), self._lost(), list[str]()
+        latest = history[-1] if history else None
+        if latest and latest.version in lost:
+            left = [row.version for row in history if row.version and row.version not in lost]
+            version = left[-1] if left else ""
+            self._append(history, version, "repair", before="")
+            done.append(f"the champion is {version or 'none'} now: MLflow lost version {latest.version}")
+        elif latest and latest.before in lost:
+            self._append(history, latest.version, "repair", before="")
+            done.append(f"there is no way back any more: MLflow lost version {latest.before}")
+        elif latest and (wrong := self._differing(latest)):
+            self._follow()
+            done += [f"the alias {alias} is {version or 'gone'} again" for alias, version in wrong.items()]
+        return done
 
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again; the two change places."""
@@ -200,6 +218,9 @@ class Registry(Candidates):
         number = history[-1].number + 1 if history else 1
         row = Promotion(number, version, before, reason, datetime.datetime.now(datetime.UTC))
         rows = pa.Table.from_pylist([asdict(row)], schema=CHAMPIONS)
+        if version:  # nothing is written unless MLflow has the version and takes what it is told
+            with self._asking():
+                self.client.set_model_version_tag(self.name, version, REQUESTED, row.at.isoformat())
         mine = upsert(self.ledger, rows, "number", overwrite=False) or self.history()[number - 1] == row
         if not mine and self.champion() != version:
             raise ClipgenError(
@@ -212,15 +233,40 @@ class Registry(Candidates):
         """Point the aliases to the versions of the table, and repeat that if the table has changed since."""
         while True:
             latest = self.history()[-1]
-            there = self._aliases()
-            for alias, version in ((CHAMPION_ALIAS, latest.version), (PREVIOUS, latest.before)):
-                if version:
-                    self.client.set_registered_model_alias(self.name, alias, version)
-                elif alias in there:
-                    self.client.delete_registered_model_alias(self.name, alias)
+            with self._asking(
+                f"{self.ledger} names version {latest.version or 'none'} as champion, and `clipgen champions "
+                "--repair` lets the aliases in MLflow follow"
+            ):
+                for alias, version in self._differing(latest).items():
+                    if version:
+                        self.client.set_registered_model_alias(self.name, alias, version)
+                    else:
+                        self.client.delete_registered_model_alias(self.name, alias)
             if self.history()[-1] == latest:
                 return latest
 
+    def _differing(self, latest: Promotion) -> dict[str, str]:
+        """The aliases that MLflow has otherwise, with the versions of the table; "" for none."""
+        there = {alias: str(version) for alias, version in self._aliases().items()}
+        named = {CHAMPION_ALIAS: latest.version, PREVIOUS: latest.before}
+        return {alias: version for alias, version in named.items() if there.get(alias, "") != version}
+
     def _aliases(self) -> dict[str, str]:
-        found = self.client.search_registered_models(f"name = '{self.name}'")
+        with self._asking():
+            found = self.client.search_registered_models(f"name = '{self.name}'")
         return dict(found[0].aliases) if found else {}
+
+    @contextmanager
+    def _asking(self, otherwise: str = "nothing was changed") -> Iterator[None]:
+        """Say in a sentence that MLflow does not do as it is told.
+
+        Args:
+            otherwise: What holds then.
+        """
+        try:
+            yield
+        except ClipgenError:
+            raise
+        except Exception as error:
+            where = without_password(self.client.tracking_uri)
+            raise ClipgenError(f"MLflow at {where} did not answer ({why(error)}): {otherwise}") from error

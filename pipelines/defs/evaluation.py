@@ -152,6 +152,7 @@ def champion(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """clip-gen@champion, moved to the candidate when every check of its evaluation passed."""
     versions = mlflow.registry(context, storage.open())
+    versions.require_own()
     if waiting := versions.waiting():
         with mlflow.run(context, {"evaluation": waiting.folder}) as tracker:
             versions.register_evaluated(waiting, tracker)
