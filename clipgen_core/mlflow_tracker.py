@@ -4,7 +4,9 @@ MlflowTracker writes through MLflow's client, without MLflow's global state, and
 Knows nothing of what the run is about.
 """
 
+import json
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +16,13 @@ from typing import Any, Self
 
 from PIL import Image
 
+from clipgen_core import __version__
 from clipgen_core.errors import Interrupted
 from clipgen_core.mlflow_sender import Sender
 from clipgen_core.settings.catalogue import flatten
 from clipgen_core.tracking import EXPERIMENT, mlflow_client, without_password
 
+TRAINING = "clipgen.training"  # a tag of a run: which training it is of
 MAX_PARAM_LENGTH = 500
 PATIENCE, HURRY = 30.0, 5.0  # seconds for what is not sent at the end of a run; of one that has to stop
 
@@ -75,6 +79,21 @@ class MlflowTracker:
 
         self.sender.put("tags", send)
 
+    def table(self, url: str, version: int | None, digest: str | None = None) -> None:
+        """Log a table that the run reads, with its version.
+
+        Args:
+            url: The Lance table.
+            version: Of the table.
+            digest: Of the rows that are used; by default the version stands for it.
+        """
+        from mlflow.entities import Dataset, DatasetInput
+
+        source = json.dumps({"uri": without_password(url), "version": version})
+        name = url.rstrip("/").rpartition("/")[2]
+        given = DatasetInput(Dataset(name, digest or f"version {version}", "lance", source))
+        self.sender.put(f"the input {name}", lambda: self.client.log_inputs(self.run_id, [given]))
+
     def image(self, name: str, image: Image.Image) -> None:
         """Log an image as a PNG file.
 
@@ -95,9 +114,16 @@ class MlflowTracker:
 
 @contextmanager
 def mlflow_run(
-    name: str, *, tracking_uri: str, artifacts: str | None, tags: Mapping[str, str]
+    name: str,
+    *,
+    tracking_uri: str,
+    artifacts: str | None,
+    tags: Mapping[str, str],
+    training: str | None = None,
 ) -> Iterator[MlflowTracker]:
     """An MLflow run that ends FINISHED, FAILED if the body raises, or KILLED if it was requested to stop.
+
+    A training that stopped before it was finished goes on in the MLflow run in which it began.
 
     The machine's load is logged every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL) as `system/...`,
     that of NVIDIA GPUs too if nvidia-ml-py is installed.
@@ -107,6 +133,7 @@ def mlflow_run(
         tracking_uri: Such as `sqlite:///mlflow.db`, or a server's URL.
         artifacts: Where a new experiment keeps its artifacts; the server's default if None.
         tags: Of the run.
+        training: Identifies the training that the run is of; None if it is of none.
 
     Yields:
         The tracker of the run.
@@ -121,7 +148,9 @@ def mlflow_run(
         if experiment
         else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     )
-    run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+    tags = {**tags, **_of_the_code(), **({TRAINING: training} if training else {})}
+    run = _reopened(client, experiment_id, training, tags) if training else None
+    run = run or client.create_run(experiment_id, run_name=name, tags=tags)
     ended = "FAILED"
     with MlflowTracker(client, run.info.run_id, experiment_id) as tracker:
         try:
@@ -133,6 +162,26 @@ def mlflow_run(
             raise
         finally:
             tracker.end(ended)
+
+
+def _reopened(client: Any, experiment: str, training: str, tags: Mapping[str, str]) -> Any:
+    """The newest run of a training that did not finish, with its tags set anew; None if there is none."""
+    same = client.search_runs([experiment], f"tags.`{TRAINING}` = '{training}'", max_results=1)
+    if not same or same[0].info.status == "FINISHED":
+        return None
+    run_id = same[0].info.run_id
+    client.update_run(run_id, status="RUNNING")
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+    return same[0]
+
+
+def _of_the_code() -> dict[str, str]:
+    """Tags that name clipgen's version and, in a clone, the git commit."""
+    from mlflow.utils.git_utils import get_git_commit
+
+    commit = get_git_commit(str(Path(__file__).parent)) if shutil.which("git") else None
+    return {"clipgen.version": __version__} | ({"mlflow.source.git.commit": commit} if commit else {})
 
 
 @contextmanager

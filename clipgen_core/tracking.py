@@ -37,6 +37,15 @@ class Tracker(Protocol):
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
+    def table(self, url: str, version: int | None, digest: str | None = None) -> None:
+        """Log a table that the run reads, with its version.
+
+        Args:
+            url: The Lance table.
+            version: Of the table.
+            digest: Of the rows that are used; by default the version stands for it.
+        """
+
     def image(self, name: str, image: Image.Image) -> None:
         """Log an image as a PNG file.
 
@@ -62,6 +71,15 @@ class NullTracker:
         """
 
     def tags(self, values: Mapping[str, str]) -> None: ...
+
+    def table(self, url: str, version: int | None, digest: str | None = None) -> None:
+        """Log a table that the run reads, with its version.
+
+        Args:
+            url: The Lance table.
+            version: Of the table.
+            digest: Of the rows that are used; by default the version stands for it.
+        """
 
     def image(self, name: str, image: Image.Image) -> None:
         """Log an image as a PNG file.

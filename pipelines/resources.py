@@ -13,6 +13,7 @@ from clipgen_core import logs
 from clipgen_core.errors import Interrupted, MlflowAway
 from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
+from clipgen_core.schema import digest_of
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri
 from pipelines.preflight import begins_run
@@ -112,7 +113,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @contextmanager
     def run(
-        self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
+        self, context: dg.AssetExecutionContext, upstream: Mapping[str, str], training: object = None
     ) -> Iterator["MlflowTracker"]:
         """One MLflow run for one materialisation, named after the asset.
 
@@ -121,6 +122,7 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Args:
             context: The context of the asset.
             upstream: The digest, or else the address, of each input by its name.
+            training: What identifies a training beside its inputs: its root and settings, as values of JSON.
 
         Yields:
             The tracker of the run.
@@ -138,7 +140,8 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
-        opened = mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags)
+        key = digest_of([asset, dict(upstream), training]) if training else None
+        opened = mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags, training=key)
         try:
             with ExitStack() as stack:
                 with _waiting_for_mlflow(context):

@@ -118,7 +118,9 @@ def run(
     Raises:
         ClipgenError: The prompts cannot be used, or a model is not available.
     """
-    tracker.params({"config": config.model_dump(), "prompts": prompts})
+    made_of = {"transformer": transformer, "champion": champion, "model": model}
+    tracker.params({"config": config.model_dump(), "prompts": prompts, **made_of})
+    tracker.table(images, open_table(images).version)
     all_prompts = _read(prompts, config) if prompts else []
     generator = TextToImage(read_parts(transformer))
     all_prompts = all_prompts or class_prompts(generator, config.scored)

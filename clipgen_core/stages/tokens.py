@@ -108,6 +108,8 @@ def run(
     make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
     encoded, speed = fill(filling, make, config.compute, "codes", only=selected)
     embedded = EmbeddingTable(embeddings)
+    tracker.table(images, source.version)
+    tracker.table(embeddings, embedded.version)
     if config.where is not None:
         own = out.embeddings(f"{embedded.clip_key}-{digest_of(config.where)}")
         embedded = selected_embeddings(embedded, selected, own)
