@@ -153,6 +153,18 @@ class Registry(Candidates):
                 f"give each root an mlflow.model of its own, or delete the alias if {self.ledger} is lost"
             )
 
+    def require_champion(self) -> None:
+        """Raise if MLflow lacks the champion, with which a candidate is compared."""
+        self._require_there(self.champion() or "")
+
+    def require_no_champion(self) -> None:
+        """Raise if the table names a champion, for where there is no MLflow at all."""
+        if champion := self.champion():
+            raise ClipgenError(
+                f"{self.ledger} names version {champion} of {self.name} as champion, but there is no MLflow "
+                f"yet: set MLFLOW_TRACKING_URI to the one that has it, or delete {self.ledger} if it is lost"
+            )
+
     def require_all(self) -> None:
         """Raise if MLflow lacks a version of the table, as a registry that is not this root's does."""
         self._require_there(*(row.version for row in self.history() if row.version))
