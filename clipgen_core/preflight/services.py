@@ -70,7 +70,7 @@ def model(run: Run) -> str:
     if registry:
         registry.require_own()
     if "evaluation_report" in run.assets:
-        with suppress(OSError):  # a root that cannot be read is said by its own check
+        with suppress(OSError, ValueError):  # a root that cannot be read is said by its own check
             if registry:
                 registry.require_champion()
             elif _is_missing(run.mlflow_uri):
