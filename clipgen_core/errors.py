@@ -12,6 +12,10 @@ class Interrupted(ClipgenError):
     """A training was requested to stop and has saved a checkpoint."""
 
 
+class MlflowAway(ClipgenError):
+    """MLflow does not answer."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

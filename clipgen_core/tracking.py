@@ -1,29 +1,25 @@
-"""MLflow: where metrics, tags and images of a run go, and where registered models are looked up.
+"""What a stage may report while it works, and where MLflow is: its address, client and registered models.
 
-MlflowTracker writes to one run through MLflow's client, without MLflow's global state. NullTracker accepts
-everything and keeps nothing, so that callers never ask whether to track.
+NullTracker accepts everything and keeps nothing, so that callers never ask whether to track. Knows nothing of
+how a run is written to MLflow.
 """
 
-import logging
 import os
 import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 from PIL import Image
 
-from clipgen_core.errors import ClipgenError, Interrupted, first_line
+from clipgen_core.errors import ClipgenError, MlflowAway, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.mlflow_folder import follow
-from clipgen_core.settings.catalogue import flatten
 
 EXPERIMENT = "clip-gen"
 LOCAL_FOLDER = ".clipgen/mlflow"
-MAX_PARAM_LENGTH = 500
+RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # MLflow's default of 7 takes four minutes, 3 take 12 seconds
 
 
 class Tracker(Protocol):
@@ -40,6 +36,15 @@ class Tracker(Protocol):
         """
 
     def tags(self, values: Mapping[str, str]) -> None: ...
+
+    def table(self, url: str, version: int | None, digest: str | None = None) -> None:
+        """Log a table that the run reads, with its version.
+
+        Args:
+            url: The Lance table.
+            version: Of the table.
+            digest: Of the rows that are used; by default the version stands for it.
+        """
 
     def image(self, name: str, image: Image.Image) -> None:
         """Log an image as a PNG file.
@@ -67,6 +72,15 @@ class NullTracker:
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
+    def table(self, url: str, version: int | None, digest: str | None = None) -> None:
+        """Log a table that the run reads, with its version.
+
+        Args:
+            url: The Lance table.
+            version: Of the table.
+            digest: Of the rows that are used; by default the version stands for it.
+        """
+
     def image(self, name: str, image: Image.Image) -> None:
         """Log an image as a PNG file.
 
@@ -76,89 +90,6 @@ class NullTracker:
         """
 
     def file(self, path: Path) -> None: ...
-
-
-class MlflowTracker:
-    """One MLflow run."""
-
-    def __init__(self, client: Any, run_id: str) -> None:
-        self.client, self.run_id = client, run_id
-
-    def params(self, values: Mapping[str, Any]) -> None:
-        for name, value in flatten(values).items():
-            self.client.log_param(self.run_id, name, str(value)[:MAX_PARAM_LENGTH])
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Log metrics.
-
-        Args:
-            values: Metrics by name.
-            step: The training step; 0 outside of trainings.
-        """
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        rows = [Metric(name, float(value), now, step) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=rows)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        for name, value in values.items():
-            self.client.set_tag(self.run_id, name, value)
-
-    def image(self, name: str, image: Image.Image) -> None:
-        """Log an image as a PNG file.
-
-        Args:
-            name: The file's name, without its ending.
-            image: The image.
-        """
-        self.client.log_image(self.run_id, image, f"{name}.png")
-
-    def file(self, path: Path) -> None:
-        self.client.log_artifact(self.run_id, str(path))
-
-
-@contextmanager
-def mlflow_run(
-    name: str, *, tracking_uri: str, artifacts: str | None, tags: Mapping[str, str]
-) -> Iterator[MlflowTracker]:
-    """An MLflow run that ends FINISHED, FAILED if the body raises, or KILLED if it was requested to stop.
-
-    The machine's load is logged every ten seconds (MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL) as `system/...`,
-    that of NVIDIA GPUs too if nvidia-ml-py is installed.
-
-    Args:
-        name: Of the run.
-        tracking_uri: Such as `sqlite:///mlflow.db`, or a server's URL.
-        artifacts: Where a new experiment keeps its artifacts; the server's default if None.
-        tags: Of the run.
-
-    Yields:
-        The tracker of the run.
-    """
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-    client = mlflow_client(tracking_uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = (
-        experiment.experiment_id
-        if experiment
-        else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    )
-    run_id = client.create_run(experiment_id, run_name=name, tags=dict(tags)).info.run_id
-    load: Any = SystemMetricsMonitor(run_id, tracking_uri=tracking_uri)
-    load.start()
-    ended = "FAILED"
-    try:
-        yield MlflowTracker(client, run_id)
-        ended = "FINISHED"
-    except (Interrupted, KeyboardInterrupt):
-        ended = "KILLED"
-        raise
-    finally:
-        load.finish()
-        client.set_terminated(run_id, ended)
 
 
 def default_uri(local_folder: str = LOCAL_FOLDER) -> str:
@@ -184,23 +115,29 @@ def mlflow_client(tracking_uri: str) -> Any:
     """A client of an MLflow that answers.
 
     Raises:
-        ClipgenError: It does not.
+        MlflowAway: It does not.
     """
-    from mlflow import MlflowClient
-
     require_store(tracking_uri)
     try:
-        if tracking_uri.startswith("sqlite:///"):
-            Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        follow(tracking_uri)
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = unasked_client(tracking_uri)
         client.search_experiments(max_results=1)
     except Exception as error:
-        raise ClipgenError(
+        raise MlflowAway(
             f"MLflow at {without_password(tracking_uri)} does not answer ({why(error)}): start it, or set "
             "MLFLOW_TRACKING_URI"
         ) from None
     return client
+
+
+def unasked_client(tracking_uri: str) -> Any:
+    """A client of an MLflow that may be away at present."""
+    from mlflow import MlflowClient
+
+    os.environ.setdefault(RETRIES, "3")
+    if tracking_uri.startswith("sqlite:///"):
+        Path(tracking_uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    follow(tracking_uri)
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def download_registered(model_uri: str) -> Path:
@@ -283,7 +220,7 @@ def why(error: Exception) -> str:
     said = without_password(first_line(error))
     if "API request to" not in said and "Max retries exceeded" not in said:
         return said
-    if reason := re.search(r"\[Errno -?\d+\] ([^')\"]+)", said):
+    if reason := re.search(r"(?:\[Errno -?\d+\] |Error\(\d+, ')([^')\"]+)", said):
         return reason[1].lower()
     return "no answer in time" if "timed out" in said else said
 

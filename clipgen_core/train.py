@@ -5,6 +5,7 @@ Ray or Dagster.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 from clipgen_core import logs
@@ -63,12 +64,13 @@ def train(
     chosen = chosen.override(overrides or {})
     logs.take_over()
     distributed.start()
-    out, tracker = Storage(root), _tracker(mlflow_run if distributed.rank() == 0 else None)
-    if stage == "clip":
-        return _train_clip(chosen, captions, out, tracker)
-    if stage == "vqgan":
-        return _train_vqgan(chosen, clip, out, tracker)
-    return _train_transformer(chosen, tokens, texts, out, tracker)
+    out = Storage(root)
+    with _tracker(mlflow_run if distributed.rank() == 0 else None) as tracker:
+        if stage == "clip":
+            return _train_clip(chosen, captions, out, tracker)
+        if stage == "vqgan":
+            return _train_vqgan(chosen, clip, out, tracker)
+        return _train_transformer(chosen, tokens, texts, out, tracker)
 
 
 def _train_clip(recipe: "Recipe", captions: str | None, out: "Storage", tracker: "Tracker") -> str:
@@ -97,7 +99,8 @@ def _train_transformer(
     return result.checkpoint
 
 
-def _tracker(run_id: str | None) -> "Tracker":
-    from clipgen_core.tracking import MlflowTracker, NullTracker, default_uri, mlflow_client
+def _tracker(run_id: str | None) -> "AbstractContextManager[Tracker]":
+    from clipgen_core.mlflow_tracker import MlflowTracker
+    from clipgen_core.tracking import NullTracker, default_uri, unasked_client
 
-    return MlflowTracker(mlflow_client(default_uri()), run_id) if run_id else NullTracker()
+    return MlflowTracker(unasked_client(default_uri()), run_id) if run_id else nullcontext(NullTracker())

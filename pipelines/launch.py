@@ -18,8 +18,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.extras import needed_for
+from clipgen_core.mlflow_tracker import MlflowTracker
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import MlflowTracker
 from clipgen_core.train import train
 from clipgen_core.training.interrupt import stop_signals, stop_when
 from pipelines.config import TrainingConfig

@@ -24,13 +24,10 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     from clipgen_core.preflight import findings
     from clipgen_core.run_config import read_run
 
-    ops = {node.name for node in context.job_def.nodes}  # `-o` of `dagster job execute` leaves out ops
-    known = context.job_def.asset_layer.selected_asset_keys
-    selected = {key for key in known if key.to_python_identifier() in ops}
-    if context.assets_def.asset_deps[context.asset_key] & selected:
+    if not begins_run(context):
         return
     context.instance.add_run_tags(context.run.run_id, _tags(resources))
-    assets = [key.to_user_string() for key in selected]
+    assets = [key.to_user_string() for key in _selected(context)]
     given: Any = context.run.run_config.get("ops") or {}
     config = {
         "ops": {name: given[name] for name in given if name in assets},
@@ -50,6 +47,17 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
             metadata={check: dg.MetadataValue.md("\n\n".join(found)) for check, found in problems.items()},
             allow_retries=False,
         )
+
+
+def begins_run(context: dg.AssetExecutionContext) -> bool:
+    """Whether no asset that this one depends on is materialised by the same run."""
+    return not context.assets_def.asset_deps[context.asset_key] & _selected(context)
+
+
+def _selected(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
+    ops = {node.name for node in context.job_def.nodes}  # `-o` of `dagster job execute` leaves out ops
+    known = context.job_def.asset_layer.selected_asset_keys
+    return {key for key in known if key.to_python_identifier() in ops}
 
 
 def _tags(resources: Mapping[str, dg.ConfigurableResource[Any]]) -> dict[str, str]:

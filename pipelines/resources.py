@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,17 +10,24 @@ import dagster as dg
 from pydantic import Field
 
 from clipgen_core import logs
-from clipgen_core.errors import Interrupted
+from clipgen_core.errors import Interrupted, MlflowAway
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
+from clipgen_core.schema import digest_of
 from clipgen_core.storage import DEFAULT_ROOT
-from clipgen_core.tracking import LOCAL_FOLDER, default_uri, mlflow_run
+from clipgen_core.tracking import LOCAL_FOLDER, default_uri
+from pipelines.preflight import begins_run
 
 if TYPE_CHECKING:
+    from clipgen_core.mlflow_tracker import MlflowTracker
     from clipgen_core.registry.champions import Registry
     from clipgen_core.storage import Storage
-    from clipgen_core.tracking import MlflowTracker
 
 TRAINED = "trained"
+AWAY_TRIES, AWAY_PAUSE = (
+    20,
+    30,
+)  # how often a step is tried again while MLflow is away, and after how many seconds
 
 
 class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -85,15 +92,28 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def uri(self) -> str:
         return self.tracking_uri or default_uri(self.local_folder)
 
-    def registry(self, out: "Storage") -> "Registry":
-        """The registered model's versions, and the champions of a root."""
+    def registry(self, context: dg.AssetExecutionContext, out: "Storage") -> "Registry":
+        """The registered model's versions, and the champions of a root.
+
+        Args:
+            context: The context of the asset.
+            out: The root.
+
+        Returns:
+            The registry.
+
+        Raises:
+            MlflowAway: MLflow does not answer, and the run begins with this step.
+            dg.RetryRequested: It does not answer, in a later step.
+        """
         from clipgen_core.registry.champions import Registry
 
-        return Registry.at(self.uri, out, self.model)
+        with _waiting_for_mlflow(context):
+            return Registry.at(self.uri, out, self.model)
 
     @contextmanager
     def run(
-        self, context: dg.AssetExecutionContext, upstream: Mapping[str, str]
+        self, context: dg.AssetExecutionContext, upstream: Mapping[str, str], training: object = None
     ) -> Iterator["MlflowTracker"]:
         """One MLflow run for one materialisation, named after the asset.
 
@@ -102,11 +122,14 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Args:
             context: The context of the asset.
             upstream: The digest, or else the address, of each input by its name.
+            training: What identifies a training beside its inputs: its root and settings, as values of JSON.
 
         Yields:
             The tracker of the run.
 
         Raises:
+            MlflowAway: MLflow does not answer, and the run begins with this step.
+            dg.RetryRequested: It does not answer, in a later step.
             DagsterExecutionInterruptedError: A training stopped on request. A run that was terminated ends as
                 CANCELED by it, any other as FAILURE, so that it can be retried.
         """
@@ -117,8 +140,12 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
+        key = digest_of([asset, dict(upstream), training]) if training else None
+        opened = mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags, training=key)
         try:
-            with mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags) as tracker:
+            with ExitStack() as stack:
+                with _waiting_for_mlflow(context):
+                    tracker = stack.enter_context(opened)
                 ids = {"dagster_run": context.run.run_id, "asset": asset, "mlflow_run": tracker.run_id}
                 with logs.bound(**ids):
                     yield tracker
@@ -144,7 +171,18 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         page = os.environ.get("CLIPGEN_MLFLOW_PAGE") or without_password(self.uri)
         if not page.startswith("http"):
             return run_id
-        experiment = tracker.client.get_run(tracker.run_id).info.experiment_id
-        run = f"{page.rstrip('/')}/#/experiments/{experiment}/runs/{tracker.run_id}"
+        run = f"{page.rstrip('/')}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
         addresses = {"mlflow": run} | {name: f"{run}/artifacts/{file}" for name, file in artifacts.items()}
         return run_id | {name: dg.MetadataValue.url(address) for name, address in addresses.items()}
+
+
+@contextmanager
+def _waiting_for_mlflow(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """A step that comes after others is tried again while MLflow is away; meanwhile its slot is free."""
+    try:
+        yield
+    except MlflowAway as error:
+        if begins_run(context):
+            raise
+        context.log.warning(f"{error}; trying again for {AWAY_TRIES * AWAY_PAUSE // 60} minutes")
+        raise dg.RetryRequested(max_retries=AWAY_TRIES, seconds_to_wait=AWAY_PAUSE) from error

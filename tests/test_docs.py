@@ -35,6 +35,8 @@ RUN_BY = {
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
     r"clipgen (promote( \d+)?|rollback)$": "core/registry/test_champions.py::"
     "test_promotion_roll_back_and_their_history",
+    r"clipgen register$": "pipelines/test_mlflow_away.py::"
+    "test_a_registry_that_was_away_gets_the_model_without_another_evaluation",
     r"clipgen import-vqgan": "core/published/test_published.py::"
     "test_a_published_vqgan_gives_the_published_codes_and_pictures",
     r"clipgen import-transformer": "core/published/test_published.py::"

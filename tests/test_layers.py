@@ -14,6 +14,8 @@ GROUND = {
     "filesystem",
     "logs",
     "mlflow_folder",
+    "mlflow_sender",
+    "mlflow_tracker",
     "progress",
     "schema",
     "settings",

@@ -90,19 +90,34 @@ def champions(
     name: Name = "clip-gen",
     repair: Annotated[
         bool,
-        typer.Option("--repair", help="If MLflow lost the champion, go back to the last one that it has."),
+        typer.Option(
+            "--repair", help="Heal what MLflow lost: go back to a champion that it has, set aliases."
+        ),
     ] = False,
 ) -> None:
     """Show which versions of the registered model were champion; the last one is in use."""
     registry = _registry(root, name)
     if repair:
-        row = registry.repair()
-        console.print(f"the champion is {row.version or 'none'} now" if row else "nothing is to be repaired")
+        console.print("\n".join(registry.repair()) or "nothing is to be repaired")
     sheet = Table("", "version", "instead of", "by", "at", box=None)
     for row in registry.history():
         when = f"{row.at:%Y-%m-%d %H:%M} UTC"
         sheet.add_row(str(row.number), row.version or "none", row.before or "-", row.reason, when)
     console.print(sheet if sheet.row_count else registry.without_history())
+
+
+@app.command(cls=Command)
+def register(root: Root = None, name: Name = "clip-gen") -> None:
+    """Register the model of the newest evaluation, without evaluating again: for when MLflow was away, or is
+    a new one."""
+    from clipgen_core.mlflow_tracker import mlflow_run
+
+    registry = _registry(root, name)
+    registry.require_own()
+    evaluation, uri = registry.newest_evaluation(), registry.client.tracking_uri
+    with mlflow_run("register", tracking_uri=uri, artifacts=None, tags={}) as tracker:
+        version = registry.register_evaluated(evaluation, tracker)
+    console.print(f"{name}@candidate is version {version}; its report is {evaluation.report}")
 
 
 @app.command(cls=Command)

@@ -59,22 +59,33 @@ def _require_registry(client: Any, shown: str) -> None:
 
 
 def model(run: Run) -> str:
-    """Whether the registered model can have its name, and no other root uses it."""
+    """Whether the registered model can have its name, no other root uses it, and MLflow has its champion."""
     name = str(run.resources["mlflow"]["model"])
     if not SAFE_PART.fullmatch(name) or name in (".", ".."):
         raise ClipgenError(
             f"{name!r} cannot be the name of a registered model: set resources.mlflow.config.model to "
             "letters, digits and any of . _ - + = @ ,"
         )
-    if registry := _registry(run, name):
+    registry = _registry(run, name)
+    if registry:
         registry.require_own()
+    if "evaluation_report" in run.assets:
+        with suppress(OSError, ValueError):  # a root that cannot be read is said by its own check
+            if registry:
+                registry.require_champion()
+            elif _is_missing(run.mlflow_uri):
+                Registry(None, Storage(run.root), name).require_no_champion()
     return name
+
+
+def _is_missing(uri: str) -> bool:
+    return uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).exists()
 
 
 def _registry(run: Run, name: str) -> Registry | None:
     """The run's registry; None where it is not there yet, or does not answer, which MLflow's check says."""
     uri = run.mlflow_uri
-    if uri.startswith(FILE) and not Path(uri.removeprefix(FILE)).exists():
+    if _is_missing(uri):
         return None
     with little_patience(), suppress(Exception):
         registry = Registry.at(uri, Storage(run.root), name)

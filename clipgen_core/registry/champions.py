@@ -1,7 +1,6 @@
-"""The model registry: registering, marking with a judgement, promoting, rolling back.
+"""The champions of a registered model: promoting, rolling back, and healing what has come apart.
 
-Knows versions, their tags and their aliases; knows nothing of how a generator is trained or judged. A
-checkpoint is registered once, however often it is judged: its version has the tags of the last judgement.
+Knows versions, their tags and their aliases; knows nothing of how a generator is trained or judged.
 
 Versions live in MLflow; which of them is champion is decided by `{root}/champions.lance`, a table with one
 row a promotion, because MLflow's aliases know no compare-and-set: of two promotions that were judged against
@@ -9,10 +8,9 @@ the same champion, one inserts the next row and the other is refused. The aliase
 """
 
 import datetime
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +18,16 @@ import pyarrow as pa
 from clipgen_core.data.tables import find_table, upsert
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import list_folder
-from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.judging.checks import NOT_MEASURED, PASSED
-from clipgen_core.registry.lineage import lineage
-from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
+from clipgen_core.registry.candidates import CANDIDATE, JUDGED_AGAINST, Candidates
+from clipgen_core.registry.versions import CHECK
 from clipgen_core.schema import CHAMPIONS
-from clipgen_core.storage import Storage, portable, root_of
-from clipgen_core.tracking import MlflowTracker, find_version, mlflow_client
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import find_version, mlflow_client, why, without_password
 
 MODEL = "clip-gen"
-CANDIDATE, CHAMPION_ALIAS, PREVIOUS = "candidate", "champion", "previous"
-JUDGED_AGAINST = "judged_against"
-CONDITIONING = "the conditioning CLIP"
+CHAMPION_ALIAS, PREVIOUS = "champion", "previous"
+REQUESTED = "promotion_requested"  # a tag of a version: when MLflow was asked whether it takes a promotion
 SKEW = datetime.timedelta(minutes=10)  # between the clocks of MLflow and of who promotes
 
 
@@ -47,7 +43,7 @@ class Promotion:
     at: datetime.datetime
 
 
-class Registry:
+class Registry(Candidates):
     """The versions of one model and who of them is champion.
 
     Args:
@@ -55,7 +51,8 @@ class Registry:
     """
 
     def __init__(self, client: Any, out: Storage, name: str = MODEL) -> None:
-        self.client, self.name, self.ledger = client, name, out.champions(name)
+        super().__init__(client, out, name)
+        self.ledger = out.champions(name)
 
     @classmethod
     def at(cls, tracking_uri: str, out: Storage, name: str = MODEL) -> "Registry":
@@ -103,68 +100,6 @@ class Registry:
         self._require_there(version)
         mlflow.set_tracking_uri(self.client.tracking_uri)
         return f"models:/{self.name}/{version}"
-
-    def register(self, transformer: str, tracker: MlflowTracker) -> str:
-        """Register a generator, self-contained; once only.
-
-        A version that was registered from the same checkpoint is returned, and nothing is copied. A new
-        version has no judgement: `mark` gives it one, and makes it the candidate.
-
-        Args:
-            transformer: The URL of a transformer checkpoint.
-            tracker: The MLflow run that gets the model's files, if they are not registered yet.
-
-        Returns:
-            The version.
-        """
-        import mlflow
-
-        parts = read_parts(transformer)
-        tags = {key: value for key, value in lineage(parts).items() if key != "configuration"}
-        version = self._registered(tags["transformer"], tags["transformer_digest"])
-        if version:
-            return version
-        with tempfile.TemporaryDirectory() as scratch:
-            copy_parts(parts, Path(scratch) / "generator")
-            params = {"n": 1, "seed": 0} | parts.sampling.model_dump(include=set(PARAMS))
-            model = log_model(Path(scratch) / "generator", params, tracker)
-        return str(mlflow.register_model(model, self.name, tags=tags).version)
-
-    def _registered(self, transformer: str, digest: str) -> str | None:
-        """The newest version that was registered from this checkpoint, wherever its root lay then."""
-        same = self.client.search_model_versions(
-            f"name = '{self.name}' and tags.transformer_digest = '{digest}'"
-        )
-        relative = portable(transformer, root_of(transformer))
-        tagged = ((one, one.tags.get("transformer", "")) for one in same)
-        versions = [int(one.version) for one, url in tagged if portable(url, root_of(url)) == relative]
-        return str(max(versions)) if versions else None
-
-    def mark(
-        self, version: str, judged: Evaluated, *, judge: str | None, judged_against: str | None, run_id: str
-    ) -> None:
-        """Write a judgement on a version, in place of an earlier one; the version becomes the candidate.
-
-        Until all of it is written the version counts as not judged, so that `promote` never acts on a part.
-
-        Args:
-            version: The judged version.
-            judged: The metrics, the checks and the report.
-            judge: The CLIP that computed the scores; None for the one that conditions the model.
-            judged_against: The version that was champion, None if there was none.
-            run_id: The MLflow run that has the report among its artifacts.
-        """
-        judge = judge or CONDITIONING
-        report = f"runs:/{run_id}/{PurePosixPath(judged.report).name}"
-        tags = judgement(judged) | {"judge": judge, "mlflow_run": run_id, "report": report}
-        before = self.client.get_model_version(self.name, version).tags
-        earlier = {key for key in before if key.startswith((SCORE, CHECK))} - tags.keys()
-        for key in [JUDGED_AGAINST, *earlier] if JUDGED_AGAINST in before else earlier:
-            self.client.delete_model_version_tag(self.name, version, key)
-        for key, value in (tags | {JUDGED_AGAINST: judged_against or "none"}).items():
-            self.client.set_model_version_tag(self.name, version, key, value)
-        self.client.update_model_version(self.name, version, description(judged.metrics, judge))
-        self.client.set_registered_model_alias(self.name, CANDIDATE, version)
 
     def promote(self, version: str | None = None) -> Promotion:
         """Make a judged version the champion; by default the candidate, which must have passed every check.
@@ -218,6 +153,18 @@ class Registry:
                 f"give each root an mlflow.model of its own, or delete the alias if {self.ledger} is lost"
             )
 
+    def require_champion(self) -> None:
+        """Raise if MLflow lacks the champion, with which a candidate is compared."""
+        self._require_there(self.champion() or "")
+
+    def require_no_champion(self) -> None:
+        """Raise if the table names a champion, for where there is no MLflow at all."""
+        if champion := self.champion():
+            raise ClipgenError(
+                f"{self.ledger} names version {champion} of {self.name} as champion, but there is no MLflow "
+                f"yet: set MLFLOW_TRACKING_URI to the one that has it, or delete {self.ledger} if it is lost"
+            )
+
     def require_all(self) -> None:
         """Raise if MLflow lacks a version of the table, as a registry that is not this root's does."""
         self._require_there(*(row.version for row in self.history() if row.version))
@@ -235,24 +182,40 @@ class Registry:
     def _lost(self) -> set[str]:
         """The versions of the table that MLflow has no longer. One that was made after it was promoted is
         another of the same number, as in a new database."""
+        with self._asking():
+            there = self.client.search_model_versions(f"name = '{self.name}'")
         made = {
             str(one.version): datetime.datetime.fromtimestamp(one.creation_timestamp / 1000, datetime.UTC)
-            for one in self.client.search_model_versions(f"name = '{self.name}'")
+            for one in there
         }
         rows = [row for row in self.history() if row.version]
         return {row.version for row in rows if row.version not in made or made[row.version] > row.at + SKEW}
 
-    def repair(self) -> Promotion | None:
-        """Make the last champion that MLflow still has the champion, if the present one is lost.
+    def repair(self) -> list[str]:
+        """Heal what has come apart: a champion or a previous one that MLflow lost, aliases that differ from
+        the table.
 
         Returns:
-            What was written, with the version "" if none is left; None if nothing was to be repaired.
+            What was done, a clause each; empty if nothing was to be repaired.
+
+        Raises:
+            ClipgenError: Another root promotes this model, or MLflow does not do as it is told.
         """
-        history, lost = self.history(), self._lost()
-        if not history or not history[-1].version or history[-1].version not in lost:
-            return None
-        left = [row.version for row in history if row.version and row.version not in lost]
-        return self._append(history, left[-1] if left else "", "repair", before="")
+        self.require_own()
+        history, lost, done = self.history(), self._lost(), list[str]()
+        latest = history[-1] if history else None
+        if latest and latest.version in lost:
+            left = [row.version for row in history if row.version and row.version not in lost]
+            version = left[-1] if left else ""
+            self._append(history, version, "repair", before="")
+            done.append(f"the champion is {version or 'none'} now: MLflow lost version {latest.version}")
+        elif latest and latest.before in lost:
+            self._append(history, latest.version, "repair", before="")
+            done.append(f"there is no way back any more: MLflow lost version {latest.before}")
+        elif latest and (wrong := self._differing(latest)):
+            self._follow()
+            done += [f"the alias {alias} is {version or 'gone'} again" for alias, version in wrong.items()]
+        return done
 
     def rollback(self) -> Promotion:
         """Make the previous champion the champion again; the two change places."""
@@ -267,6 +230,9 @@ class Registry:
         number = history[-1].number + 1 if history else 1
         row = Promotion(number, version, before, reason, datetime.datetime.now(datetime.UTC))
         rows = pa.Table.from_pylist([asdict(row)], schema=CHAMPIONS)
+        if version:  # nothing is written unless MLflow has the version and takes what it is told
+            with self._asking():
+                self.client.set_model_version_tag(self.name, version, REQUESTED, row.at.isoformat())
         mine = upsert(self.ledger, rows, "number", overwrite=False) or self.history()[number - 1] == row
         if not mine and self.champion() != version:
             raise ClipgenError(
@@ -279,15 +245,40 @@ class Registry:
         """Point the aliases to the versions of the table, and repeat that if the table has changed since."""
         while True:
             latest = self.history()[-1]
-            there = self._aliases()
-            for alias, version in ((CHAMPION_ALIAS, latest.version), (PREVIOUS, latest.before)):
-                if version:
-                    self.client.set_registered_model_alias(self.name, alias, version)
-                elif alias in there:
-                    self.client.delete_registered_model_alias(self.name, alias)
+            with self._asking(
+                f"{self.ledger} names version {latest.version or 'none'} as champion, and `clipgen champions "
+                "--repair` lets the aliases in MLflow follow"
+            ):
+                for alias, version in self._differing(latest).items():
+                    if version:
+                        self.client.set_registered_model_alias(self.name, alias, version)
+                    else:
+                        self.client.delete_registered_model_alias(self.name, alias)
             if self.history()[-1] == latest:
                 return latest
 
+    def _differing(self, latest: Promotion) -> dict[str, str]:
+        """The aliases that MLflow has otherwise, with the versions of the table; "" for none."""
+        there = {alias: str(version) for alias, version in self._aliases().items()}
+        named = {CHAMPION_ALIAS: latest.version, PREVIOUS: latest.before}
+        return {alias: version for alias, version in named.items() if there.get(alias, "") != version}
+
     def _aliases(self) -> dict[str, str]:
-        found = self.client.search_registered_models(f"name = '{self.name}'")
+        with self._asking():
+            found = self.client.search_registered_models(f"name = '{self.name}'")
         return dict(found[0].aliases) if found else {}
+
+    @contextmanager
+    def _asking(self, otherwise: str = "nothing was changed") -> Iterator[None]:
+        """Say in a sentence that MLflow does not do as it is told.
+
+        Args:
+            otherwise: What holds then.
+        """
+        try:
+            yield
+        except ClipgenError:
+            raise
+        except Exception as error:
+            where = without_password(self.client.tracking_uri)
+            raise ClipgenError(f"MLflow at {where} did not answer ({why(error)}): {otherwise}") from error

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from clipgen_core.extras import base_packages
 from clipgen_core.judging.checks import Verdict
-from clipgen_core.tracking import MlflowTracker
+from clipgen_core.mlflow_tracker import MlflowTracker
 
 EXAMPLE = ["a red heart"]
 # Of sampling, that a request may set.

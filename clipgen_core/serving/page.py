@@ -21,7 +21,8 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.generation.worker import elsewhere
-from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
+from clipgen_core.registry.candidates import CANDIDATE
+from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.serving.sampling import Sampling, unique
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject

@@ -58,6 +58,7 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
     tracker.params({"config": config.model_dump()})
     update_indexes(embeddings, INDEX_FROM, most=INDEX_FROM)
     source = EmbeddingTable(embeddings)
+    tracker.table(embeddings, source.version)
     url = out.duplicates(source.clip_key)
     filling = Filling(
         embeddings,

@@ -81,6 +81,7 @@ def run(
     encoder, source = ClipEncoder(clip), open_table(images)
     clip = encoder.reference
     tracker.params({"config": config.model_dump(), "clip": clip})
+    tracker.table(images, source.version)
     url = out.embeddings(encoder.key)
     filling = Filling(images, source.version, url, config.batch_size, config.block_size, out=out)
     here = config.compute.where == "local"

@@ -3,7 +3,7 @@
 In:  a transformer checkpoint (which names everything before it), the images table, prompts (CSV, COCO
      captions, one a line, or the names of image files) and, if there is one, the champion that the generator
      would replace
-Out: {root}/reports/{run}/: report.html, metrics.json, prompts.json, grid.png
+Out: {root}/reports/{run}/: report.html, metrics.json, prompts.json, evaluation.json, grid.png
 Run: `evaluation_report` in Dagster.
 
 Generated images are compared with the champion's for the same prompts and seeds, with the VQGAN's
@@ -55,6 +55,7 @@ from clipgen_core.judging.report import Curve, Report, Sample
 from clipgen_core.judging.sheet import sheet
 from clipgen_core.judging.trials import GENERATED, Trial, reconstruct, trials
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.registry.evaluation import METRICS, RECORD, Evaluation
 from clipgen_core.registry.lineage import lineage
 from clipgen_core.schema import TokenManifest, digest_of
 from clipgen_core.settings.evaluation import Config
@@ -69,13 +70,23 @@ CURVES = ("loss", "validation_loss", "psnr", "codebook_usage", "codes_replaced")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """The report's URL, its figures, the grid of images for the shown prompts, and the checks' verdicts."""
+    """The evaluation, the digest of its inputs, and the grid of images for the shown prompts."""
 
-    report: str
-    metrics: dict[str, float]
+    evaluation: Evaluation
     grid: Image.Image
     digest: str
-    verdicts: list[Verdict]
+
+    @property
+    def report(self) -> str:
+        return self.evaluation.report
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return self.evaluation.metrics
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        return self.evaluation.verdicts
 
 
 def run(
@@ -108,7 +119,9 @@ def run(
     Raises:
         ClipgenError: The prompts cannot be used, or a model is not available.
     """
-    tracker.params({"config": config.model_dump(), "prompts": prompts})
+    made_of = {"transformer": transformer, "champion": champion, "model": model}
+    tracker.params({"config": config.model_dump(), "prompts": prompts, **made_of})
+    tracker.table(images, open_table(images).version)
     all_prompts = _read(prompts, config) if prompts else []
     generator = TextToImage(read_parts(transformer))
     all_prompts = all_prompts or class_prompts(generator, config.scored)
@@ -145,7 +158,16 @@ def run(
         made_from=lineage(generator.parts),
     )
     digest = digest_of([config.model_dump(), Checkpoint(transformer).provenance.record, prompts, champion])
-    return _publish(report, by_prompt(tried, scores), digest, out, tracker)
+    evaluation = Evaluation(
+        folder=out.report(digest),
+        model=model,
+        transformer=transformer,
+        judge=config.judge,
+        judged_against=champion.rpartition("/")[2] if champion else None,
+        verdicts=report.verdicts,
+        metrics=metrics,
+    )
+    return _publish(report, evaluation, by_prompt(tried, scores), out, tracker)
 
 
 def _read(prompts: str, config: Config) -> list[Prompt]:
@@ -160,27 +182,30 @@ def _judge(config: Config, generator: TextToImage, prompts: Sequence[Prompt]) ->
 
 
 def _publish(
-    report: Report, prompts: list[dict[str, JsonValue]], digest: str, out: storage.Storage, tracker: Tracker
+    report: Report,
+    evaluation: Evaluation,
+    prompts: list[dict[str, JsonValue]],
+    out: storage.Storage,
+    tracker: Tracker,
 ) -> Result:
     """Write the report's folder, and hand its figures and its grid to the tracker."""
-    folder, metrics = out.report(digest), report.metrics
+    metrics, digest = report.metrics, evaluation.folder.rpartition("/")[2]
     grid = sheet({sample.prompt: sample.pictures for sample in report.samples})
-    with filesystem.draft_folder(folder) as scratch:
+    with filesystem.draft_folder(evaluation.folder) as scratch:
         draft = Path(scratch) / "report"
         draft.mkdir()
         (draft / "report.html").write_text(render(report), encoding="utf-8")
-        (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+        (draft / METRICS).write_text(json.dumps(metrics, indent=2))
+        (draft / RECORD).write_text(evaluation.record(out.root))
         (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
         (draft / "grid.png").write_bytes(png_bytes(grid))
-        filesystem.publish_folder(draft, folder, "metrics.json")
+        filesystem.publish_folder(draft, evaluation.folder, METRICS)
     for doubt in report.doubts:
         logs.line(f"warning: {doubt}")
     tracker.metrics({name.replace("@", "_at_"): value for name, value in metrics.items()}, step=0)
     tracker.image("grid", grid)
-    out.publish_current("evaluation", folder, digest)
-    return Result(
-        report=f"{folder}/report.html", metrics=metrics, grid=grid, digest=digest, verdicts=report.verdicts
-    )
+    out.publish_current("evaluation", evaluation.folder, digest)
+    return Result(evaluation=evaluation, grid=grid, digest=digest)
 
 
 def _samples(

@@ -109,6 +109,8 @@ def run(
     encoded, speed = fill(filling, make, config.compute, "codes", only=selected)
     selected = in_table(selected, codes)  # without those that were set aside
     embedded = EmbeddingTable(embeddings)
+    tracker.table(images, source.version)
+    tracker.table(embeddings, embedded.version)
     if config.where is not None:
         own = out.embeddings(f"{embedded.clip_key}-{digest_of(config.where)}")
         embedded = selected_embeddings(embedded, selected, own)

@@ -88,6 +88,9 @@ def run(
     provenance = Provenance(config=config.model_dump(mode="json"), tokens=manifest, texts=digest_of(lines))
     tracker.params({"config": provenance.config})
     tracker.tags(upstream_tags(manifest))
+    if manifest.images:  # which shards of an earlier version do not name
+        tracker.table(manifest.images, manifest.images_version, manifest.images_digest)
+    tracker.table(manifest.embeddings, manifest.embeddings_version)
     spec = Spec(
         stage="transformer",
         label="transformer",

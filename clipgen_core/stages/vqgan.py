@@ -95,6 +95,7 @@ def run(config: Config, *, images: str, clip: str, out: Storage, tracker: Tracke
     tracker.params(provenance.record)
     tracker.metrics({"images": len(table.keys), "images_total": table.total}, step=0)
     tracker.tags({"upstream.images": table.digest, "upstream.clip": clip})
+    tracker.table(images, table.table.version, table.digest)
     spec = Spec(
         stage="vqgan",
         label="VQGAN",

@@ -45,7 +45,8 @@ def clip_checkpoint(
 
     check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     stage, out = recipe.override(config.overrides()).clip, storage.open()
-    with mlflow.run(context, {"captions": config.captions}) as tracker:
+    training = [out.root, stage.model_dump(mode="json")]
+    with mlflow.run(context, {"captions": config.captions}, training) as tracker:
         train_in_processes("clip", config, recipe, out, tracker, captions=config.captions)
         result = clip.run(stage, captions=config.captions, out=out, tracker=tracker)
     return dg.MaterializeResult(

@@ -5,6 +5,7 @@ marked; knows nothing of how scores are computed or where the registry keeps the
 """
 
 import os
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from pydantic import Field
@@ -17,7 +18,13 @@ from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
+if TYPE_CHECKING:
+    from clipgen_core.mlflow_tracker import MlflowTracker
+    from clipgen_core.registry.champions import Registry
+    from clipgen_core.registry.evaluation import Evaluation
+
 TRAINED = "trained:"
+REGISTERED = "registered"
 CHECKS = ("enough_prompts", "follows_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
 
 
@@ -61,7 +68,10 @@ class EvaluationConfig(StageConfig):
     pool="gpu",
     op_tags=node(memory="16Gi", gpu=True),
     automation_condition=when_updated("transformer_checkpoint"),
-    check_specs=[dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS],
+    check_specs=[
+        *(dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS),
+        dg.AssetCheckSpec(REGISTERED, asset="evaluation_report", description="MLflow has the model."),
+    ],
 )
 def evaluation_report(
     context: dg.AssetExecutionContext,
@@ -71,8 +81,7 @@ def evaluation_report(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Images and scores, compared with the champion's; the generator becomes clip-gen@candidate."""
-    from clipgen_core.filesystem import local_copy
-    from clipgen_core.registry.champions import CONDITIONING
+    from clipgen_core.registry.candidates import CONDITIONING
     from clipgen_core.stages import evaluation
 
     check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
@@ -80,7 +89,7 @@ def evaluation_report(
     transformer = upstream(context, out, "transformer")
     stage = recipe.override(config.overrides() | {"evaluation.judge": config.judge_reference()}).evaluation
     with mlflow.run(context, {"transformer": transformer.digest}) as tracker:
-        versions = mlflow.registry(out)
+        versions = mlflow.registry(context, out)
         champion = versions.champion()
         result = evaluation.run(
             stage,
@@ -92,24 +101,42 @@ def evaluation_report(
             champion=versions.uri(champion) if champion else None,
             model=versions.name,
         )
-        tracker.file(local_copy(result.report))
-        version = versions.register(transformer.path, tracker)
-        versions.mark(version, result, judge=stage.judge, judged_against=champion, run_id=tracker.run_id)
+        registered = _register(context, versions, result.evaluation, tracker)
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.report, result.digest),
             "report": dg.MetadataValue.path(result.report),
             **mlflow.links(tracker, report_page="report.html"),
-            "model": f"models:/{versions.name}/{version}",
-            "model_version": version,
+            **registered.metadata,
             "compared_with": f"version {champion}" if champion else "none",
             "judge": stage.judge or CONDITIONING,
             "grid": report.picture(result.grid),
             **{name: round(value, 6) for name, value in result.metrics.items()},
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=report.verdicts(result.verdicts),
+        check_results=[*report.verdicts(result.verdicts), registered],
     )
+
+
+def _register(
+    context: dg.AssetExecutionContext, versions: "Registry", judged: "Evaluation", tracker: "MlflowTracker"
+) -> dg.AssetCheckResult:
+    """Register the judged generator. If MLflow does not take it, the report stays; `champion` tries again."""
+    from clipgen_core.tracking import why
+
+    try:
+        version = versions.register_evaluated(judged, tracker)
+    except Exception as error:
+        said = (
+            f"the report is at {judged.report}, but the model is not registered ({why(error)}): the asset "
+            "champion, or `clipgen register`, does it without evaluating again"
+        )
+        context.log.warning(said, exc_info=True)
+        return dg.AssetCheckResult(
+            check_name=REGISTERED, passed=False, severity=dg.AssetCheckSeverity.WARN, description=said
+        )
+    metadata = {"model": f"models:/{versions.name}/{version}", "model_version": version}
+    return dg.AssetCheckResult(check_name=REGISTERED, passed=True, metadata=metadata)
 
 
 @dg.asset(
@@ -120,9 +147,15 @@ def evaluation_report(
     deps=["evaluation_report"],
     automation_condition=when_updated("evaluation_report"),
 )
-def champion(storage: StorageResource, mlflow: MlflowResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def champion(
+    context: dg.AssetExecutionContext, storage: StorageResource, mlflow: MlflowResource
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """clip-gen@champion, moved to the candidate when every check of its evaluation passed."""
-    versions = mlflow.registry(storage.open())
+    versions = mlflow.registry(context, storage.open())
+    versions.require_own()
+    if waiting := versions.waiting():
+        with mlflow.run(context, {"evaluation": waiting.folder}) as tracker:
+            versions.register_evaluated(waiting, tracker)
     promotion = versions.promote()
     return dg.MaterializeResult(
         metadata={

@@ -53,7 +53,8 @@ def transformer_checkpoint(
     shards = upstream(context, out, "tokens")
     manifest = read_manifest(shards.path)
     stage = recipe.override(config.overrides()).transformer
-    with mlflow.run(context, {"tokens": shards.digest}) as tracker:
+    training = [out.root, stage.model_dump(mode="json")]
+    with mlflow.run(context, {"tokens": shards.digest}, training) as tracker:
         train_in_processes(
             "transformer", config, recipe, out, tracker, tokens=shards.path, texts=config.texts
         )

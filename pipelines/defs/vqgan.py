@@ -50,7 +50,8 @@ def vqgan_checkpoint(
     table = upstream(context, out, "embeddings")
     clip = EmbeddingTable(table.path).clip
     stage = recipe.override(config.overrides()).vqgan
-    with mlflow.run(context, {"embeddings": table.digest}) as tracker:
+    training = [out.root, stage.model_dump(mode="json")]
+    with mlflow.run(context, {"embeddings": table.digest}, training) as tracker:
         train_in_processes("vqgan", config, recipe, out, tracker, clip=clip)
         result = vqgan.run(stage, images=out.images, clip=clip, out=out, tracker=tracker)
     usage = result.fitted.metrics["codebook_usage"]

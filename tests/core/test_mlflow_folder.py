@@ -7,7 +7,8 @@ from typing import Any
 import mlflow
 import pytest
 
-from clipgen_core.tracking import MlflowTracker, download_registered, mlflow_client, mlflow_run
+from clipgen_core.mlflow_tracker import MlflowTracker, mlflow_run
+from clipgen_core.tracking import download_registered, mlflow_client
 
 
 class Model(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
@@ -63,5 +64,6 @@ def test_artifacts_that_lie_elsewhere_stay_there(tmp_path: Path) -> None:
     with mlflow_run("run", tracking_uri=uri, artifacts=f"file://{tmp_path}/artifacts", tags={}) as tracker:
         tracker.file(file)
     (own / "of-another-program").mkdir(parents=True)
-    MlflowTracker(mlflow_client(uri), tracker.run_id).file(file)
+    with MlflowTracker(mlflow_client(uri), tracker.run_id) as again:
+        again.file(file)
     assert list(own.iterdir()) == [own / "of-another-program"]

@@ -15,12 +15,13 @@ from clipgen_core.data.tokens import read_manifest
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
+from clipgen_core.mlflow_tracker import MlflowTracker
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.registry.champions import Registry
 from clipgen_core.registry.lineage import lineage, way_back
 from clipgen_core.stages import embeddings, evaluation, images, tokens, transformer, vqgan
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import MlflowTracker, NullTracker, mlflow_client
+from clipgen_core.tracking import NullTracker, mlflow_client
 from clipgen_core.training.checkpoint import Checkpoint
 from tests.conftest import tiny_transformer_config, tiny_vqgan_config
 

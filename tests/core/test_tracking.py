@@ -1,13 +1,17 @@
+import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from clipgen_core.errors import ClipgenError
+from clipgen_core import __version__
+from clipgen_core.errors import ClipgenError, Interrupted
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.settings.catalogue import flatten
 from clipgen_core.stages import vqgan
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import mlflow_client, mlflow_run, without_password
+from clipgen_core.tracking import mlflow_client, without_password
 from tests.conftest import tiny_vqgan_config
 
 
@@ -71,3 +75,39 @@ def test_a_run_is_told_the_machines_load(
         time.sleep(1.5)
     names = mlflow_client(tracking_uri).get_run(tracker.run_id).data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names.keys()
+
+
+def test_a_training_that_stopped_goes_on_in_its_run(tracking_uri: str, tmp_path: Path) -> None:
+    def training(name: str, tag: str):  # type: ignore[no-untyped-def]
+        return mlflow_run("vqgan", tracking_uri=tracking_uri, artifacts=None, tags={"a": tag}, training=name)
+
+    with pytest.raises(Interrupted), training("one", "b") as first:
+        first.metrics({"loss": 2.0}, step=1)
+        raise Interrupted("stopped")
+    client = mlflow_client(tracking_uri)
+    assert client.get_run(first.run_id).info.status == "KILLED"
+    with training("another", "c") as other, training("one", "d") as again:
+        assert client.get_run(again.run_id).info.status == "RUNNING"
+        again.metrics({"loss": 1.0}, step=2)
+    found = client.get_run(first.run_id)
+    assert again.run_id == first.run_id != other.run_id
+    assert found.info.status == "FINISHED" and found.data.tags["a"] == "d"
+    assert [point.step for point in client.get_metric_history(first.run_id, "loss")] == [1, 2]
+    with training("one", "e") as anew:
+        assert anew.run_id not in (first.run_id, other.run_id)  # it is finished: nothing goes on
+
+
+def test_a_run_names_its_tables_and_the_code(tracking_uri: str, tmp_path: Path) -> None:
+    with run(tracking_uri, tmp_path) as tracker:
+        for _ in range(2):
+            tracker.table("s3://user:secret@bucket/root/images.lance", 7, "abcd")
+        tracker.table("/root/embeddings/clip.lance", 3)
+    found = mlflow_client(tracking_uri).get_run(tracker.run_id)
+    tables = sorted((one.dataset.name, one.dataset.digest) for one in found.inputs.dataset_inputs)
+    assert tables == [("clip.lance", "version 3"), ("images.lance", "abcd")]
+    sources = [json.loads(one.dataset.source) for one in found.inputs.dataset_inputs]
+    assert {"uri": "s3://bucket/root/images.lance", "version": 7} in sources
+    assert found.data.tags["clipgen.version"] == __version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if head.returncode == 0:
+        assert found.data.tags["mlflow.source.git.commit"] == head.stdout.strip()

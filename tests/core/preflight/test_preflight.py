@@ -15,6 +15,8 @@ from clipgen_core.assets import JOBS
 from clipgen_core.cli import app
 from clipgen_core.preflight import Finding, findings, machine
 from clipgen_core.preflight.models import available
+from clipgen_core.registry.candidates import JUDGED_AGAINST
+from clipgen_core.registry.champions import Registry
 from clipgen_core.run_config import read_run
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
@@ -435,3 +437,19 @@ def test_a_model_whose_champion_another_root_chose_is_a_problem(config: dict[str
     said = found(config)["model"]
     assert said.status == "problem" and "is version 1, which another root promoted" in said.text
     assert found(of(config, "mlflow", model="mine"))["model"].status == "ok"
+
+
+def test_a_champion_that_mlflow_does_not_have_is_a_problem(config: dict[str, Any]) -> None:
+    run = read_run(config, JOBS["clip_gen"], {})
+    client = mlflow_client(run.mlflow_uri)
+    client.create_registered_model("clip-gen")
+    client.create_model_version("clip-gen", source="file:///nothing")
+    client.set_model_version_tag("clip-gen", "1", JUDGED_AGAINST, "none")
+    Registry(client, Storage(run.root)).promote("1")
+    assert found(config)["model"].status == "ok"
+    client.delete_model_version("clip-gen", "1")
+    said = found(config)["model"]
+    assert said.status == "problem" and "is no longer in MLflow: `clipgen champions --repair`" in said.text
+    Path(run.mlflow_uri.removeprefix("sqlite:///")).unlink()
+    said = found(config)["model"]
+    assert said.status == "problem" and "of clip-gen as champion, but there is no MLflow" in said.text

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -24,12 +25,13 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.judging.checks import Verdict
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.registry.champions import Registry
 from clipgen_core.registry.lineage import way_back
 from clipgen_core.registry.versions import PARAMS
 from clipgen_core.stages import evaluation
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import describe, mlflow_client, mlflow_run
+from clipgen_core.tracking import describe, mlflow_client
 from tests.conftest import PROCESSES, answers, free_port, wait_for
 
 GOOD = [Verdict("enough_prompts", True, {}, "")]
@@ -89,7 +91,7 @@ def test_a_champion_that_mlflow_lost_stops_what_needs_it_until_it_is_repaired(
     tracking_uri: str, storage: Storage
 ) -> None:
     registry = versions(tracking_uri, storage, 3)
-    assert registry.repair() is None
+    assert registry.repair() == []
     mark(registry, "1", GOOD, None)
     registry.promote("1")
     mark(registry, "2", GOOD, "1")
@@ -105,7 +107,7 @@ def test_a_champion_that_mlflow_lost_stops_what_needs_it_until_it_is_repaired(
     done = CliRunner().invoke(app, ["champions", "--repair", "--root", storage.root])
     assert done.exit_code == 0 and "the champion is 1 now" in done.output
     assert registry.champion() == "1" and aliases(registry) == {"candidate": "3", "champion": "1"}
-    assert registry.repair() is None
+    assert registry.repair() == []
 
 
 def test_a_version_that_was_compared_with_a_champion_lost_since_is_promoted(
@@ -133,9 +135,54 @@ def test_versions_of_a_new_database_are_not_those_of_the_same_numbers(
     mark(anew, "1", GOOD, "1")
     with pytest.raises(ClipgenError, match="is no longer in MLflow"):
         anew.uri("1")
-    assert anew.repair() is not None and anew.champion() is None and "champion" not in aliases(anew)
+    assert anew.repair() and anew.champion() is None and "champion" not in aliases(anew)
     mark(anew, "1", GOOD, None)
     assert anew.promote().version == "1" and aliases(anew)["champion"] == "1"
+
+
+def test_aliases_that_differ_from_the_table_are_healed(tracking_uri: str, storage: Storage) -> None:
+    registry = versions(tracking_uri, storage, 3)
+    for version, before in (("1", None), ("2", "1")):
+        mark(registry, version, GOOD, before)
+        registry.promote(version)
+    registry.client.set_registered_model_alias("clip-gen", "champion", "1")
+    registry.client.delete_registered_model_alias("clip-gen", "previous")
+    assert registry.repair() == ["the alias champion is 2 again", "the alias previous is 1 again"]
+    assert aliases(registry) == {"candidate": "2", "champion": "2", "previous": "1"}
+    registry.client.delete_model_version("clip-gen", "1")
+    assert registry.repair() == ["there is no way back any more: MLflow lost version 1"]
+    assert aliases(registry) == {"candidate": "2", "champion": "2"} and registry.repair() == []
+    registry.client.set_registered_model_alias("clip-gen", "champion", "3")
+    with pytest.raises(ClipgenError, match="version 3, which another root promoted"):
+        registry.repair()
+
+
+class ReadOnly:
+    """A client of an MLflow from which some calls get no answer, such as those that write."""
+
+    def __init__(self, client: Any, *refused: str) -> None:
+        self.client, self.refused = client, refused
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.refused:
+            raise MlflowException("API request to http://x failed with [Errno 111] Connection refused'))")
+        return getattr(self.client, name)
+
+
+def test_a_promotion_is_written_only_if_mlflow_takes_it(tracking_uri: str, storage: Storage) -> None:
+    registry = versions(tracking_uri, storage, 1)
+    mark(registry, "1", GOOD, None)
+    client = registry.client
+    registry.client = ReadOnly(client, "set_model_version_tag", "set_registered_model_alias")
+    with pytest.raises(ClipgenError, match=r"did not answer \(connection refused\): nothing was changed"):
+        registry.promote()
+    assert registry.history() == [] and aliases(registry) == {"candidate": "1"}
+    registry.client = ReadOnly(client, "set_registered_model_alias")  # away between the two
+    with pytest.raises(ClipgenError, match="names version 1 as champion, and `clipgen champions --repair`"):
+        registry.promote()
+    registry.client = client
+    assert registry.champion() == "1" and aliases(registry) == {"candidate": "1"}
+    assert registry.repair() == ["the alias champion is 1 again"] and aliases(registry)["champion"] == "1"
 
 
 def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Storage) -> None:
