@@ -1,0 +1,230 @@
+"""The HTTP API of `clipgen serve`, compatible with OpenAI's images API.
+
+Knows routes, limits and the generator's calls; knows nothing of how a request waits and is sampled.
+"""
+
+import hmac
+import secrets
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from clipgen_core import __version__, logs
+from clipgen_core.data.pixels import with_parameters
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import Generated, not_read
+from clipgen_core.generation.sampling import OnStep
+from clipgen_core.serving import messages
+from clipgen_core.serving.messages import EditForm, Generation, Images, OneImage, Refused
+from clipgen_core.serving.models import Models, Served
+from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
+from clipgen_core.serving.sampled import Previews, Sampled, error_response, in_base64, refusal_of
+from clipgen_core.serving.uploads import image_and_mask
+from clipgen_core.serving.work import Stopped, Work
+
+LARGEST_BODY = 32 * 2**20  # bytes
+TOO_LARGE = f"the body is larger than {LARGEST_BODY // 2**20} MiB: send less"
+GUARDED = "/v1/"  # what needs the token
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": messages.ErrorAnswer} for status in (400, 401, 404, 413, 429, 500, 503)
+}
+SAMPLED: dict[int | str, dict[str, Any]] = {
+    200: {"model": Images, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    **ERRORS,
+}
+Call = Callable[[TextToImage, dict[str, Any]], list[Generated]]
+
+
+def build(models: Models, work: Work, token: str | None = None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        models: The models that it offers.
+        work: Samples the requests.
+        token: What clients must send as bearer token; none if None.
+
+    Returns:
+        The application; `/openapi.json` describes it.
+    """
+    app = FastAPI(
+        title="clipgen",
+        version=__version__,
+        docs_url=None,  # its page loads scripts from the network
+        redoc_url=None,
+        max_body_size=LARGEST_BODY,
+        form_limits={"max_files": 4, "max_fields": 64},
+        middleware=[Middleware(Guard, token=token)],
+    )
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(HTTPException, _not_served)
+    for kind in (Refused, ClipgenError, Stopped, Exception):
+        app.add_exception_handler(kind, _failed)
+    _add_models(app, models)
+    _add_images(app, models, work)
+    app.router.routes.append(ROUTE)
+    return app
+
+
+def _add_models(app: FastAPI, models: Models) -> None:
+    began = int(time.time())
+
+    def described(model: Served) -> messages.Model:
+        return messages.Model(id=model.name, created=began, size=model.size)
+
+    @app.get("/v1/models", responses=ERRORS)
+    async def list_models() -> messages.ModelList:
+        """List the models, the default one first."""
+        return messages.ModelList(data=[described(one) for one in models.served.values()])
+
+    @app.get("/v1/models/{name:path}", responses=ERRORS)
+    async def get_model(name: str) -> messages.Model:
+        """Describe a model."""
+        return described(_found(models, name))
+
+    @app.get("/healthz")
+    async def healthy() -> dict[str, str]:
+        """Answer as soon as the models are loaded."""
+        return {"status": "ok"}
+
+
+def _add_images(app: FastAPI, models: Models, work: Work) -> None:
+    @app.post("/v1/images/generations", responses=SAMPLED, response_class=Response)
+    async def generate(asked: Generation) -> Sampled:
+        """Generate images for a prompt."""
+
+        def call(generator: TextToImage, given: dict[str, Any]) -> list[Generated]:
+            (row,) = generator.generate_scored(asked.prompt, **given)
+            return row
+
+        return _sampled(models, work, "text", asked, call)
+
+    @app.post("/v1/images/edits", responses=SAMPLED, response_class=Response)
+    async def edit(asked: Annotated[EditForm, Form()]) -> Sampled:
+        """Generate a part of an image anew."""
+        image = await _read(asked.image or asked.image_list)
+        mask = await _read(asked.mask)
+        if image is None:
+            raise Refused(400, "image is missing: give it", param="image", code="missing_parameter")
+
+        def call(generator: TextToImage, given: dict[str, Any]) -> list[Generated]:
+            return generator.edit(*image_and_mask(image, mask), asked.prompt, **given)
+
+        return _sampled(models, work, "edit", asked, call)
+
+
+def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm, call: Call) -> Sampled:
+    """The response to a request whose fields are valid."""
+    model = _found(models, asked.model)
+    if asked.size not in (None, "auto", model.size):
+        raise Refused(
+            400, f"size is {asked.size}: {model.name} generates {model.size}; say that, or auto", param="size"
+        )
+    seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
+    parameters = {"n": asked.n or 1, "seed": seed, **asked.sampling}
+
+    def sample(on_step: OnStep) -> Images:
+        with observed(kind):
+            generator = _loaded(models, model)
+            row = call(generator, {**parameters, "on_step": on_step})
+            PICTURES.labels(kind).inc(len(row))
+            said = {"prompt": asked.prompt, **parameters, "model": model.name}
+            return Images(
+                created=int(time.time()),
+                size=model.size,
+                seed=seed,
+                data=[_one(image, said) for image in row],
+                notes=tuple(_notes(generator, asked.prompt)),
+            )
+
+    previews = Previews(
+        "image_generation" if kind == "text" else "image_edit",
+        asked.partial_images or 0,
+        lambda codes: _loaded(models, model).decode_partly(codes),
+    )
+    return Sampled(work, sample, previews if asked.stream else None)
+
+
+def _one(generated: Generated, said: dict[str, Any]) -> OneImage:
+    score = round(generated.clip_score, 4)
+    return OneImage(
+        b64_json=in_base64(with_parameters(generated.image, {**said, "clip_score": score})), clip_score=score
+    )
+
+
+def _notes(generator: TextToImage, prompt: str | None) -> list[str]:
+    return not_read([prompt], generator.dropped_tokens(prompt)) if prompt else []
+
+
+def _found(models: Models, name: str | None) -> Served:
+    try:
+        return models.find(name)
+    except ClipgenError as error:
+        raise Refused(404, str(error), param="model", code="model_not_found") from None
+
+
+def _loaded(models: Models, model: Served) -> TextToImage:
+    try:
+        return models.load(model)
+    except ClipgenError as error:  # which may name a folder of the server
+        logs.line(f"{model.name} cannot be loaded: {error}")
+        raise Refused(
+            500, f"{model.name} cannot be loaded; the server's log says why", type="server_error"
+        ) from None
+
+
+async def _read(file: UploadFile | None) -> bytes | None:
+    return await file.read() if file else None
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    return error_response(refusal_of(error))
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    fields = (EditForm if request.url.path.endswith("edits") else Generation).model_fields
+    return error_response(messages.said_of(error.errors()[0], fields))
+
+
+async def _not_served(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    said = {
+        404: f"there is nothing at {request.url.path}: see /openapi.json",
+        405: f"{request.url.path} does not answer {request.method}: see /openapi.json",
+        413: TOO_LARGE,
+    }
+    return error_response(Refused(error.status_code, said.get(error.status_code, str(error.detail))))
+
+
+class Guard:
+    """Refuse requests by their headers, before their body is read: too large, or without the token.
+
+    Args:
+        app: What answers the others.
+        token: The token; none is needed if None.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None) -> None:
+        self._app, self._expected = app, f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
+        await (error_response(refused) if refused else self._app)(scope, receive, send)
+
+    def _refusal(self, path: str, headers: Headers) -> Refused | None:
+        given = headers.get("authorization", "").encode()
+        if self._expected and path.startswith(GUARDED) and not hmac.compare_digest(given, self._expected):
+            return Refused(
+                401, "the token is missing or wrong: send it as a bearer token", code="invalid_api_key"
+            )
+        length = headers.get("content-length", "")
+        return Refused(413, TOO_LARGE) if length.isdecimal() and int(length) > LARGEST_BODY else None
