@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clipgen_core import __version__, logs
 from clipgen_core.data.pixels import with_parameters
@@ -37,11 +37,26 @@ GUARDED = "/v1/"  # what needs the token
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": messages.ErrorAnswer} for status in (400, 401, 404, 413, 429, 500, 503)
 }
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
 SAMPLED: dict[int | str, dict[str, Any]] = {
-    200: {"model": Images, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    200: {"model": Images, "content": {"text/event-stream": {"schema": EVENT}}},
     **ERRORS,
 }
 Call = Callable[[TextToImage, dict[str, Any]], list[Generated]]
+
+
+class Api(FastAPI):
+    """FastAPI's application, whose page says that fields that are not valid are answered with status 400."""
+
+    def openapi(self) -> dict[str, Any]:
+        page = super().openapi()
+        for operation in (one for path in page["paths"].values() for one in path.values()):
+            operation["responses"].pop("422", None)
+        return page
 
 
 def build(models: Models, work: Work, token: str | None = None) -> FastAPI:
@@ -55,12 +70,11 @@ def build(models: Models, work: Work, token: str | None = None) -> FastAPI:
     Returns:
         The application; `/openapi.json` describes it.
     """
-    app = FastAPI(
+    app = Api(
         title="clipgen",
         version=__version__,
         docs_url=None,  # its page loads scripts from the network
         redoc_url=None,
-        max_body_size=LARGEST_BODY,
         form_limits={"max_files": 4, "max_fields": 64},
         middleware=[Middleware(Guard, token=token)],
     )
@@ -202,11 +216,13 @@ async def _not_served(request: Request, error: Exception) -> Response:
         405: f"{request.url.path} does not answer {request.method}: see /openapi.json",
         413: TOO_LARGE,
     }
-    return error_response(Refused(error.status_code, said.get(error.status_code, str(error.detail))))
+    refused = Refused(error.status_code, said.get(error.status_code, str(error.detail)))
+    refused.headers = dict(error.headers or {})
+    return error_response(refused)
 
 
 class Guard:
-    """Refuse requests by their headers, before their body is read: too large, or without the token.
+    """Refuse requests without the token before their body is read, and bodies that are too large.
 
     Args:
         app: What answers the others.
@@ -217,8 +233,21 @@ class Guard:
         self._app, self._expected = app, f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refusal(scope["path"], Headers(scope=scope)) if scope["type"] == "http" else None
-        await (error_response(refused) if refused else self._app)(scope, receive, send)
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if refused := self._refusal(scope["path"], Headers(scope=scope)):
+            return await error_response(refused)(scope, receive, send)
+        size = 0
+
+        async def receive_some() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > LARGEST_BODY:
+                raise HTTPException(413)
+            return message
+
+        await self._app(scope, receive_some, send)
 
     def _refusal(self, path: str, headers: Headers) -> Refused | None:
         given = headers.get("authorization", "").encode()

@@ -1,4 +1,4 @@
-"""Metrics of the page and of the HTTP API for Prometheus, at /metrics: how requests ended, how long they took."""
+"""Metrics of the page and the HTTP API for Prometheus: requests, how they ended and how long they took."""
 
 import time
 from collections.abc import Iterator

@@ -105,9 +105,9 @@ class Sampled(Response):
             share = (known - begun) / max(len(codes) - begun, 1)
             if known < len(codes) and share * (previews.count + 1) >= shown + 1:
                 (image,) = await asyncio.to_thread(previews.decode, codes[None])
-                about = {"output_format": "png", "size": f"{image.width}x{image.height}"}
-                about |= {"b64_json": in_base64(image), "created": int(time.time())}
-                yield _event(f"{previews.event}.partial_image", about | {"partial_image_index": shown})
+                fields = {"output_format": "png", "size": f"{image.width}x{image.height}"}
+                fields |= {"b64_json": in_base64(image)}
+                yield _event(f"{previews.event}.partial_image", {"partial_image_index": shown, **fields})
                 shown += 1
 
 

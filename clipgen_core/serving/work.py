@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -82,7 +82,7 @@ class Work:
     def __init__(self, waiting: int) -> None:
         self._most = AT_ONCE + waiting
         self._threads = ThreadPoolExecutor(AT_ONCE, "sampling")
-        self._jobs: set[Job[object]] = set()
+        self._jobs: set[Job[Any]] = set()
         self.closed = False
 
     @property
@@ -109,7 +109,7 @@ class Work:
             raise Full
         job, loop = Job[Result](), asyncio.get_running_loop()
         job.future = self._threads.submit(call, job.on_step)
-        self._jobs.add(job)  # type: ignore[arg-type]
+        self._jobs.add(job)
 
         def ended(_: Future[Result]) -> None:
             with suppress(RuntimeError):  # the server has ended before
@@ -129,6 +129,6 @@ class Work:
         for job in self._jobs:
             job.stop()
 
-    def _ended(self, job: Job[object]) -> None:
+    def _ended(self, job: Job[Any]) -> None:
         self._jobs.discard(job)
         job.ended()
