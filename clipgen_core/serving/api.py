@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
+import python_multipart  # noqa: F401  # without it, FastAPI raises no ImportError
 from fastapi import FastAPI, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
@@ -75,7 +76,6 @@ def build(models: Models, work: Work, token: str | None = None) -> FastAPI:
         version=__version__,
         docs_url=None,  # its page loads scripts from the network
         redoc_url=None,
-        form_limits={"max_files": 4, "max_fields": 64},
         middleware=[Middleware(Guard, token=token)],
     )
     app.add_exception_handler(RequestValidationError, _not_valid)
