@@ -30,9 +30,10 @@ from clipgen_core.serving.api import build
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.server import listening, read_token
 from clipgen_core.serving.work import Work
-from tests.conftest import COLOURS, draw, wait_for
+from tests.conftest import COLOURS, blocks, draw, wait_for
 
 pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).parents[3]
 TOKEN = "0123456789abcdef0123"
 USERS = 8
 STEP = 0.3  # seconds of each of the 16 steps of the slow model
@@ -122,6 +123,15 @@ def test_openais_client_generates_streams_and_edits(
         extra_body={"seed": 2},
     )
     assert listed.data and image_of(listed.data[0]).tobytes() == one.tobytes()
+
+
+def test_the_example_of_the_docs_runs(url: str, checkpoint: str) -> None:
+    (code,) = (one for one in blocks(REPOSITORY / "docs" / "serving.md", "python") if "openai" in one)
+    made: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:8000", url).replace('"none"', repr(TOKEN)), made)
+    given: dict[str, Any] = {"seed": 1, "guidance_scale": 3.0}
+    best = TextToImage.from_pretrained(checkpoint).generate("a red heart", 4, **given)[0][0]
+    assert Image.open(io.BytesIO(made["png"])).tobytes() == best.tobytes()
 
 
 def test_openais_client_raises_its_own_errors_with_our_sentences(client: openai.OpenAI, url: str) -> None:
