@@ -205,7 +205,7 @@ MISSING = {
     "generate x -m models:/clip-gen@champion": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "champions --root root": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "embed pictures --root root --clip SIGLIP": ("the tokenizer of .+ needs transformers", "siglip"),
-    "serve -m model": ("`clipgen serve` needs fastapi", "serve"),
+    "serve -m model": ("`clipgen serve` needs python-multipart", "serve"),
     "ui -m model": ("`clipgen ui` needs gradio", "ui"),
 }
 
