@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import python_multipart  # noqa: F401  # without it, FastAPI raises no ImportError
-from fastapi import FastAPI, Form, Request, UploadFile
+from fastapi import FastAPI, Form, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import Gauge
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -47,6 +48,7 @@ SAMPLED: dict[int | str, dict[str, Any]] = {
     200: {"model": Images, "content": {"text/event-stream": {"schema": EVENT}}},
     **ERRORS,
 }
+WAITING = Gauge("clipgen_requests_waiting", "Requests of the HTTP API that wait to be sampled.")
 Call = Callable[[TextToImage, dict[str, Any]], list[Generated]]
 
 
@@ -85,6 +87,7 @@ def build(models: Models, work: Work, token: str | None = None) -> FastAPI:
     _add_models(app, models)
     _add_images(app, models, work)
     app.router.routes.append(ROUTE)
+    WAITING.set_function(lambda: work.waiting)
     return app
 
 
@@ -124,13 +127,13 @@ def _add_images(app: FastAPI, models: Models, work: Work) -> None:
     @app.post("/v1/images/edits", responses=SAMPLED, response_class=Response)
     async def edit(asked: Annotated[EditForm, Form()]) -> Sampled:
         """Generate a part of an image anew."""
-        image = await _read(asked.image or asked.image_list)
-        mask = await _read(asked.mask)
+        image = asked.image or asked.image_list
         if image is None:
             raise Refused(400, "image is missing: give it", param="image", code="missing_parameter")
 
         def call(generator: TextToImage, given: dict[str, Any]) -> list[Generated]:
-            return generator.edit(*image_and_mask(image, mask), asked.prompt, **given)
+            mask = asked.mask.file.read() if asked.mask else None
+            return generator.edit(*image_and_mask(image.file.read(), mask), asked.prompt, **given)
 
         return _sampled(models, work, "edit", asked, call)
 
@@ -150,7 +153,7 @@ def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm
             generator = _loaded(models, model)
             row = call(generator, {**parameters, "on_step": on_step})
             PICTURES.labels(kind).inc(len(row))
-            said = {"prompt": asked.prompt, **parameters, "model": model.name}
+            said = {"prompt": asked.prompt, **parameters, "model": models.origin(model)}
             return Images(
                 created=int(time.time()),
                 size=model.size,
@@ -164,7 +167,7 @@ def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm
         asked.partial_images or 0,
         lambda codes: _loaded(models, model).decode_partly(codes),
     )
-    return Sampled(work, sample, previews if asked.stream else None)
+    return Sampled(kind, work, sample, previews if asked.stream else None)
 
 
 def _one(generated: Generated, said: dict[str, Any]) -> OneImage:
@@ -193,10 +196,6 @@ def _loaded(models: Models, model: Served) -> TextToImage:
         raise Refused(
             500, f"{model.name} cannot be loaded; the server's log says why", type="server_error"
         ) from None
-
-
-async def _read(file: UploadFile | None) -> bytes | None:
-    return await file.read() if file else None
 
 
 async def _failed(_: Request, error: Exception) -> Response:

@@ -4,11 +4,13 @@ Knows where models are and how they are loaded; knows nothing of requests.
 """
 
 import threading
+import time
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
+from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.registry.champions import CANDIDATE, CHAMPION_ALIAS, MODEL
@@ -16,6 +18,7 @@ from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
 
 LOADED_MODELS = 2
+LOOKED_UP = 30.0  # seconds for which the version that an alias names is taken to be the same
 REGISTERED = "models:/"
 
 
@@ -59,6 +62,20 @@ class Served:
         return f"{self.side}x{self.side}"
 
 
+class Lazy:
+    """A generator that is loaded by the first thread that needs it, while others wait for it."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._loading = address, threading.Lock()
+        self._generator: TextToImage | None = None
+
+    def get(self) -> TextToImage:
+        with self._loading:
+            if self._generator is None:
+                self._generator = TextToImage.from_pretrained(self._address)
+            return self._generator
+
+
 class Models:
     """The models of a server, of which the LOADED_MODELS used last are in memory.
 
@@ -71,13 +88,16 @@ class Models:
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
-        self._loaded = lru_cache(LOADED_MODELS)(TextToImage.from_pretrained)
-        self._one_at_a_time = threading.Lock()
+        self._lock = threading.Lock()
+        self._lazy: OrderedDict[str, Lazy] = OrderedDict()
+        self._versions: dict[str, tuple[str, float]] = {}
         sources = list(dict.fromkeys(sources))
-        sides = {one: self._load(one).vqgan.config.image_size for one in reversed(sources)}
         names = names_of(sources)
-        self.served = {name: Served(name, one, sides[one]) for name, one in zip(names, sources, strict=True)}
-        self.default = self.served[names[0]]
+        offered = [Served(name, source, 0) for name, source in zip(names, sources, strict=True)]
+        self.served = {one.name: one for one in offered}
+        for one in reversed(offered):
+            self.load(one)
+        self.default = names[0]
 
     def find(self, name: str | None) -> Served:
         """The model of this name, the default one if None.
@@ -85,23 +105,51 @@ class Models:
         Raises:
             ClipgenError: There is none.
         """
-        if name is None:
-            return self.default
+        name = self.default if name is None else name
         if name not in self.served:
             raise ClipgenError(f"there is no model {name!r}: choose {', '.join(self.served)}, or none")
         return self.served[name]
 
     def load(self, model: Served) -> TextToImage:
-        """The model in memory.
+        """The model in memory; of an alias of the registry, the version that it names now.
 
         Raises:
             ClipgenError: It is there no longer, or damaged.
         """
-        return self._load(model.source)
+        address = self._address(model.source)
+        with self._lock:
+            lazy = self._lazy.setdefault(address, Lazy(address))
+            self._lazy.move_to_end(address)
+            while len(self._lazy) > LOADED_MODELS:
+                self._lazy.popitem(last=False)
+        generator = lazy.get()
+        self.served[model.name] = replace(model, side=generator.vqgan.config.image_size)
+        return generator
 
-    def _load(self, source: str) -> TextToImage:
-        with self._one_at_a_time:
-            return self._loaded(source)
+    def origin(self, model: Served) -> str:
+        """What images say they are from: the version of the registry, or the model's name.
+
+        Raises:
+            ClipgenError: The registry does not say which version it is.
+        """
+        address = self._address(model.source)
+        return address if address.startswith(REGISTERED) else model.name
+
+    def _address(self, source: str) -> str:
+        """Where a source is now: an alias is looked up again after LOOKED_UP seconds."""
+        if not source.startswith(REGISTERED) or "@" not in source:
+            return source
+        address, since = self._versions.get(source, ("", -LOOKED_UP))
+        if time.monotonic() - since < LOOKED_UP:
+            return address
+        try:
+            address = f"{source.partition('@')[0]}/{describe(source)['version']}"
+        except ClipgenError as error:
+            if not address:
+                raise
+            logs.line(f"{source} stays {address}: {error}")
+        self._versions[source] = address, time.monotonic()
+        return address
 
 
 def names_of(sources: Sequence[str]) -> list[str]:

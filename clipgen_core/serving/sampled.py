@@ -21,6 +21,7 @@ from clipgen_core.data.pixels import png_bytes
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.sampling import OnStep
 from clipgen_core.serving.messages import ErrorAnswer, Images, Refused
+from clipgen_core.serving.monitoring import REQUESTS
 from clipgen_core.serving.work import Full, Job, Stopped, Work
 
 RETRY_AFTER = 5  # seconds
@@ -48,11 +49,13 @@ class Sampled(Response):
     """A response of ASGI whose body is sampled while it is sent.
 
     Args:
+        kind: text or edit, for the metrics.
         work: Samples it.
         call: Returns the answer; runs in a thread.
         previews: For a stream.
     """
 
+    kind: str
     work: Work
     call: Callable[[OnStep], Images]
     previews: Previews | None = None
@@ -62,6 +65,7 @@ class Sampled(Response):
         try:
             job = self.work.start(self.call)
         except Full:
+            REQUESTS.labels(self.kind, "refused").inc()
             raise Refused(
                 429, BUSY, retry_after=RETRY_AFTER, type="rate_limit_error", code="rate_limit_exceeded"
             ) from None

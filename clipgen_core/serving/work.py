@@ -88,7 +88,7 @@ class Work:
     @property
     def waiting(self) -> int:
         """Requests that wait for a thread."""
-        return sum(not job.future.running() for job in self._jobs)
+        return sum(not job.future.running() for job in list(self._jobs))
 
     def start(self, call: Callable[[OnStep], Result]) -> Job[Result]:
         """Let a thread process a request, or let it wait for one.

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.serving.api import LARGEST_BODY, build
-from clipgen_core.serving.models import Models, names_of
+from clipgen_core.serving.models import Models
 from clipgen_core.serving.work import Work
 from tests.conftest import SIZE, draw
 
@@ -78,7 +79,7 @@ def test_the_images_are_those_of_the_generator_and_say_how_they_were_made(
     assert [one["clip_score"] for one in answer["data"]] == [round(one.clip_score, 4) for one in row]
     assert (answer["size"], answer["seed"], answer["output_format"]) == ("32x32", 5, "png")
     said = json.loads(opened(answer["data"][0]).info["parameters"])
-    assert said["model"] == models.default.name and (said["seed"], said["top_k"]) == (5, 4)
+    assert said["model"] == models.default and (said["seed"], said["top_k"]) == (5, 4)
 
 
 def test_without_a_seed_each_request_gets_other_images_and_learns_the_seed(client: TestClient) -> None:
@@ -202,25 +203,12 @@ def test_models_are_listed_by_names_that_show_no_folder(client: TestClient, chec
     assert client.get(f"/v1/models/{listed[1]['id']}").json() == listed[1]
 
 
-@pytest.mark.parametrize(
-    ("sources", "names"),
-    [
-        (["models:/clip-gen@champion", "/a/public"], ["models:/clip-gen@champion", "public"]),
-        (["/a/x/step-6", "/a/y/step-6", "/b/step-9"], ["x/step-6", "y/step-6", "b/step-9"]),
-        (["public/", "s3://b/public"], ["public", "b/public"]),
-    ],
-)
-def test_names_are_as_short_as_tells_the_models_apart(sources: list[str], names: list[str]) -> None:
-    assert names_of(sources) == names
-
-
 def test_a_model_that_is_gone_is_said_without_the_servers_folder(
-    checkpoint: str, any_order: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     offered = Models([checkpoint])
-    offered._loaded.cache_clear()
-    offered.served = {name: one.__class__(name, "/gone", one.side) for name, one in offered.served.items()}
-    offered.default = next(iter(offered.served.values()))
+    offered._lazy.clear()
+    offered.served = {name: replace(one, source="/gone") for name, one in offered.served.items()}
     with TestClient(build(offered, Work(1))) as client:
         answer = client.post(GENERATE, json={"prompt": "a"})
     assert answer.status_code == 500 and "/gone" not in answer.text

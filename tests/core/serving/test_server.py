@@ -184,7 +184,7 @@ def test_sigterm_lets_requests_finish_and_ends_with_exit_code_zero(checkpoint: s
 def slow(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server with one place, whose model takes five seconds for an image."""
     models = Models([checkpoint])
-    generator = models.load(models.default)
+    generator = models.load(models.find(None))
     generate = generator.generate_scored
 
     def slowly(prompt: str, *, on_step: Any, **given: Any) -> Any:
@@ -210,10 +210,12 @@ def slow(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_without_a_place_a_request_is_refused_and_may_try_again(slow: str) -> None:
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(httpx.post, slow, json={"prompt": "a"}, timeout=60)
-        time.sleep(0.5)
+        metrics = slow.replace("/v1/images/generations", "/metrics")
+        wait_for(lambda: "clipgen_requests_working 1.0" in httpx.get(metrics).text, "the first request")
         refused = httpx.post(slow, json={"prompt": "b"})
         assert refused.status_code == 429 and int(refused.headers["Retry-After"]) > 0
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert "clipgen_requests_waiting 0.0" in httpx.get(metrics).text
         assert first.result().status_code == 200
     assert httpx.post(slow, json={"prompt": "b"}, timeout=60).status_code == 200
 
