@@ -40,12 +40,13 @@ STEP = 0.3  # seconds of each of the 16 steps of the slow model
 
 
 @contextlib.contextmanager
-def served(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
+def served(
+    folder: Path, *options: str, command: tuple[str, ...] = ("-m", "clipgen_core.cli", "serve", "--port", "0")
+) -> Iterator[tuple[str, subprocess.Popen[bytes], Path]]:
     """The address, the process and the log of `clipgen serve`."""
     log = folder / "log"
-    command = [sys.executable, "-m", "clipgen_core.cli", "serve", "--port", "0", *options]
     with log.open("wb") as file:
-        server = subprocess.Popen(command, stdout=file, stderr=file)
+        server = subprocess.Popen([sys.executable, *command, *options], stdout=file, stderr=file)
 
     def address() -> str | None:
         found = re.search(r"at (http://\S+)/v1", log.read_text())
@@ -178,6 +179,46 @@ def test_sigterm_lets_requests_finish_and_ends_with_exit_code_zero(checkpoint: s
         assert server.wait(30) == 0
         assert not alive(url)
     assert log.read_text().splitlines()[-1] == "stopped"
+
+
+SLOW = """
+import sys, time
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.serving import server, work
+
+def slowly(self, prompt, *, on_step, **given):
+    def step(codes):
+        time.sleep(1)
+        on_step(codes)
+    return generate(self, prompt, on_step=step, **given)
+
+generate, TextToImage.generate_scored = TextToImage.generate_scored, slowly
+server.GRACE, work.AT_ONCE = 2.0, 1
+server.serve(sys.argv[1:], host="127.0.0.1", port=0, token_file=None, waiting=1)
+"""
+
+
+def test_what_waits_at_sigterm_is_refused_at_once_and_what_takes_too_long_after_a_while(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    with (
+        served(tmp_path, checkpoint, command=("-c", SLOW)) as (url, server, log),
+        ThreadPoolExecutor(2) as threads,
+    ):
+
+        def ask(number: int) -> tuple[int, str, float]:
+            answer = httpx.post(f"{url}/v1/images/generations", json={"prompt": f"{number}"}, timeout=60)
+            return answer.status_code, answer.json()["error"]["code"], time.monotonic()
+
+        answers = [threads.submit(ask, number) for number in range(2)]
+        wait_for(lambda: "clipgen_requests_waiting 1.0" in httpx.get(f"{url}/metrics").text, "the requests")
+        stopped = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        assert [one.result()[:2] for one in answers] == [(503, "stopping")] * 2
+        first, last = sorted(one.result()[2] - stopped for one in answers)
+        assert first < 2 <= last < 15  # of the 16 seconds that the images would take
+        assert server.wait(30) == 0
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.fixture
