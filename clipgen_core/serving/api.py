@@ -211,13 +211,13 @@ async def _not_valid(request: Request, error: Exception) -> Response:
 async def _not_served(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = {
+        400: f"the body cannot be read ({error.detail}): send what /openapi.json says",
         404: f"there is nothing at {request.url.path}: see /openapi.json",
         405: f"{request.url.path} does not answer {request.method}: see /openapi.json",
         413: TOO_LARGE,
     }
-    refused = Refused(error.status_code, said.get(error.status_code, str(error.detail)))
-    refused.headers = dict(error.headers or {})
-    return error_response(refused)
+    sentence = said.get(error.status_code, str(error.detail))
+    return error_response(Refused(error.status_code, sentence, headers=error.headers))
 
 
 class Guard:
@@ -229,7 +229,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app, self._expected = app, f"Bearer {token}".encode() if token else None
+        self._app, self._token = app, token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -249,10 +249,14 @@ class Guard:
         await self._app(scope, receive_some, send)
 
     def _refusal(self, path: str, headers: Headers) -> Refused | None:
-        given = headers.get("authorization", "").encode()
-        if self._expected and path.startswith(GUARDED) and not hmac.compare_digest(given, self._expected):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        right = scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), self._token or b"")
+        if self._token and path.startswith(GUARDED) and not right:
             return Refused(
-                401, "the token is missing or wrong: send it as a bearer token", code="invalid_api_key"
+                401,
+                "the token is missing or wrong: send it as a bearer token",
+                headers={"WWW-Authenticate": "Bearer"},
+                code="invalid_api_key",
             )
         length = headers.get("content-length", "")
         return Refused(413, TOO_LARGE) if length.isdecimal() and int(length) > LARGEST_BODY else None

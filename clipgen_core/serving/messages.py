@@ -150,14 +150,15 @@ class Refused(Exception):
     Args:
         status: Of HTTP.
         message: One sentence.
-        retry_after: Seconds after which it may be repeated as it is.
+        headers: Of the answer.
         fields: Further fields of `Problem`.
     """
 
-    def __init__(self, status: int, message: str, *, retry_after: int | None = None, **fields: str) -> None:
+    def __init__(
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, **fields: str
+    ) -> None:
         super().__init__(message)
-        self.status, self.problem = status, Problem(message=message, **fields)
-        self.headers = {"Retry-After": str(retry_after)} if retry_after else None
+        self.status, self.problem, self.headers = status, Problem(message=message, **fields), headers
 
 
 def said_of(error: Mapping[str, Any], fields: Mapping[str, Any]) -> Refused:

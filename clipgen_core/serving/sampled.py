@@ -24,7 +24,7 @@ from clipgen_core.serving.messages import ErrorAnswer, Images, Refused
 from clipgen_core.serving.monitoring import REQUESTS
 from clipgen_core.serving.work import Full, Job, Stopped, Work
 
-RETRY_AFTER = 5  # seconds
+LATER = {"Retry-After": "5"}  # seconds
 BUSY = "too many requests wait: try again later"
 STOPS = "the server stops: try again later"
 FAILED = "the server failed; its log says why"
@@ -67,7 +67,7 @@ class Sampled(Response):
         except Full:
             REQUESTS.labels(self.kind, "refused").inc()
             raise Refused(
-                429, BUSY, retry_after=RETRY_AFTER, type="rate_limit_error", code="rate_limit_exceeded"
+                429, BUSY, headers=LATER, type="rate_limit_error", code="rate_limit_exceeded"
             ) from None
         watch = asyncio.create_task(_stop_when_gone(job, receive))
         try:
@@ -126,7 +126,7 @@ def refusal_of(error: Exception) -> Refused:
     if isinstance(error, ClipgenError):
         return Refused(400, str(error))
     if isinstance(error, Stopped):
-        return Refused(503, STOPS, retry_after=RETRY_AFTER, type="server_error", code="stopping")
+        return Refused(503, STOPS, headers=LATER, type="server_error", code="stopping")
     logs.line(f"a request failed: {type(error).__name__}: {first_line(error)}")
     return Refused(500, FAILED, type="server_error")
 

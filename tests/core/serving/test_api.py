@@ -174,6 +174,9 @@ def test_bodies_that_are_none_are_refused(client: TestClient) -> None:
     for content in (large, iter([large])):  # with its length and in chunks
         answer = client.post(GENERATE, content=content, headers={"Content-Type": "application/json"})
         assert answer.status_code == 413 and "larger than 32 MiB" in answer.json()["error"]["message"]
+    form = {"Content-Type": "multipart/form-data"}
+    answer = client.post(EDIT, content=b"x", headers=form)
+    assert answer.status_code == 400 and "the body cannot be read" in answer.json()["error"]["message"]
     for path, status in (("/nothing", 404), ("/v1/images/generations", 405), ("/v1/models/gpt", 404)):
         answer = client.get(path)
         assert answer.status_code == status and answer.json()["error"]["message"]
@@ -226,7 +229,9 @@ def test_a_token_guards_the_api_but_neither_health_nor_metrics(models: Models) -
             sent = {name: value.encode() for name, value in given.items()}
             answer = client.post(GENERATE, json={"prompt": "a"}, headers=sent)
             assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
-        right = {"Authorization": f"Bearer {TOKEN}"}
-        assert client.get("/v1/models", headers=right).status_code == 200
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+        for scheme in ("Bearer", "bearer"):
+            right = {"Authorization": f"{scheme} {TOKEN}"}
+            assert client.get("/v1/models", headers=right).status_code == 200
         assert client.get("/healthz").json() == {"status": "ok"}
         assert "clipgen_requests_total" in client.get("/metrics").text
