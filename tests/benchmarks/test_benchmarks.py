@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edits, gap, guidance, orders, reading
+from benchmarks import edits, gap, guidance, orders, reading, serve
 from benchmarks.baseline import PlainGpt
 from benchmarks.shards import write_shards
 from benchmarks.static_cache import StaticCacheGpt
@@ -216,3 +216,11 @@ def test_an_unknown_benchmark_is_one_sentence() -> None:
         [sys.executable, "-m", "benchmarks", "nothing"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "there is no benchmark nothing" in done.stderr
+
+
+@pytest.mark.slow
+def test_users_of_the_api_get_the_images_of_one_call(checkpoint: str, tmp_path: Path) -> None:
+    serve.main(checkpoint, users=4, json_file=tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["own_images"] == figures["users"] == 4
+    assert figures["slowest_s"] >= figures["median_s"] > 0 and figures["share_of_one_call"] > 0
