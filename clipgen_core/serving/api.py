@@ -156,7 +156,7 @@ def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm
             said = {"prompt": asked.prompt, **parameters, "model": models.origin(model)}
             return Images(
                 created=int(time.time()),
-                size=model.size,
+                size=_found(models, model.name).size,  # of the version that was loaded
                 seed=seed,
                 data=[_one(image, said) for image in row],
                 notes=tuple(_notes(generator, asked.prompt)),

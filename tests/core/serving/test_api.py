@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from clipgen_core.data.pixels import fit_square, png_bytes
+from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.serving.api import LARGEST_BODY, build
 from clipgen_core.serving.models import Models
@@ -216,6 +218,38 @@ def test_a_model_that_is_gone_is_said_without_the_servers_folder(
         answer = client.post(GENERATE, json={"prompt": "a"})
     assert answer.status_code == 500 and "/gone" not in answer.text
     assert "/gone" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (ClipgenError("the model is tired: let it rest"), "invalid_request_error", "the model is tired"),
+        (RuntimeError("secret of /srv"), "server_error", "the server failed; its log says why"),
+    ],
+)
+def test_an_error_in_the_middle_ends_a_stream_and_is_a_status_elsewhere(
+    checkpoint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    kind: str,
+    sentence: str,
+) -> None:
+    models = Models([checkpoint])
+
+    def fails(prompt: str, *, on_step: Any, **_: Any) -> Any:
+        on_step(torch.tensor([[1, -1]]))
+        raise error
+
+    monkeypatch.setattr(models.load(models.find(None)), "generate_scored", fails)
+    with TestClient(build(models, Work(1)), raise_server_exceptions=False) as client:
+        stream = client.post(GENERATE, json={"prompt": "a", "stream": True})
+        whole = client.post(GENERATE, json={"prompt": "a"})
+    (event,) = events(stream.text)
+    assert stream.status_code == 200 and whole.status_code == (400 if kind.startswith("invalid") else 500)
+    for said in (event["error"], whole.json()["error"]):
+        assert said["type"] == kind and sentence in said["message"]
+    assert ("secret of /srv" in capfd.readouterr().err) == (kind == "server_error")
 
 
 def test_a_token_guards_the_api_but_neither_health_nor_metrics(models: Models) -> None:
