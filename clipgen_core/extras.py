@@ -43,9 +43,10 @@ def needed_for(purpose: str) -> Iterator[None]:
         ) from error
 
 
-def base_packages() -> list[str]:
-    """The packages that every installation brings: what using a model needs."""
-    return [package for package, extra in _declared() if extra is None]
+def packages_of(*extras: str) -> list[str]:
+    """The packages that every installation brings, which is what using most models needs, and those of
+    extras."""
+    return [package for package, extra in _declared() if extra is None or extra in extras]
 
 
 def _missing_module(error: BaseException | None) -> str | None:

@@ -33,6 +33,7 @@ RUN_BY = {
     r"clipgen generate .* -m public/$": "core/published/test_published.py::"
     "test_the_public_generator_makes_pictures",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
+    r"clipgen serve": "core/serving/test_server.py::test_openais_client_generates_streams_and_edits",
     r"clipgen (promote( \d+)?|rollback)$": "core/registry/test_champions.py::"
     "test_promotion_roll_back_and_their_history",
     r"clipgen register$": "pipelines/test_mlflow_away.py::"

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import Distribution, PathDistribution, distribution
 from pathlib import Path
 from zipfile import Path as ZipPath
@@ -73,14 +73,23 @@ def full(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(folder: Path, wheel: Path, *extras: str) -> Path:
+    programs = linked(folder, closure(metadata_of(wheel), extras))
+    pip("--python", str(programs / "python"), "install", "--no-deps", "--no-index", str(wheel))
+    return programs
+
+
+def linked(folder: Path, distributions: Iterable[Distribution]) -> Path:
+    """An environment with links to installed distributions: the folder of its commands."""
     venv.create(folder, symlinks=True)
     (site,) = folder.glob("lib/python*/site-packages")
-    metadata = metadata_of(wheel)
-    for one in closure(metadata, extras):
+    for one in distributions:
         for name in {file.parts[0] for file in one.files or () if file.parts[0] != ".."}:
             if not (site / name).exists():
                 (site / name).symlink_to(Path(str(one.locate_file(name))))
-    pip("--python", str(folder / "bin" / "python"), "install", "--no-deps", "--no-index", str(wheel))
+        for script in one.entry_points.select(group="console_scripts"):
+            name, file = script.module, folder / "bin" / script.name
+            file.write_text(f"#!{folder}/bin/python\nimport sys, {name}\nsys.exit({name}.{script.attr}())\n")
+            file.chmod(0o755)
     return folder / "bin"
 
 
@@ -196,6 +205,7 @@ MISSING = {
     "generate x -m models:/clip-gen@champion": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "champions --root root": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "embed pictures --root root --clip SIGLIP": ("the tokenizer of .+ needs transformers", "siglip"),
+    "serve -m model": ("`clipgen serve` needs python-multipart", "serve"),
     "ui -m model": ("`clipgen ui` needs gradio", "ui"),
 }
 
@@ -283,14 +293,7 @@ def test_dagster_loads_and_runs_the_definitions(
 @pytest.fixture(scope="module")
 def image(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the Dockerfile installs, without Ray and the page: the folder of its commands."""
-    extras = ("pipeline", "s3", "k8s")
-    folder = environment(tmp_path_factory.mktemp("image"), wheel, *extras)
-    for one in closure(metadata_of(wheel), extras):
-        for script in one.entry_points.select(group="console_scripts"):
-            name, _, attribute = script.value.partition(":")
-            file = folder / script.name
-            file.write_text(f"#!{folder}/python\nimport sys, {name}\nsys.exit({name}.{attribute}())\n")
-            file.chmod(0o755)
+    folder = environment(tmp_path_factory.mktemp("image"), wheel, "pipeline", "s3", "k8s")
     (folder / "entrypoint").symlink_to(REPOSITORY / "infra" / "docker" / "entrypoint.sh")
     return folder
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from clipgen_core.cli import check, data, edit, generate, models, plan, settings, train, train_stage
+from clipgen_core.cli import check, data, edit, generate, models, plan, serve, settings, train, train_stage
 from clipgen_core.cli.options import app
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "main",
     "models",
     "plan",
+    "serve",
     "settings",
     "train",
     "train_stage",

@@ -101,7 +101,8 @@ def ui(
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 32,
 ) -> None:
     """Open a page to generate images and variations of images in the browser."""
-    from clipgen_core.serving.page import available_models, serve
+    from clipgen_core.serving.models import available_models
+    from clipgen_core.serving.page import serve
 
     serve(model or available_models(root), host=host, port=port, waiting=waiting)
 

@@ -49,6 +49,20 @@ def load(reference: str) -> tuple[nn.Module, Any, Any]:
     return model, preprocess, _tokenizer(reference, name)
 
 
+def needs_transformers(reference: str) -> bool:
+    """Whether a model's text tower or its tokenizer is one of the package transformers.
+
+    Raises:
+        ClipgenError: The reference is unknown, or its configuration cannot be read.
+    """
+    name, _ = _parse(reference)
+    try:
+        text = _model_config(name)["text_cfg"]
+    except Exception as error:
+        raise _unusable(reference, error) from error
+    return bool(text.get("hf_model_name") or text.get("hf_tokenizer_name"))
+
+
 def absolute(reference: str) -> str:
     """A reference as it can be used from another working directory."""
     folder = reference.removeprefix(LOCAL)

@@ -5,9 +5,11 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Protocol
 
-from clipgen_core.extras import base_packages
+from clipgen_core.extras import packages_of
+from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.checks import Verdict
 from clipgen_core.mlflow_tracker import MlflowTracker
+from clipgen_core.models.clip_files import needs_transformers
 
 EXAMPLE = ["a red heart"]
 # Of sampling, that a request may set.
@@ -82,12 +84,21 @@ def log_model(generator: Path, params: dict[str, Any], tracker: MlflowTracker) -
             python_model=str(Path(__file__).with_name("registered_model.py")),
             artifacts={"generator": str(generator)},
             code_paths=[str(package)],
-            pip_requirements=requirements(),
+            pip_requirements=requirements(read_parts(str(generator)).clip),
             input_example=(EXAMPLE, params),
         )
     return str(logged.model_uri)
 
 
-def requirements() -> list[str]:
-    """What a registered model needs to run, at the versions of this environment; MLflow adds itself."""
-    return [f"{package}=={version_of(package)}" for package in base_packages() if package != "mlflow-skinny"]
+def requirements(clip: str) -> list[str]:
+    """What a registered model needs to run, at the versions of this environment; MLflow adds itself.
+
+    Args:
+        clip: The reference of its CLIP.
+
+    Returns:
+        Lines of a requirements file. A build's label, as in 2.14.1+cpu, is left out: package indexes lack it.
+    """
+    extras = ["siglip"] if needs_transformers(clip) else []
+    packages = [one for one in packages_of(*extras) if one != "mlflow-skinny"]
+    return [f"{package}=={version_of(package).partition('+')[0]}" for package in packages]

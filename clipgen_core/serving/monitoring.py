@@ -1,4 +1,4 @@
-"""Metrics of the page for Prometheus, at /metrics: requests, how they ended and how long they took."""
+"""Metrics of the page and the HTTP API for Prometheus: requests, how they ended and how long they took."""
 
 import time
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from clipgen_core.errors import ClipgenError
+from clipgen_core.serving.work import Stopped
 
 KIND = ["kind"]  # text, picture or edit
 REQUESTS = Counter(
@@ -34,7 +35,7 @@ def observed(kind: str) -> Iterator[None]:
         yield
         ended = "made"
         SECONDS.labels(kind).observe(time.monotonic() - began)
-    except GeneratorExit:
+    except (GeneratorExit, Stopped):
         ended = "stopped"
         raise
     except ClipgenError:

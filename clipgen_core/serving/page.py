@@ -21,20 +21,16 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.generation.worker import elsewhere
-from clipgen_core.registry.candidates import CANDIDATE
-from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL
+from clipgen_core.serving.models import LOADED_MODELS
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.serving.sampling import Sampling, unique
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
-from clipgen_core.storage import Storage, last_root
-from clipgen_core.tracking import describe
 from clipgen_core.training.checkpoint import Checkpoint
 
 MAX_PICTURES = 8
 HISTORY = 24  # pictures
 AT_ONCE = 16  # users whose pictures are sampled together
-LOADED_MODELS = 2
 NEAREST = 8
 HOUR = 3600
 TITLE = "clip-gen"
@@ -48,33 +44,6 @@ PAINT = ("#ff8000", 0.6)
 EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
 
 Handler = Callable[..., Iterator[tuple[Any, ...]]]
-
-
-def available_models(root: str | None) -> list[str]:
-    """The registry's champion and candidate and the newest local checkpoint, as far as they are available.
-
-    Args:
-        root: The root that holds the checkpoint; that of the last training by default.
-
-    Returns:
-        Sources for `TextToImage.from_pretrained`, at least one.
-
-    Raises:
-        ClipgenError: No model is available.
-    """
-    models = []
-    for alias in (CHAMPION_ALIAS, CANDIDATE):
-        try:
-            describe(f"models:/{MODEL}@{alias}")
-            models.append(f"models:/{MODEL}@{alias}")
-        except ClipgenError:
-            continue
-    try:
-        models.append(Storage(root or last_root("transformer")).current("transformer", "the page").path)
-    except ClipgenError:
-        if not models:
-            raise ClipgenError("no model is available: run `make demo`, or name one with -m") from None
-    return models
 
 
 def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:

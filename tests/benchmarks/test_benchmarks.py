@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edits, gap, guidance, orders, reading
+from benchmarks import edits, gap, guidance, orders, reading, serve
 from benchmarks.baseline import PlainGpt
 from benchmarks.growing import growing
 from benchmarks.shards import write_shards
@@ -223,3 +223,11 @@ def test_tables_of_two_sizes_are_measured() -> None:
     commit, lookup = growing(small=3000, large=9000)
     assert commit.value > 0 and lookup.value > 0
     assert commit.what == "committing 4096 rows, 9,000 rows against 3,000"
+
+
+@pytest.mark.slow
+def test_users_of_the_api_get_the_images_of_one_call(checkpoint: str, tmp_path: Path) -> None:
+    serve.main(checkpoint, users=4, json_file=tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["own_images"] == figures["users"] == 4
+    assert figures["slowest_s"] >= figures["median_s"] > 0 and figures["share_of_one_call"] > 0

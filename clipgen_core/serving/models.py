@@ -1,0 +1,170 @@
+"""The models that a server offers: their names, and the few of them that are loaded.
+
+Knows where models are and how they are loaded; knows nothing of requests.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from clipgen_core import logs
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.worker import elsewhere
+from clipgen_core.registry.candidates import CANDIDATE
+from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL
+from clipgen_core.storage import Storage, last_root
+from clipgen_core.tracking import describe
+
+LOADED_MODELS = 2
+LOOKED_UP = 30.0  # seconds for which the version that an alias names is taken to be the same
+REGISTERED = "models:/"
+
+
+def available_models(root: str | None) -> list[str]:
+    """The registry's champion and candidate and the newest local checkpoint, as far as they are available.
+
+    Args:
+        root: The root that holds the checkpoint; that of the last training by default.
+
+    Returns:
+        Sources for `TextToImage.from_pretrained`, at least one.
+
+    Raises:
+        ClipgenError: No model is available.
+    """
+    models = []
+    for alias in (CHAMPION_ALIAS, CANDIDATE):
+        try:
+            describe(f"{REGISTERED}{MODEL}@{alias}")
+            models.append(f"{REGISTERED}{MODEL}@{alias}")
+        except ClipgenError:
+            continue
+    try:
+        models.append(Storage(root or last_root("transformer")).current("transformer", "serving").path)
+    except ClipgenError:
+        if not models:
+            raise ClipgenError("no model is available: run `make demo`, or name one with -m") from None
+    return models
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model of the server: its name for clients, where it is, and the side of its images in pixels."""
+
+    name: str
+    source: str
+    side: int
+
+    @property
+    def size(self) -> str:
+        return f"{self.side}x{self.side}"
+
+
+class Lazy:
+    """A generator that is loaded by the first thread that needs it, while others wait for it."""
+
+    def __init__(self, address: str) -> None:
+        self._address, self._loading = address, threading.Lock()
+        self._generator: TextToImage | None = None
+
+    def get(self) -> TextToImage:
+        with self._loading:
+            if self._generator is None:
+                self._generator = elsewhere(lambda: TextToImage.from_pretrained(self._address))
+            return self._generator
+
+
+class Models:
+    """The models of a server, of which the LOADED_MODELS used last are in memory.
+
+    Args:
+        sources: For `TextToImage.from_pretrained`, the default model first. Each is loaded once, so that one
+            that is missing or damaged is found before the first request.
+
+    Raises:
+        ClipgenError: One cannot be loaded.
+    """
+
+    def __init__(self, sources: Sequence[str]) -> None:
+        self._lock = threading.Lock()
+        self._lazy: OrderedDict[str, Lazy] = OrderedDict()
+        self._versions: dict[str, tuple[str, float]] = {}
+        sources = list(dict.fromkeys(sources))
+        names = names_of(sources)
+        offered = [Served(name, source, 0) for name, source in zip(names, sources, strict=True)]
+        self.served = {one.name: one for one in offered}
+        for one in reversed(offered):
+            self.load(one)
+        self.default = names[0]
+
+    def find(self, name: str | None) -> Served:
+        """The model of this name, the default one if None.
+
+        Raises:
+            ClipgenError: There is none.
+        """
+        name = self.default if name is None else name
+        if name not in self.served:
+            raise ClipgenError(f"there is no model {name!r}: choose {', '.join(self.served)}, or none")
+        return self.served[name]
+
+    def load(self, model: Served) -> TextToImage:
+        """The model in memory; of an alias of the registry, the version that it names now.
+
+        Raises:
+            ClipgenError: It is there no longer, or damaged.
+        """
+        address = self._address(model.source)
+        with self._lock:
+            lazy = self._lazy.setdefault(address, Lazy(address))
+            self._lazy.move_to_end(address)
+            while len(self._lazy) > LOADED_MODELS:
+                self._lazy.popitem(last=False)
+        generator = lazy.get()
+        self.served[model.name] = replace(model, side=generator.vqgan.config.image_size)
+        return generator
+
+    def origin(self, model: Served) -> str:
+        """What images say they are from: the version of the registry, or the model's name.
+
+        Raises:
+            ClipgenError: The registry does not say which version it is.
+        """
+        address = self._address(model.source)
+        return address if address.startswith(REGISTERED) else model.name
+
+    def _address(self, source: str) -> str:
+        """Where a source is now: an alias is looked up again after LOOKED_UP seconds."""
+        if not source.startswith(REGISTERED) or "@" not in source:
+            return source
+        address, since = self._versions.get(source, ("", -LOOKED_UP))
+        if time.monotonic() - since < LOOKED_UP:
+            return address
+        try:
+            address = f"{source.partition('@')[0]}/{describe(source)['version']}"
+        except ClipgenError as error:
+            if not address:
+                raise
+            logs.line(f"{source} stays {address}: {error}")
+        self._versions[source] = address, time.monotonic()
+        return address
+
+
+def names_of(sources: Sequence[str]) -> list[str]:
+    """Names for clients, who learn no more of the server's folders than tells the models apart.
+
+    Args:
+        sources: Of models, each another.
+
+    Returns:
+        Registered models by their address, others by the end of their path.
+    """
+    parts = {one: PurePosixPath(one).parts for one in sources if not one.startswith(REGISTERED)}
+    depth = 1
+    while len({ends[-depth:] for ends in parts.values()}) < len(parts):
+        depth += 1
+    return ["/".join(parts[one][-depth:]) if one in parts else one for one in sources]
