@@ -9,13 +9,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipgen_core import tracking
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.engine import Request
 from clipgen_core.generation.from_images import ImageToImage
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.generation.sampling import OnStep
+from clipgen_core.generation.sources import folder_of
 from clipgen_core.settings.sampling import Condition
 
 
@@ -39,8 +39,9 @@ class TextToImage(ImageToImage):
         """Load a generator.
 
         Args:
-            source: A generator folder, a transformer checkpoint (`step-N`), or a registered model
-                (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at MLFLOW_TRACKING_URI.
+            source: A model file (`model.clipgen`), a generator folder, a transformer checkpoint (`step-N`), a
+                registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at
+                MLFLOW_TRACKING_URI, or a repository of the Hugging Face Hub (`hf://ORG/NAME`).
             compile: On a GPU, compile the transformer's blocks by `torch.compile`. The first images of every
                 number of candidates then take seconds to minutes longer: for services and long lists of
                 prompts. Without it, steps are recorded as CUDA graphs, which pays from the first image on.
@@ -55,10 +56,7 @@ class TextToImage(ImageToImage):
             raise ClipgenError(
                 f"the model is of type {type(source).__name__}: give its folder or name as a text"
             )
-        source = str(source)
-        if source.startswith("models:/"):
-            source = str(tracking.download_registered(source))
-        return cls(read_parts(source), compile=compile)
+        return cls(read_parts(folder_of(str(source))), compile=compile)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a self-contained generator folder: weights, CLIP and embeddings table.
