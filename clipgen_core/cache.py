@@ -1,12 +1,16 @@
 """What is written once to the user's cache, by whichever process needs it first. Knows no artefact."""
 
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 DRAFT = ".draft-"  # what names of unfinished folders start with
+UNUSED = 24 * 3600  # seconds after which an unused copy is removed
 
 
 def cached(folder: str, name: str, write: Callable[[Path], object]) -> Path:
@@ -33,3 +37,11 @@ def cached(folder: str, name: str, write: Callable[[Path], object]) -> Path:
             if not target.is_dir():  # else another process was first
                 raise
     return target
+
+
+def remove_unused(folder: Path) -> None:
+    """Remove what was not used for a day."""
+    for copy in folder.iterdir():
+        with suppress(FileNotFoundError):  # another process has removed it
+            if time.time() - copy.stat().st_mtime > UNUSED:
+                shutil.rmtree(copy, ignore_errors=True)

@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,13 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from clipgen_core.cache import DRAFT, cached
+from clipgen_core.cache import DRAFT, cached, remove_unused
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.schema import digest_of
 
 ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
-UNUSED = 24 * 3600  # seconds after which an unused local copy is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_RETRIED = (  # answers of a store, not faults of the way there
     ClipgenError,
@@ -264,17 +262,10 @@ def local_copy(url: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     os.utime(folder)
     if not (folder / name).exists():
-        _remove_unused(copies)
+        remove_unused(copies)
     return cached(
         f"copies/{folder.name}", name, lambda draft: retried(filesystem.get, path, str(draft), recursive=True)
     )
-
-
-def _remove_unused(copies: Path) -> None:
-    for copy in copies.iterdir():
-        with suppress(FileNotFoundError):  # another process has removed it
-            if time.time() - copy.stat().st_mtime > UNUSED:
-                shutil.rmtree(copy, ignore_errors=True)
 
 
 def stamp(entry: Mapping[str, Any], size: int) -> str:

@@ -259,8 +259,8 @@ tags: [clip-gen, vqgan, text-to-image]
 # {card.name}
 
 A text-to-image model that was trained on images without captions (CLIP-GEN,
-[arXiv:2203.00386](https://arxiv.org/abs/2203.00386)). The file of the weights also holds the CLIP embeddings and the ids
-(SHA-256) of the training images, but not the images.
+[arXiv:2203.00386](https://arxiv.org/abs/2203.00386)). Beside the weights, the file holds the CLIP
+embeddings and the ids (SHA-256) of the training images, but not the images.
 
 ```python
 from clipgen_core import TextToImage
