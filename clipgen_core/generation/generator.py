@@ -4,28 +4,24 @@ A generator is a folder with generator.json, which names its parts: CLIP, VQGAN,
 the table of image embeddings. A transformer checkpoint names the same parts in its config.json.
 """
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from clipgen_core.device import usable, usable_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.engine import Request
+from clipgen_core.generation.export import export_file
 from clipgen_core.generation.from_images import ImageToImage
-from clipgen_core.generation.output import Images, OutputType, checked_output_type
+from clipgen_core.generation.output import Images, OnStepEnd, OutputType, checked_output_type, told
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.generation.sampling import OnStep
-from clipgen_core.generation.sources import folder_of
-from clipgen_core.progress import Meter, track
+from clipgen_core.generation.sources import ENDINGS, folder_of
+from clipgen_core.progress import track
 from clipgen_core.settings.sampling import Condition
-
-OnStepEnd = Callable[["TextToImage", int, int, Mapping[str, Tensor]], Any]
 
 
 class TextToImage(ImageToImage):
@@ -152,7 +148,7 @@ class TextToImage(ImageToImage):
                 prompt,
                 num_images_per_prompt,
                 seed,
-                on_step=_told(self, callback_on_step_end, meter),
+                on_step=told(self, callback_on_step_end, meter),
                 steps=num_inference_steps,
                 guidance_scale=guidance_scale,
                 temperature=temperature,
@@ -166,17 +162,21 @@ class TextToImage(ImageToImage):
         return Images(rows, kind)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a self-contained generator folder: weights, CLIP and embeddings table.
+        """Write a self-contained generator: weights, CLIP and embeddings table.
 
         Args:
-            folder: A new or empty folder; one that holds this generator already is left as it is.
+            folder: A new or empty folder, which gets exact copies; one that holds this generator already is
+                left as it is. Or a file `NAME.clipgen`, as `clipgen export` writes it.
 
         Raises:
             ClipgenError: It is a file, holds something else, or cannot be written.
         """
         if not isinstance(folder, str | Path):
             raise ClipgenError(f"the folder is of type {type(folder).__name__}: give its path as a text")
-        copy_parts(self.parts, Path(folder))
+        if Path(folder).suffix == ENDINGS[0]:
+            export_file(self.parts, str(folder), name=Path(folder).stem)
+        else:
+            copy_parts(self.parts, Path(folder))
 
     def generate(
         self,
@@ -286,16 +286,3 @@ class TextToImage(ImageToImage):
         n = requests.checked_count(n, config)
         asked = Request(prompts, *self.of_texts(prompts, config), n, seed, config)
         return self.sample(asked, on_step=on_step)
-
-
-def _told(generator: TextToImage, callback: OnStepEnd | None, meter: Meter) -> OnStep:
-    """An `on_step` that shows the progress and calls the callback."""
-    steps = itertools.count()
-
-    def on_step(codes: Tensor) -> None:
-        known = int((codes >= 0).sum()) // max(len(codes), 1)
-        meter.advance(known - meter.done)
-        if callback:
-            callback(generator, next(steps), known, {"codes": codes})
-
-    return on_step

@@ -1,18 +1,22 @@
-"""What calling a generator returns: a list of images in the type that was asked for.
+"""What calling a generator returns, and tells while it works: images in the type that was asked for.
 
 Knows generated images; knows nothing of how they are generated.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.requests import Generated
+from clipgen_core.progress import Meter
 
 OutputType = Literal["pil", "np", "pt"]
+OnStepEnd = Callable[[Any, int, int, Mapping[str, Tensor]], Any]
 
 
 class Images(list[Any]):
@@ -60,3 +64,25 @@ def _as(output_type: OutputType, one: Generated) -> Any:
         return one.image
     pixels = np.asarray(one.image, np.float32) / 255
     return pixels if output_type == "np" else torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def told(generator: object, callback: OnStepEnd | None, meter: Meter) -> Callable[[Tensor], None]:
+    """An `on_step` that shows the progress and calls the callback of diffusers' form.
+
+    Args:
+        generator: The first argument of the callback.
+        callback: See `TextToImage.__call__`.
+        meter: Counts the known codes of an image.
+
+    Returns:
+        The `on_step`.
+    """
+    steps = itertools.count()
+
+    def on_step(codes: Tensor) -> None:
+        known = int((codes >= 0).sum()) // max(len(codes), 1)
+        meter.advance(known - meter.done)
+        if callback:
+            callback(generator, next(steps), known, {"codes": codes})
+
+    return on_step

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -40,10 +41,16 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.fixture(scope="module")
+def exported(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("exported") / "model.clipgen"
+    export_file(read_parts(checkpoint), str(target), name="tiny")
+    return target
+
+
 @pytest.fixture
-def file(checkpoint: str, tmp_path: Path) -> Path:
-    export_file(read_parts(checkpoint), str(tmp_path / "a model.clipgen"), name="tiny")
-    return tmp_path / "a model.clipgen"
+def file(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(exported, tmp_path / "a model.clipgen"))
 
 
 def psnr(one: Any, other: Any) -> float:
@@ -107,6 +114,31 @@ def test_a_file_is_unpacked_once_and_keeps_what_its_clip_computes(file: Path, ch
     parts = read_parts(str(folder))
     assert ClipEncoder(parts.clip).key == parts.clip_key != read_parts(checkpoint).clip_key
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_a_clip_brings_its_text_files_or_is_named_where_a_hub_has_it(
+    checkpoint: str, clip_reference: str, tmp_path: Path
+) -> None:
+    parts, target = read_parts(checkpoint), tmp_path / "model.clipgen"
+    clip = shutil.copytree(clip_reference.removeprefix("local-dir:"), tmp_path / "clip")
+    (clip / "tower").mkdir()
+    for name in ("tower/config.json", "merges.txt", "weights.pkl", ".hidden.json"):
+        (clip / name).write_text("x")
+    export_file(parts.model_copy(update={"clip": f"local-dir:{clip}"}), str(target), name="tiny")
+    names = {path.name for path in (unpacked(target) / "clip").rglob("*") if path.is_file()}
+    assert names == {"config.json", "merges.txt", "open_clip_config.json", "open_clip_model.safetensors"}
+
+    named = parts.model_copy(update={"clip": "hub:ViT-B-32/openai", "clip_key": "ViT-B-32-openai-0123"})
+    card = export_file(named, str(target), name="tiny")
+    assert card.clip == "hub:ViT-B-32/openai" and not (unpacked(target) / "clip").exists()
+    loaded = read_parts(str(unpacked(target)))
+    assert (loaded.clip, loaded.clip_key) == (named.clip, named.clip_key)
+
+
+def test_a_generator_saves_itself_as_a_file(checkpoint: str, tmp_path: Path) -> None:
+    TextToImage.from_pretrained(checkpoint).save_pretrained(tmp_path / "tiny.clipgen")
+    assert (tmp_path / "tiny.clipgen").is_file()
+    assert read_parts(str(unpacked(tmp_path / "tiny.clipgen"))).embeddings
 
 
 def test_remote_files_and_folders_are_written_and_read(checkpoint: str, tmp_path: Path) -> None:
@@ -334,7 +366,7 @@ def test_a_killed_export_leaves_the_file_before_or_the_new_one(checkpoint: str, 
         "parts = read_parts(sys.argv[1]); print('ready', flush=True)\n"
         "while True: export_file(parts, sys.argv[2], name='x')"
     )
-    for pause in (0.02, 0.1, 0.2, 0.4):
+    for pause in (0.05, 0.3):
         command = [sys.executable, "-c", code, checkpoint, str(target)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout and process.stdout.readline() == b"ready\n"
