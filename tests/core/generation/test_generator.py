@@ -244,7 +244,7 @@ def test_missing_or_damaged_models_are_one_sentence(generator: TextToImage, tmp_
         ClipgenError, match=r"has neither .*: give a model file, a generator folder, .*\(step-N\) or a reg"
     ):
         read_parts(str(tmp_path))
-    with pytest.raises(ClipgenError, match="is no transformer checkpoint: give a generator folder"):
+    with pytest.raises(ClipgenError, match="is no transformer checkpoint: give a model file"):
         read_parts(generator.parts.vqgan)
     folder = tmp_path / "damaged"
     generator.save_pretrained(folder)
