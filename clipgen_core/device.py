@@ -13,6 +13,7 @@ from platformdirs import user_cache_path
 from torch import nn
 
 from clipgen_core import filesystem, logs
+from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.settings.training import Precision
 
 WORTHWHILE = 1.2  # times as fast as fp32, from which on bf16 is used
@@ -41,6 +42,43 @@ def fast_dtype(device: str | torch.device) -> torch.dtype:
     else:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
+
+
+def usable(device: str | torch.device | None) -> str:
+    """A device that a user names; the default one if None.
+
+    Raises:
+        ClipgenError: There is no such device here.
+    """
+    try:
+        place = torch.device(default_device() if device is None else device)
+        if place.type not in ("cpu", "cuda"):
+            raise ValueError("models run on cpu and cuda")
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise ClipgenError(
+            f"the device {device!r} cannot be used ({first_line(error)}): choose 'cpu', or 'cuda' where "
+            "there is a GPU"
+        ) from error
+    return default_device() if str(place) == "cuda" else str(place)
+
+
+def usable_dtype(dtype: torch.dtype | None, device: str | torch.device) -> torch.dtype:
+    """A type of weights that a user names; the fast one of the device if None.
+
+    Args:
+        dtype: The type.
+        device: Where the model runs.
+
+    Returns:
+        The type to use.
+
+    Raises:
+        ClipgenError: It is neither torch.bfloat16 nor torch.float32.
+    """
+    if dtype not in (None, torch.bfloat16, torch.float32):
+        raise ClipgenError(f"the dtype is {dtype!r}: choose torch.bfloat16 or torch.float32")
+    return dtype or fast_dtype(device)
 
 
 def resolved(precision: Precision, device: str | torch.device) -> Precision:

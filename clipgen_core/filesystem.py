@@ -7,7 +7,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,13 +18,12 @@ from fsspec.implementations.local import LocalFileSystem
 from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
+from clipgen_core.cache import DRAFT, cached, remove_unused
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
 from clipgen_core.schema import digest_of
 
-DRAFT = ".draft-"
 ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
-UNUSED = 24 * 3600  # seconds after which an unused local copy is removed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 NOT_RETRIED = (  # answers of a store, not faults of the way there
     ClipgenError,
@@ -138,6 +136,22 @@ def modified(url: str) -> float:
     return float(retried(filesystem.modified, path).timestamp())
 
 
+def publish_file(draft: Path, url: str) -> None:
+    """Move a finished local file to its final name.
+
+    Args:
+        draft: The file, in a folder of `draft_folder`.
+        url: Its final name.
+    """
+    filesystem, path = url_to_fs(url)
+    if not isinstance(filesystem, LocalFileSystem):
+        retried(filesystem.put_file, str(draft), path)
+        return
+    with draft.open("rb") as file:
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
 def publish_folder(draft: Path, url: str, marker: str) -> None:
     """Move a finished local folder to its final name.
 
@@ -244,22 +258,14 @@ def local_copy(url: str) -> Path:
     state = [(name, stamp(entry, entry["size"])) for name, entry in sorted(listing.items())]
     name = url.rstrip("/").rsplit("/", 1)[-1]
     copies = user_cache_path("clipgen") / "copies"
-    target = copies / digest_of([url, state]) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.utime(target.parent)
-    if not target.exists():
-        _remove_unused(copies)
-        draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        retried(filesystem.get, path, str(draft), recursive=True)
-        draft.replace(target)
-    return target
-
-
-def _remove_unused(copies: Path) -> None:
-    for copy in copies.iterdir():
-        with suppress(FileNotFoundError):  # another process has removed it
-            if time.time() - copy.stat().st_mtime > UNUSED:
-                shutil.rmtree(copy, ignore_errors=True)
+    folder = copies / digest_of([url, state])
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    if not (folder / name).exists():
+        remove_unused(copies)
+    return cached(
+        f"copies/{folder.name}", name, lambda draft: retried(filesystem.get, path, str(draft), recursive=True)
+    )
 
 
 def stamp(entry: Mapping[str, Any], size: int) -> str:

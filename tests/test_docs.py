@@ -32,6 +32,8 @@ RUN_BY = {
     r"clipgen (edit|extend) ": "core/cli/test_cli.py::test_edits_and_extensions_need_a_model_of_any_order",
     r"clipgen generate .* -m public/$": "core/published/test_published.py::"
     "test_the_public_generator_makes_pictures",
+    r"clipgen (export|generate .* -m model.clipgen)": "core/generation/test_export.py::"
+    "test_the_command_exports_what_generate_takes",
     r"clipgen ui$": "browser/test_ui.py::test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history",
     r"clipgen serve": "core/serving/test_server.py::test_openais_client_generates_streams_and_edits",
     r"clipgen (promote( \d+)?|rollback)$": "core/registry/test_champions.py::"

@@ -8,6 +8,7 @@ import pytest
 
 CORE = Path(__file__).parents[1] / "clipgen_core"
 GROUND = {
+    "cache",
     "errors",
     "extras",
     "device",

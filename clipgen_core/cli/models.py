@@ -10,7 +10,9 @@ from pydantic import JsonValue
 from rich.table import Table
 from rich.text import Text
 
-from clipgen_core.cli.options import Command, Name, Root, app, console
+from clipgen_core.cli.options import Command, Model, Name, Root, app, console, last_model
+from clipgen_core.cli.sheets import require_writable
+from clipgen_core.filesystem import is_local
 from clipgen_core.schema import LOCAL
 from clipgen_core.storage import ASSETS, Storage, last_root
 
@@ -82,6 +84,43 @@ def import_generator(
 
     generator.import_generator(vqgan, transformer, clip, output, heads)
     console.print(f"try: clipgen generate 'a city bus' -m {output}")
+
+
+@app.command(cls=Command)
+def export(
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="The file to write, such as model.clipgen, or the folder.")
+    ],
+    model: Model = None,
+    root: Root = None,
+    layout: Annotated[
+        Literal["file", "huggingface"],
+        typer.Option(help="One file, or a folder to upload to the Hugging Face Hub."),
+    ] = "file",
+    weights: Annotated[
+        Literal["bf16", "int8"], typer.Option(help="int8 takes half the space, at some loss.")
+    ] = "bf16",
+    name: Annotated[
+        str | None, typer.Option("--name", help="Of the model; by default its registered name or OUTPUT.")
+    ] = None,
+) -> None:
+    """Write a model as one file to share, which generate, edit and the page take as --model."""
+    from clipgen_core.generation.export import export_file, export_folder
+    from clipgen_core.generation.parts import read_parts
+    from clipgen_core.generation.sources import REGISTRY, folder_of
+    from clipgen_core.tracking import describe
+
+    if layout == "file" and is_local(output):
+        require_writable(Path(output), ".clipgen")
+    source = model or last_model(root)
+    registered, _, version = source.removeprefix(REGISTRY).replace("@", "/").partition("/")
+    if source.startswith(REGISTRY):
+        version = describe(source)["version"]
+    else:
+        registered, version = Path(output).stem, ""
+    parts, write = read_parts(folder_of(source)), {"file": export_file, "huggingface": export_folder}[layout]
+    write(parts, output, name=name or registered, version=version or None, weights=weights)
+    console.print(f"try: clipgen generate 'a red heart' -m {shlex.quote(output)}")
 
 
 @app.command(cls=Command)

@@ -29,8 +29,8 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="models:/clip-gen@candidate, a generator folder or a transformer checkpoint; "
-        "by default the newest in ./.clipgen.",
+        help="models:/clip-gen@candidate, a model file (model.clipgen), hf://ORG/NAME, a generator folder or "
+        "a transformer checkpoint; by default the newest in ./.clipgen.",
     ),
 ]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipgen_core import logs
 from clipgen_core.data.embeddings import EmbeddingTable
-from clipgen_core.device import fast_dtype
+from clipgen_core.device import usable, usable_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.conditioning import Conditioner
@@ -73,31 +73,40 @@ class Request:
 class Engine:
     """CLIP, VQGAN, transformer and image embeddings, loaded; safe to call from several threads.
 
-    What is asked by several threads is sampled together. Each gets the images that it would get alone.
+    What is asked by several threads is sampled together. Each gets the images that it would get alone; in
+    bf16 a few differ, as the rounding of a matrix product depends on how many rows it has.
 
     Args:
         parts: Where they are.
-        compile: See `TextToImage.from_pretrained`.
+        compile, device, dtype: See `TextToImage.from_pretrained`.
 
     Raises:
         ClipgenError: A part is missing, damaged, or not the one that the model was trained with.
     """
 
-    def __init__(self, parts: Parts, *, compile: bool = False) -> None:
-        self.parts = parts
-        self.clip = ClipEncoder(parts.clip)
+    def __init__(
+        self,
+        parts: Parts,
+        *,
+        compile: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.parts, self.compile = parts, compile
+        place = usable(device)
+        self.clip = ClipEncoder(parts.clip, place)
         if self.clip.key != parts.clip_key:
             raise ClipgenError(
                 f"the CLIP at {parts.clip} is {self.clip.key}, but this model was trained with "
                 f"{parts.clip_key}: restore the CLIP or train again"
             )
-        self.vqgan = load_vqgan(parts.vqgan)
-        self.transformer = load_transformer(parts.transformer)
+        self.vqgan = load_vqgan(parts.vqgan, place)
+        self.transformer = load_transformer(parts.transformer, place)
         stored, version = parts.embeddings, parts.embeddings_version
         self.embeddings = EmbeddingTable(stored, version) if stored else None
         gap = copy.deepcopy(self.transformer.gap)  # its statistics stay in float32
         self.conditioner = Conditioner(gap, self.embeddings, self.transformer.config.neighbours)
-        self.transformer.to(fast_dtype(self.device.type))
+        self.transformer.to(usable_dtype(dtype, self.device.type))
         on_gpu = self.device.type == "cuda"
         sampler = Sampler(self.transformer, "compiled" if compile and on_gpu else None, ONE_CALLERS_SHARE)
         self.worker = Worker(sampler)

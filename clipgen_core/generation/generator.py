@@ -7,15 +7,20 @@ the table of image embeddings. A transformer checkpoint names the same parts in 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
-from clipgen_core import tracking
+from clipgen_core.device import usable, usable_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
 from clipgen_core.generation.engine import Request
+from clipgen_core.generation.export import export_file
 from clipgen_core.generation.from_images import ImageToImage
+from clipgen_core.generation.output import Images, OnStepEnd, OutputType, checked_output_type, told
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.generation.sampling import OnStep
+from clipgen_core.generation.sources import ENDINGS, folder_of
+from clipgen_core.progress import track
 from clipgen_core.settings.sampling import Condition
 
 
@@ -28,22 +33,33 @@ class TextToImage(ImageToImage):
 
     Args:
         parts: Where CLIP, VQGAN, transformer and image embeddings are.
-        compile: See `from_pretrained`.
+        compile, device, dtype: See `from_pretrained`.
 
     Raises:
         ClipgenError: A part is missing, damaged, or not the one that the model was trained with.
     """
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, compile: bool = False) -> "TextToImage":
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        compile: bool = False,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "TextToImage":
         """Load a generator.
 
         Args:
-            source: A generator folder, a transformer checkpoint (`step-N`), or a registered model
-                (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at MLFLOW_TRACKING_URI.
+            source: A model file (`model.clipgen`), a generator folder, a transformer checkpoint (`step-N`), a
+                registered model (`models:/NAME@ALIAS`, `models:/NAME/VERSION`), found at
+                MLFLOW_TRACKING_URI, or a repository of the Hugging Face Hub (`hf://ORG/NAME`).
             compile: On a GPU, compile the transformer's blocks by `torch.compile`. The first images of every
                 number of candidates then take seconds to minutes longer: for services and long lists of
                 prompts. Without it, steps are recorded as CUDA graphs, which pays from the first image on.
+            device: Where it runs; by default the GPU if there is one.
+            dtype: Of the transformer's weights, torch.bfloat16 or torch.float32; by default bfloat16 where
+                the device is faster with it.
 
         Returns:
             The generator.
@@ -55,23 +71,112 @@ class TextToImage(ImageToImage):
             raise ClipgenError(
                 f"the model is of type {type(source).__name__}: give its folder or name as a text"
             )
-        source = str(source)
-        if source.startswith("models:/"):
-            source = str(tracking.download_registered(source))
-        return cls(read_parts(source), compile=compile)
+        parts = read_parts(folder_of(str(source)))
+        return cls(parts, compile=compile, device=device, dtype=dtype)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write a self-contained generator folder: weights, CLIP and embeddings table.
+    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "TextToImage":
+        """Move the generator to another device, or to another type of weights, by loading it again.
 
         Args:
-            folder: A new or empty folder; one that holds this generator already is left as it is.
+            device, dtype: See `from_pretrained`. The present device if it is not named.
+
+        Returns:
+            The same generator. Images that are being generated meanwhile are finished as they began.
+
+        Raises:
+            ClipgenError: There is no such device, or a part of the model is gone.
+        """
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
+        place = usable(device or self.device)
+        wanted = usable_dtype(dtype, place)
+        if (place, wanted) != (str(self.device), self.dtype):
+            loaded = type(self)(self.parts, compile=self.compile, device=place, dtype=wanted)
+            vars(self).update(vars(loaded))
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the transformer's weights."""
+        return self.transformer.codes.weight.dtype
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        output_type: OutputType = "pil",
+        callback_on_step_end: OnStepEnd | None = None,
+        progress_bar: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        candidates: int | None = None,
+        condition: Condition | None = None,
+        neighbours: int | None = None,
+        neighbour_temperature: float | None = None,
+    ) -> Images:
+        """Generate images, with the names of diffusers' pipelines.
+
+        Args:
+            prompt: A prompt, or several.
+            num_images_per_prompt: `n` of `generate`.
+            num_inference_steps: `steps` of `generate`.
+            guidance_scale, seed: See `generate`.
+            output_type: "pil" for PIL images, "np" for float32 arrays [h, w, 3], "pt" for float32 tensors
+                [3, h, w], both in [0, 1].
+            callback_on_step_end: Called after each step with the generator, the number of the step from 0,
+                the number of known codes of an image in the mean, and {"codes": codes} as `on_step` of
+                `generate_scored` gets them. What it returns is ignored; an error that it raises ends the
+                sampling.
+            progress_bar: Whether to show the progress: a bar on a terminal, else log lines.
+            temperature, top_k, top_p, candidates: See `generate`.
+            condition, neighbours, neighbour_temperature: See `generate`.
+
+        Returns:
+            A list of all images, with `images`, `clip_scores` and `codes`.
+
+        Raises:
+            ClipgenError: As `generate`, or the output type is not known.
+        """
+        kind = checked_output_type(output_type)
+        with track("sampling", self.transformer.positions, "codes", shown=progress_bar) as meter:
+            rows = self.generate_scored(
+                prompt,
+                num_images_per_prompt,
+                seed,
+                on_step=told(self, callback_on_step_end, meter),
+                steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                candidates=candidates,
+                condition=condition,
+                neighbours=neighbours,
+                neighbour_temperature=neighbour_temperature,
+            )
+        return Images(rows, kind)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a self-contained generator: weights, CLIP and embeddings table.
+
+        Args:
+            folder: A new or empty folder, which gets exact copies; one that holds this generator already is
+                left as it is. Or a file `NAME.clipgen`, as `clipgen export` writes it.
 
         Raises:
             ClipgenError: It is a file, holds something else, or cannot be written.
         """
         if not isinstance(folder, str | Path):
             raise ClipgenError(f"the folder is of type {type(folder).__name__}: give its path as a text")
-        copy_parts(self.parts, Path(folder))
+        if Path(folder).suffix == ENDINGS[0]:
+            export_file(self.parts, str(folder), name=Path(folder).stem)
+        else:
+            copy_parts(self.parts, Path(folder))
 
     def generate(
         self,

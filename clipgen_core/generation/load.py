@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from clipgen_core import filesystem, tracking
+from clipgen_core import filesystem
 from clipgen_core.device import default_device
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.parts import FILE, Parts, read_parts
+from clipgen_core.generation.sources import folder_of
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.schema import Frozen, TokenManifest
@@ -97,7 +98,7 @@ def vqgan_to_start_from(address: str, model: VqganConfig) -> Checkpoint:
     Raises:
         ClipgenError: There is none, or its architecture is another.
     """
-    folder = _folder(address)
+    folder = folder_of(address)
     checkpoint = Checkpoint(read_parts(folder).vqgan if filesystem.exists(f"{folder}/{FILE}") else folder)
     saved = _vqgan_settings(checkpoint)
     _require_same(f"the VQGAN at {address}", saved, model, OF_VQGAN_TRAINING)
@@ -120,7 +121,7 @@ def transformer_to_start_from(
     Raises:
         ClipgenError: There is none, its architecture is another, or its VQGAN or CLIP is.
     """
-    parts = read_parts(_folder(address))
+    parts = read_parts(folder_of(address))
     checkpoint, there = Checkpoint(parts.transformer), f"the transformer at {address}"
     _require_same_inputs(there, parts, checkpoint, shards)
     _require_same(there, checkpoint.settings("model", TransformerConfig), model, OF_TRANSFORMER_TRAINING)
@@ -159,10 +160,6 @@ def _vqgan_settings(checkpoint: Checkpoint) -> VqganConfig:
     if not isinstance(model, dict) or "quantizer" not in model:
         raise ClipgenError(f"{checkpoint.url} is no VQGAN checkpoint: give the folder step-N of one")
     return checkpoint.settings("model", VqganConfig)
-
-
-def _folder(address: str) -> str:
-    return str(tracking.download_registered(address)) if address.startswith("models:/") else address
 
 
 def _require_same_inputs(

@@ -7,11 +7,12 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from torch import nn, uint8
+from torch import device, nn, uint8
 
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
@@ -61,6 +62,42 @@ def needs_transformers(reference: str) -> bool:
     except Exception as error:
         raise _unusable(reference, error) from error
     return bool(text.get("hf_model_name") or text.get("hf_tokenizer_name"))
+
+
+def unfilled(reference: str, most: int) -> nn.Module:
+    """The model that a folder describes, without memory for its weights.
+
+    Args:
+        reference: `local-dir:FOLDER`, which needs no weights.
+        most: Tensors that the model has at most.
+
+    Returns:
+        The model, on the device `meta`.
+
+    Raises:
+        ValueError: The folder describes no model, or a larger one.
+    """
+    settings = _model_config(reference)
+    numbers = list(_integers(settings))
+    layers = sum(value for name, value in numbers if "layers" in name)
+    if layers > most or any(value > 2**20 for _, value in numbers):
+        raise ValueError(f"{CLIP_CONFIG} describes another model than the weights")
+    own = _own_text_tower(reference, settings)
+    with device("meta"):
+        model: nn.Module = open_clip.create_model(
+            reference, load_weights=False, pretrained_text=False, device="meta", **own
+        )
+    return model
+
+
+def _integers(settings: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """All integers in the configuration of a model, each with the key that it is under."""
+    if isinstance(settings, int):
+        yield name, settings
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        yield from _integers(value, key)
+    for value in settings if isinstance(settings, list | tuple) else ():
+        yield from _integers(value, name)
 
 
 def absolute(reference: str) -> str:

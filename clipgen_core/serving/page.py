@@ -1,11 +1,10 @@
 """A page that generates pictures in the browser (Gradio). Knows the generator's call, not how it works.
 
-Requests wait in one queue, in order. While a request is sampled, its unfinished pictures are shown.
+Requests are sampled together. While one is, its unfinished pictures are shown.
 """
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -20,8 +19,7 @@ from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
-from clipgen_core.generation.worker import elsewhere
-from clipgen_core.serving.models import LOADED_MODELS
+from clipgen_core.serving.models import Models
 from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
 from clipgen_core.serving.sampling import Sampling, unique
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
@@ -81,16 +79,16 @@ def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
 
 
 def build(models: Sequence[str]) -> gr.Blocks:
-    """Build the page and load its first model."""
-    load = lru_cache(LOADED_MODELS)(lambda model: elsewhere(lambda: TextToImage.from_pretrained(model)))
-    sampling = load(models[0]).parts.sampling
+    """Build the page and load its models once, the first one last."""
+    offered = Models(models)
+    sampling = offered.load(offered.find(None)).parts.sampling
     with gr.Blocks(title=TITLE, delete_cache=(HOUR, HOUR), analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 prompt, generate, picture, vary, drawn, edit = _subjects()
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
-                settings = _settings(models, sampling)
+                settings = _settings(list(offered.served), sampling)
             with gr.Column(scale=2):
                 shown = _galleries()
         past = gr.State([])
@@ -99,14 +97,17 @@ def build(models: Sequence[str]) -> gr.Blocks:
             "concurrency_id": "sampling",
             "show_progress": "minimal",
         }
-        from_text = _handler(load, FromText, [prompt])
+        from_text = _handler(offered, FromText, [prompt])
         events: list[Any] = [
             generate.click(from_text, [prompt, *settings, past], api_name="generate", **common),
             prompt.submit(from_text, [prompt, *settings, past], api_visibility="private", **common),
             vary.click(
-                _handler(load, FromPicture, [picture]), [picture, *settings, past], api_name="vary", **common
+                _handler(offered, FromPicture, [picture]),
+                [picture, *settings, past],
+                api_name="vary",
+                **common,
             ),
-            edit.click(_handler(load, Edit, drawn), [*drawn, *settings, past], api_name="edit", **common),
+            edit.click(_handler(offered, Edit, drawn), [*drawn, *settings, past], api_name="edit", **common),
         ]
         stop.click(None, cancels=events)
     return page
@@ -171,9 +172,7 @@ def _galleries() -> list[Any]:
     ]
 
 
-def _handler(
-    load: Callable[[str], TextToImage], subject_of: Callable[..., Subject], inputs: Sequence[Any]
-) -> Handler:
+def _handler(offered: Models, subject_of: Callable[..., Subject], inputs: Sequence[Any]) -> Handler:
     """The handler of a button, whose first inputs make the subject of the request."""
 
     def handle(*given: Any) -> Iterator[tuple[Any, ...]]:
@@ -185,7 +184,8 @@ def _handler(
         try:
             subject = subject_of(*given[: len(inputs)])
             with observed(subject.kind):
-                generator = load(model)
+                served = offered.find(model)
+                generator, origin = offered.load(served), offered.origin(served)
                 with Sampling(generator, subject, parameters) as sampling:
                     for images, progress in sampling.previews():
                         yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
@@ -196,7 +196,7 @@ def _handler(
         for one in row:
             score = round(one.clip_score, 4)
             with_parameters(
-                one.image, {**subject.recorded, **parameters, "model": model, "clip_score": score}
+                one.image, {**subject.recorded, **parameters, "model": origin, "clip_score": score}
             )
         captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
         past = ([(one.image, f"{subject.label}, seed {int(seed)}") for one in row[:1]] + past)[:HISTORY]

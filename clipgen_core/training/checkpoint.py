@@ -29,7 +29,10 @@ from clipgen_core.training.provenance import ImportedCodes, Provenance, StartedF
 
 MARKER, PROVENANCE, WEIGHTS, RESUME = "state.json", "config.json", "model.safetensors", "training.pt"
 VALIDATION = "validation"
-MODELS = "a generator folder, a transformer checkpoint (step-N) or a registered model (models:/NAME@ALIAS)"
+MODELS = (
+    "a model file, a generator folder, a transformer checkpoint (step-N) or a registered model "
+    "(models:/NAME@ALIAS)"
+)
 Record = TypeVar("Record", bound=BaseModel)
 Settings = TypeVar("Settings", bound=Frozen)
 

@@ -239,9 +239,11 @@ def test_every_allowed_request_gives_images(generator: TextToImage, prompt: str,
 def test_missing_or_damaged_models_are_one_sentence(generator: TextToImage, tmp_path: Path) -> None:
     with pytest.raises(ClipgenError, match="there is no model at"):
         TextToImage.from_pretrained(str(tmp_path / "none"))
-    with pytest.raises(ClipgenError, match=r"has neither .*: give a generator folder, .*\(step-N\) or a reg"):
+    with pytest.raises(
+        ClipgenError, match=r"has neither .*: give a model file, a generator folder, .*\(step-N\) or a reg"
+    ):
         read_parts(str(tmp_path))
-    with pytest.raises(ClipgenError, match="is no transformer checkpoint: give a generator folder"):
+    with pytest.raises(ClipgenError, match="is no transformer checkpoint: give a model file"):
         read_parts(generator.parts.vqgan)
     folder = tmp_path / "damaged"
     generator.save_pretrained(folder)

@@ -318,6 +318,10 @@ def test_a_registered_model_gives_pictures_holds_no_pickle_and_knows_its_origin(
     assert png == png_bytes(generator.generate(["a red heart"], seed=3)[0][0])
     with pytest.raises(ClipgenError, match="is not available from MLflow"):
         TextToImage.from_pretrained("models:/clip-gen@typo")
+    export = ["export", "-m", "models:/clip-gen@candidate", "--layout", "huggingface", "-o"]
+    assert CliRunner().invoke(app, [*export, str(tmp_path / "hub")]).exit_code == 0
+    config = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert (config["name"], config["version"]) == ("clip-gen", "1")
 
     shown = CliRunner().invoke(app, ["lineage", "models:/clip-gen@candidate"]).output
     assert "gone" not in shown and shown.count("@ version") == 2
