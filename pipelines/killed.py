@@ -1,12 +1,13 @@
 """Mark runs that were killed as failed: each would hold a slot of the pool `gpu`, and the next run wait.
 
-In:  DAGSTER_HOME of one machine, where a process id says which run still lives
-Run: `python -m pipelines.killed`; `make demo`, `make judge` and `make ui` do it first. On servers the
-     daemon's run monitoring has this part.
+In:  DAGSTER_HOME of one machine or container, where a process id says which run still lives
+Run: `python -m pipelines.killed`; `make demo`, `make judge` and `make ui` do it first, and in Compose the
+     container of the code location does, whose processes the runs are
 """
 
 import os
 import sys
+from pathlib import Path
 
 import dagster as dg
 import psutil
@@ -26,19 +27,28 @@ def _lives(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether a process that the run's events name is there; also where they name none yet."""
     events = instance.all_logs(run_id, of_type=dg.DagsterEventType.ENGINE_EVENT)
     named = [
-        (int(str(entry.dagster_event.engine_event_data.metadata["pid"].value)), entry.timestamp)
+        int(str(entry.dagster_event.engine_event_data.metadata["pid"].value))
         for entry in events
         if entry.dagster_event and "pid" in entry.dagster_event.engine_event_data.metadata
     ]
-    return not named or any(_runs_since(pid, named_at) for pid, named_at in named)
+    return not named or any(_belongs_to(instance, pid) for pid in named)
 
 
-def _runs_since(pid: int, moment: float) -> bool:
-    """Whether the process is there, and is no later one with the same number."""
+def _belongs_to(instance: dg.DagsterInstance, pid: int) -> bool:
+    """Whether a process with this id runs for the instance, other than this process and those it runs in.
+
+    The time at which it began is not compared with the event's: the clock may have been set in between.
+    """
+    this = psutil.Process()
     try:
-        return psutil.Process(pid).create_time() <= moment
+        process = psutil.Process(pid)
+        home = process.environ().get("DAGSTER_HOME", "")
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # another user's: it may be the run's
+        return True
+    same = Path(home).resolve() == Path(instance.root_directory).resolve()
+    return same and process not in (this, *this.parents())
 
 
 if __name__ == "__main__":

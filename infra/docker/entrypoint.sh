@@ -2,7 +2,8 @@
 # Secrets come as files: NAME_FILE=/run/secrets/x becomes NAME with that file's content. The instance config is
 # the profile that DAGSTER_PROFILE names. A run's or a step's container joins the Ray cluster that RAY_ADDRESS
 # (HOST:PORT) names, as a node without CPUs: from there it starts workers elsewhere. A code location does not,
-# so that it lives when Ray is away.
+# so that it lives when Ray is away. In Compose, runs are processes of the code location's container: those that
+# a lost one left under way are marked as failed when the next one starts, which frees their slots.
 set -euo pipefail
 while IFS='=' read -r name path; do
   if [[ ! -r "$path" ]]; then
@@ -16,6 +17,9 @@ if [[ -n "${DAGSTER_PROFILE:-}" ]]; then
 fi
 if [[ -n "${MLFLOW_PASSWORD:-}" ]]; then # of MLflow's own database
   export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg2://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
+fi
+if [[ "${DAGSTER_PROFILE:-}" == compose && "${1:-} ${2:-} ${3:-}" == "dagster code-server start" ]]; then
+  python -m pipelines.killed
 fi
 if [[ -n "${RAY_ADDRESS:-}" && "${1:-} ${2:-} ${3:-}" =~ ^dagster\ api\ execute_(run|step) ]]; then
   address=$RAY_ADDRESS

@@ -2,16 +2,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import yaml
+from dagster._core.events import EngineEventData
 
 from pipelines.killed import end_killed
 from tests.conftest import wait_for
 
-INSTANCE = Path(__file__).parents[2] / "infra" / "dagster" / "local.yaml"
+INFRA = Path(__file__).parents[2] / "infra"
+INSTANCE = INFRA / "dagster" / "local.yaml"
 
 
 def test_a_killed_run_is_failed_and_leaves_its_slot(
@@ -60,3 +65,67 @@ def test_a_killed_run_is_failed_and_leaves_its_slot(
         assert end_killed(instance) == []
         made = instance.get_run_by_id(run_id)
         assert made is not None and made.status is dg.DagsterRunStatus.FAILURE
+
+
+@contextmanager
+def process(home: Path) -> Iterator[int]:
+    """The id of a process with that DAGSTER_HOME."""
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    environment = os.environ | {"DAGSTER_HOME": str(home)}
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as started:
+        assert started.stdout and started.stdout.readline()
+        yield started.pid
+        started.kill()
+
+
+def under_way(instance: dg.DagsterInstance, pid: int, hours_ago: float = 0) -> str:
+    """The id of a run that counts as started in a process, which its event named some hours ago."""
+    run = instance.create_run_for_job(dg.GraphDefinition(name="nothing").to_job())
+    for kind, data in (
+        (dg.DagsterEventType.RUN_START, None),
+        (dg.DagsterEventType.ENGINE_EVENT, EngineEventData({"pid": dg.MetadataValue.text(str(pid))})),
+    ):
+        event = dg.DagsterEvent(kind.value, run.job_name, event_specific_data=data)
+        instance.report_dagster_event(event, run.run_id, timestamp=time.time() - 3600 * hours_ago)
+    return run.run_id
+
+
+def test_a_run_lives_though_the_clock_was_set_forward_after_its_event(tmp_path: Path) -> None:
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, process(tmp_path) as pid:
+        run_id = under_way(instance, pid, hours_ago=1)  # the process began a moment ago
+        assert end_killed(instance) == []
+        run = instance.get_run_by_id(run_id)
+        assert run is not None and run.status is dg.DagsterRunStatus.STARTED
+
+
+def test_a_later_process_with_the_same_number_is_not_the_runs(tmp_path: Path) -> None:
+    """In a restarted container the numbers begin anew, so that even this process may have the run's."""
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, process(tmp_path / "other") as pid:
+        ours = [under_way(instance, one) for one in (pid, os.getpid(), os.getppid())]
+        assert sorted(end_killed(instance)) == sorted(ours)
+
+
+def test_a_new_container_of_the_code_location_ends_the_runs_of_a_lost_one(tmp_path: Path) -> None:
+    profiles, home = tmp_path / "profiles", tmp_path / "home"
+    home.mkdir()
+    profiles.mkdir()
+    (profiles / "compose.yaml").write_bytes(INSTANCE.read_bytes())
+    (home / "dagster.yaml").write_bytes(INSTANCE.read_bytes())
+    with process(home) as lost:
+        pass
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        run_id = under_way(instance, lost)
+    settings = {"DAGSTER_HOME": str(home), "DAGSTER_PROFILE": "compose", "CLIPGEN_PROFILES": str(profiles)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for command, status in (
+        (["dagster", "code-server", "--help"], dg.DagsterRunStatus.STARTED),
+        (["dagster", "code-server", "start", "--help"], dg.DagsterRunStatus.FAILURE),
+    ):
+        entrypoint = [str(INFRA / "docker" / "entrypoint.sh"), *command]
+        done = subprocess.run(
+            entrypoint, env=os.environ | settings | {"PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+        with dg.DagsterInstance.from_config(str(home)) as instance:
+            run = instance.get_run_by_id(run_id)
+            assert run is not None and run.status is status
