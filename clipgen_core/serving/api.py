@@ -25,6 +25,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated, not_read
 from clipgen_core.generation.sampling import OnStep
+from clipgen_core.generation.worker import CALLER
 from clipgen_core.serving import messages
 from clipgen_core.serving.messages import EditForm, Generation, Images, OneImage, Refused
 from clipgen_core.serving.models import Models, Served
@@ -115,17 +116,17 @@ def _add_models(app: FastAPI, models: Models) -> None:
 
 def _add_images(app: FastAPI, models: Models, work: Work) -> None:
     @app.post("/v1/images/generations", responses=SAMPLED, response_class=Response)
-    async def generate(asked: Generation) -> Sampled:
+    async def generate(asked: Generation, request: Request) -> Sampled:
         """Generate images for a prompt."""
 
         def call(generator: TextToImage, given: dict[str, Any]) -> list[Generated]:
             (row,) = generator.generate_scored(asked.prompt, **given)
             return row
 
-        return _sampled(models, work, "text", asked, call)
+        return _sampled(models, work, "text", asked, call, request)
 
     @app.post("/v1/images/edits", responses=SAMPLED, response_class=Response)
-    async def edit(asked: Annotated[EditForm, Form()]) -> Sampled:
+    async def edit(asked: Annotated[EditForm, Form()], request: Request) -> Sampled:
         """Generate a part of an image anew."""
         image = asked.image or asked.image_list
         if image is None:
@@ -135,10 +136,12 @@ def _add_images(app: FastAPI, models: Models, work: Work) -> None:
             mask = asked.mask.file.read() if asked.mask else None
             return generator.edit(*image_and_mask(image.file.read(), mask), asked.prompt, **given)
 
-        return _sampled(models, work, "edit", asked, call)
+        return _sampled(models, work, "edit", asked, call, request)
 
 
-def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm, call: Call) -> Sampled:
+def _sampled(
+    models: Models, work: Work, kind: str, asked: Generation | EditForm, call: Call, request: Request
+) -> Sampled:
     """The response to a request whose fields are valid."""
     model = _found(models, asked.model)
     if asked.size not in (None, "auto", model.size):
@@ -147,8 +150,10 @@ def _sampled(models: Models, work: Work, kind: str, asked: Generation | EditForm
         )
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
     parameters = {"n": asked.n or 1, "seed": seed, **asked.sampling}
+    address = request.client.host if request.client else ""
 
     def sample(on_step: OnStep) -> Images:
+        CALLER.set(asked.user or address)
         with observed(kind):
             generator = _loaded(models, model)
             row = call(generator, {**parameters, "on_step": on_step})

@@ -55,10 +55,11 @@ class Asked(Frozen):
     guidance_scale: float | None = None
     candidates: int | None = None
     quality: str | None = None
-    """Accepted for clients that send it; changes nothing, as `style`, `moderation` and the user's names."""
+    """Accepted for clients that send it; changes nothing, like the next two and the identifier."""
     style: str | None = None
     moderation: str | None = None
     user: str | None = None
+    """Requests of one user take turns with those of others. Default: the address of the client."""
     safety_identifier: str | None = None
 
     @property

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clipgen_core.generation.sampling import OnStep
 
-AT_ONCE = 16  # requests that are sampled; the generator decides how their steps share the processor
+AT_ONCE = 64  # requests that are sampled; the generator decides how their steps share the processor
 
 Result = TypeVar("Result")
 

@@ -16,6 +16,7 @@ from PIL import Image
 from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.sampling import Job, Sampler
 from clipgen_core.serving.api import LARGEST_BODY, build
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.work import Work
@@ -67,6 +68,21 @@ def events(text: str) -> list[dict[str, Any]]:
         assert name == f"event: {fields.get('type', 'error')}"
         found.append(fields)
     return found
+
+
+def test_the_generator_knows_whose_turn_a_request_takes(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers, job = list[str](), Sampler.job
+
+    def recorded(sampler: Sampler, *given: Any, **options: Any) -> Job:
+        callers.append(options["caller"])
+        return job(sampler, *given, **options)
+
+    monkeypatch.setattr(Sampler, "job", recorded)
+    for asked in ({"user": "ada"}, {}, {"user": "bob"}):
+        assert client.post(GENERATE, json={"prompt": "a red disc", **asked}).status_code == 200
+    assert callers == ["ada", "testclient", "bob"]
 
 
 def test_the_images_are_those_of_the_generator_and_say_how_they_were_made(
