@@ -94,7 +94,8 @@ class Engine:
     ) -> None:
         self.parts, self.compile = parts, compile
         place = usable(device)
-        self.clip = ClipEncoder(parts.clip, place)
+        dtype = usable_dtype(dtype, place)
+        self.clip = ClipEncoder(parts.clip, place, dtype)
         if self.clip.key != parts.clip_key:
             raise ClipgenError(
                 f"the CLIP at {parts.clip} is {self.clip.key}, but this model was trained with "
@@ -106,7 +107,7 @@ class Engine:
         self.embeddings = EmbeddingTable(stored, version) if stored else None
         gap = copy.deepcopy(self.transformer.gap)  # its statistics stay in float32
         self.conditioner = Conditioner(gap, self.embeddings, self.transformer.config.neighbours)
-        self.transformer.to(usable_dtype(dtype, self.device.type))
+        self.transformer.to(dtype)
         on_gpu = self.device.type == "cuda"
         sampler = Sampler(self.transformer, "compiled" if compile and on_gpu else None, ONE_CALLERS_SHARE)
         self.worker = Worker(sampler)
