@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import subprocess
@@ -5,12 +6,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
 from dagster._core.events import EngineEventData
+from dagster._core.test_utils import freeze_time
+from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 
 from pipelines.killed import end_killed
 from tests.conftest import wait_for
@@ -129,3 +135,25 @@ def test_a_new_container_of_the_code_location_ends_the_runs_of_a_lost_one(tmp_pa
         with dg.DagsterInstance.from_config(str(home)) as instance:
             run = instance.get_run_by_id(run_id)
             assert run is not None and run.status is status
+
+
+@pytest.mark.parametrize("profile", ["compose", "kubernetes"])
+def test_the_daemon_frees_the_slot_of_a_run_that_ended_without_its_process(
+    profile: str, tmp_path: Path
+) -> None:
+    """A run that does not answer a termination is marked as canceled by the daemon, which keeps its slot."""
+    settings = yaml.safe_load((INFRA / "dagster" / f"{profile}.yaml").read_text())
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump({"run_monitoring": settings["run_monitoring"]}))
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        storage = instance.event_log_storage
+        storage.set_concurrency_slots("gpu", 1)
+        run_id = under_way(instance, os.getpid())
+        assert storage.claim_concurrency_slot("gpu", run_id, "step").is_claimed
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        instance.report_run_canceled(run)
+        workspace: Any = SimpleNamespace(instance=instance)
+        for hours, slots in ((0, [run_id]), (1, [])):
+            with freeze_time(datetime.now(UTC) + timedelta(hours=hours)):
+                list(execute_concurrency_slots_iteration(workspace, logging.getLogger()))
+            assert [one.run_id for one in storage.get_concurrency_info("gpu").claimed_slots] == slots
