@@ -116,7 +116,7 @@ def lay_out_a_part(folder: Path) -> None:
 
 def documented_python() -> list[str]:
     """The Python of the README and of the page about using a model, but for editing."""
-    found = [code for file in DOCS for code in blocks(file, "python") if "TextToImage" in code]
+    found = [code for file in DOCS for code in blocks(file, "python") if "import TextToImage" in code]
     assert len(found) == 2
     return found
 

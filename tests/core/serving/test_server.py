@@ -25,6 +25,7 @@ from clipgen_core.cli import app
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.sampling import Sampler
 from clipgen_core.serving import work
 from clipgen_core.serving.api import build
 from clipgen_core.serving.models import Models
@@ -183,16 +184,14 @@ def test_sigterm_lets_requests_finish_and_ends_with_exit_code_zero(checkpoint: s
 
 SLOW = """
 import sys, time
-from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.sampling import Sampler
 from clipgen_core.serving import server, work
 
-def slowly(self, prompt, *, on_step, **given):
-    def step(codes):
-        time.sleep(1)
-        on_step(codes)
-    return generate(self, prompt, on_step=step, **given)
+def slowly(self):
+    time.sleep(1)
+    advance(self)
 
-generate, TextToImage.generate_scored = TextToImage.generate_scored, slowly
+advance, Sampler.advance = Sampler.advance, slowly
 server.GRACE, work.AT_ONCE = 2.0, 1
 server.serve(sys.argv[1:], host="127.0.0.1", port=0, token_file=None, waiting=1)
 """
@@ -224,18 +223,13 @@ def test_what_waits_at_sigterm_is_refused_at_once_and_what_takes_too_long_after_
 @pytest.fixture
 def slow(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A server with one place, whose model takes five seconds for an image."""
-    models = Models([checkpoint])
-    generator = models.load(models.find(None))
-    generate = generator.generate_scored
+    models, advance = Models([checkpoint]), Sampler.advance
 
-    def slowly(prompt: str, *, on_step: Any, **given: Any) -> Any:
-        def step(codes: Any) -> None:
-            time.sleep(STEP)
-            on_step(codes)
+    def slowly(sampler: Sampler) -> None:
+        time.sleep(STEP)
+        advance(sampler)
 
-        return generate(prompt, on_step=step, **given)
-
-    monkeypatch.setattr(generator, "generate_scored", slowly)
+    monkeypatch.setattr(Sampler, "advance", slowly)
     monkeypatch.setattr(work, "AT_ONCE", 1)
     with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(build(models, Work(waiting=0)), log_config=None))
