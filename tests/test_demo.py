@@ -87,7 +87,8 @@ def test_the_quick_demo_from_pictures_to_a_registered_model(tmp_path: Path) -> N
     environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{tmp_path}/.clipgen/quick/mlflow/mlflow.db"
     Image.open(next(EMOJI.rglob("*.png"))).save(tmp_path / "photo.png")
     said = {args[0]: run("clipgen", *args) for args in documented_commands()}
-    assert said.keys() == {"generate", "search", "vary", "champions", "lineage"}
+    assert said.keys() == {"generate", "search", "vary", "champions", "lineage", "export"}
+    assert (tmp_path / "my-model" / "model.safetensors").is_file()
     assert Image.open(tmp_path / "out.png").size == (4 * 64 + 3 * 2, 2 * 64 + 2)
     assert said["search"].count("file://") == 10
     assert "-" in said["champions"] and "images" in said["lineage"]
@@ -160,5 +161,5 @@ def answer_of(request: urllib.request.Request) -> Any:
 def documented_commands() -> list[list[str]]:
     """The documentation's commands about the demo's model, as they are written there."""
     words = [shlex.split(line) for file in DOCS for line in commands(file)]
-    wanted = ("generate", "search", "vary", "champions", "lineage")
+    wanted = ("generate", "search", "vary", "champions", "lineage", "export")
     return [one for program, *one in words if program.endswith("clipgen") and one[0] in wanted]

@@ -201,7 +201,7 @@ def siglip(clip_reference: str, tmp_path_factory: pytest.TempPathFactory) -> str
 MISSING = {
     "train-stage vqgan --recipe quick --root root": ("training and evaluation needs", "pipeline"),
     "embed s3://bucket/pictures --root root --clip SIGLIP": ("s3://bucket/pictures needs s3fs", "s3"),
-    "generate x -m s3://bucket/model": ("s3://bucket/model needs s3fs", "s3"),
+    "generate x -m s3://bucket/model": ("s3://bucket/model/generator.json needs s3fs", "s3"),
     "generate x -m models:/clip-gen@champion": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "champions --root root": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "embed pictures --root root --clip SIGLIP": ("the tokenizer of .+ needs transformers", "siglip"),

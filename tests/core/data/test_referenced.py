@@ -325,6 +325,7 @@ def test_an_image_that_left_before_it_was_encoded_is_in_no_shard(
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, bytes | None], object]]:
     """Puts an object into `s3://photos`, or removes one."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()  # of a test with other credentials
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()

@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import copy_parts, read_parts
+from clipgen_core.mlflow_tracker import mlflow_run
 from clipgen_core.registry.versions import PARAMS, log_model, requirements
-from clipgen_core.tracking import mlflow_run
 from tests.conftest import answers, free_port, wait_for
 from tests.core.models.test_clip import write_clip
 from tests.core.registry.test_champions import post
