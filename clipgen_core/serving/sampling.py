@@ -3,6 +3,7 @@
 import contextvars
 import queue
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.serving.subjects import Subject
+
+REST = 4.0  # times as long as a preview took, until the next one
 
 
 @dataclass
@@ -50,14 +53,19 @@ class Sampling:
         self._thread.join()
 
     def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
-        """Yield the unfinished pictures each time a row of codes more is known, and the share of them."""
-        side, rows = self.generator.vqgan.config.grid, 0
+        """Yield the unfinished pictures and the share of codes known, when a row of codes more is known.
+
+        Previews take a fifth of the time at most, so that with many users there are fewer of them.
+        """
+        side, rows, rest_until = self.generator.vqgan.config.grid, 0, 0.0
         while (codes := self._codes.get()) is not None:
-            known = int((codes >= 0).sum()) // len(codes)
-            if known // side > rows:
+            known, begin = int((codes >= 0).sum()) // len(codes), time.monotonic()
+            if known // side > rows and begin >= rest_until:
                 rows = known // side
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])
                 yield [unique(image) for image in shown], known / side**2
+                end = time.monotonic()
+                rest_until = end + REST * (end - begin)
         if self._error:
             raise self._error
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import edits, gap, guidance, orders, reading, serve
+from benchmarks import callers, edits, gap, guidance, orders, reading, serve
 from benchmarks.baseline import PlainGpt
 from benchmarks.growing import growing
 from benchmarks.shards import write_shards
@@ -229,5 +229,12 @@ def test_tables_of_two_sizes_are_measured() -> None:
 def test_users_of_the_api_get_the_images_of_one_call(checkpoint: str, tmp_path: Path) -> None:
     serve.main(checkpoint, users=4, json_file=tmp_path / "figures.json")
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert figures["own_images"] == figures["users"] == 4
+    assert figures["equal_to_one_call"] >= 3 and figures["another_users"] == 0
     assert figures["slowest_s"] >= figures["median_s"] > 0 and figures["share_of_one_call"] > 0
+
+
+def test_callers_in_threads_are_compared_with_one_call(checkpoint: str, tmp_path: Path) -> None:
+    callers.main(checkpoint, callers=3, json_file=tmp_path / "figures.json")
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["callers"] == 3 and figures["equal_to_one_call"] > 0.6
+    assert figures["slowest_s"] > 0 and figures["share_of_one_call"] > 0

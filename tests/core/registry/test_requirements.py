@@ -26,6 +26,7 @@ from tests.test_wheel import closure, linked, run
 
 CORE = Path(__file__).parents[3] / "clipgen_core"
 OPTIONAL = {  # for a training, a kind of file or a CLIP, which say in a sentence that it is missing
+    "huggingface_hub",  # open_clip brings it
     "lpips",
     "rasterio",
     "rawpy",
