@@ -1,7 +1,7 @@
 """A whole generator in one safetensors file: weights, CLIP and image embeddings, with JSON in its metadata.
 
-Reading unpacks it, once, to a generator folder in the user's cache. Nothing in a file is trusted: its digest,
-names and sizes are checked before anything is built or written. Knows the format; knows nothing of how it is written.
+Reading unpacks it, once, to a generator folder in the user's cache. Nothing in a file is trusted: names and
+sizes are checked before anything is built or written. Knows the format; knows nothing of how it is written.
 """
 
 import hashlib
