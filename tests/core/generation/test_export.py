@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -114,6 +115,13 @@ def test_a_file_is_unpacked_once_and_keeps_what_its_clip_computes(file: Path, ch
     parts = read_parts(str(folder))
     assert ClipEncoder(parts.clip).key == parts.clip_key != read_parts(checkpoint).clip_key
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_loading_a_file_logs_nothing_of_open_clip(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    TextToImage.from_pretrained(file)
+    assert not [record.message for record in caplog.records if "open_clip" in record.pathname]
+    open_clip.create_model("ViT-B-32", load_weights=False, device="meta")
+    assert "open_clip" in caplog.records[-1].pathname  # outside of that, it may still log
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "half", "seal", "all"])
