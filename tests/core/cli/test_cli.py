@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,31 @@ def test_edits_and_extensions_need_a_model_of_any_order(
         assert ("added 8 at the bottom instead of 1 pixels" in result.output) == (args is extend)
         refused = runner.invoke(app, [*args, "-m", checkpoint])
         assert refused.exit_code == 2 and "order any" in " ".join(refused.output.split())
+
+
+@pytest.mark.parametrize("command", ["generate", "vary", "edit", "extend"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    command: str, any_order: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = str(pictures / "pictures" / "disc" / "red 32.png"), tmp_path / "out.png"
+    args = {
+        "generate": ["a disc"],
+        "vary": [file],
+        "edit": [file, "--mask", file],
+        "extend": [file, "--left", "8"],
+    }[command]
+    args = [command, *args, "-n", "1", "-m", any_order]
+    refused = runner.invoke(app, [*args, "-o", "/proc/out.png"])
+    assert refused.exit_code == 2 and "no file can be written to /proc" in refused.output.replace("\n", " ")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = runner.invoke(app, [*args, "-o", str(out)])
+    assert refused.exit_code == 2, refused.output
+    assert f"{out} cannot be written (No space left on device): make room" in " ".join(refused.output.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
