@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -123,11 +123,15 @@ def write_bytes(url: str, data: bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    with draft.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def modified(url: str) -> float:
@@ -147,6 +151,7 @@ def publish_file(draft: Path, url: str) -> None:
     if not isinstance(filesystem, LocalFileSystem):
         retried(filesystem.put_file, str(draft), path)
         return
+    _let_others_read([draft])
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(path)
@@ -167,6 +172,7 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
     if isinstance(filesystem, LocalFileSystem):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
+        _let_others_read(one for one in draft.rglob("*") if one.is_file())
         retired = target.with_name(f"{DRAFT}{uuid.uuid4().hex}")
         if target.exists():
             target.rename(retired)
@@ -176,6 +182,18 @@ def publish_folder(draft: Path, url: str, marker: str) -> None:
     files = sorted(p for p in draft.rglob("*") if p.is_file() and p.name != marker)
     for file in [*files, draft / marker]:
         retried(filesystem.put_file, str(file), f"{path}/{file.relative_to(draft).as_posix()}")
+
+
+def _let_others_read(files: Iterable[Path]) -> None:
+    """Give files the mode of a new file: safetensors writes them for their owner alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        new = Path(scratch) / "new"
+        new.touch()
+        mode = new.stat().st_mode & 0o777
+    for file in files:
+        if file.stat().st_mode & mode != mode:
+            with suppress(PermissionError):  # mounts of some stores have modes of their own
+                file.chmod(mode)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Commands that generate images or search for them."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Column, Table
@@ -110,28 +110,52 @@ def ui(
 @app.command(cls=Command)
 def search(
     query: Annotated[str, typer.Argument(help="A text, or an image file.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model, as for generate, whose training images are searched; by default the embeddings "
+            "table of the root is. A model has the ids of its images; with --root their addresses are shown.",
+        ),
+    ] = None,
     root: Root = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many images to show.")] = 10,
 ) -> None:
-    """Show the images of the embeddings table that are nearest to a text or to an image."""
+    """Show the images of the embeddings table, or of a model, that are nearest to a text or to an image."""
+    from clipgen_core.data.tables import find_table, one_of
+
+    asked = read_image(Path(query)) if query.lower().endswith(IMAGE_SUFFIXES) or is_file(query) else query
+    if model:
+        from clipgen_core.generation.generator import TextToImage
+
+        found, images = TextToImage.from_pretrained(model).search(asked, k), root and Storage(root).images
+    else:
+        storage = Storage(root or last_root("embeddings"))
+        found, images = _in_table(storage.current("embeddings", "search").path, asked, k), storage.images
+    uris = dict[str, str]()
+    if images and (table := find_table(images)):
+        rows = table.to_table(columns=["id", "uri"], filter=one_of("id", [one for one, _ in found]))
+        uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+    sheet = Table("cosine", Column("image", overflow="fold"), box=None)
+    for one, cosine in found:
+        sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
+    console.print(sheet)
+
+
+def _in_table(embeddings: str, query: Any, k: int) -> list[tuple[str, float]]:
+    """The ids and cosines of the images in an embeddings table that are nearest to a text or to an image."""
     from clipgen_core.data.embeddings import EmbeddingTable
-    from clipgen_core.data.tables import one_of, open_table
     from clipgen_core.generation.requests import checked_prompts, not_read
     from clipgen_core.models.clip import ClipEncoder
 
-    storage = Storage(root or last_root("embeddings"))
-    table = EmbeddingTable(storage.current("embeddings", "search").path)
+    table = EmbeddingTable(embeddings)
     clip = ClipEncoder(table.clip)
-    if query.lower().endswith(IMAGE_SUFFIXES) or is_file(query):
-        vector = clip.encode_images([read_image(Path(query))])[0]
-    else:
+    if isinstance(query, str):
         for sentence in not_read(checked_prompts(query), clip.dropped_tokens([query])):
             logs.line(sentence)
         vector = clip.encode_texts([query])[0]
+    else:
+        vector = clip.encode_images([query])[0]
     found = table.nearest(vector, k)
-    rows = open_table(storage.images).to_table(columns=["id", "uri"], filter=one_of("id", found.ids))
-    uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
-    sheet = Table("cosine", Column("image", overflow="fold"), box=None)
-    for one, cosine in zip(found.ids, found.cosine, strict=True):
-        sheet.add_row(f"{cosine:.3f}", uris.get(one, one))
-    console.print(sheet)
+    return list(zip(found.ids, found.cosine.tolist(), strict=True))

@@ -1,6 +1,6 @@
 """What the commands share that generate images: their settings, their progress, and the file they write."""
 
-import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +39,11 @@ def require_writable(output: Path, ending: str = ".png") -> None:
         raise ClipgenError(f"{output.parent} does not exist: create it, or choose another --output")
     if output.is_dir():
         raise ClipgenError(f"{output} is a folder: choose another --output")
-    if not os.access(output.resolve().parent, os.W_OK):
-        raise ClipgenError(f"no file can be written to {output.parent}: choose another --output")
+    try:
+        with tempfile.TemporaryFile(dir=output.resolve().parent):
+            pass
+    except OSError as error:
+        raise ClipgenError(f"no file can be written to {output.parent}: choose another --output") from error
     if output.suffix.lower() != ending:
         written = ending.removeprefix(".").upper()
         raise ClipgenError(f"{output} does not end in {ending}: a {written} file is written there")
@@ -53,10 +56,18 @@ def write_sheet(rows: "list[list[Generated]]", output: Path, parameters: Mapping
         rows: The images of each request.
         output: The file.
         parameters: How they were generated.
+
+    Raises:
+        ClipgenError: The file cannot be written.
     """
     from clipgen_core.data.pixels import grid, png_bytes, with_parameters
     from clipgen_core.filesystem import write_bytes
 
     sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
-    write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))
+    try:
+        write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))
+    except OSError as error:
+        raise ClipgenError(
+            f"{output} cannot be written ({error.strerror or error}): make room, or choose another --output"
+        ) from error
     console.print(f"wrote {output} ({sheet.width}x{sheet.height})")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipgen_core import filesystem
-from clipgen_core.cache import cached
+from clipgen_core.cache import cached, seal, unchanged
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.parts import CHECKPOINTS, FILE, Parts
 from clipgen_core.models.clip_files import unfilled
@@ -82,7 +82,8 @@ def digest(metadata: Mapping[str, str], tensors: Iterable[tuple[str, Tensor]]) -
 
 
 def unpacked(file: Path) -> Path:
-    """The generator folder that a file holds. It stays in the user's cache, so the next call is fast.
+    """The generator folder that a file holds. It stays in the user's cache, so the next call is fast: that
+    compares the file and the folder with their digests, and unpacks again if the folder has changed.
 
     Raises:
         ClipgenError: The file is damaged, something else, or of a newer version.
@@ -93,7 +94,10 @@ def unpacked(file: Path) -> Path:
             card, key = read_card(file, metadata), metadata.get(DIGEST, "")
             if not re.fullmatch(r"[0-9a-f]{64}", key):
                 raise _damaged(file, "it has no digest")
-            return cached("models", key, lambda draft: _unpack(file, opened, metadata, draft))
+            names = sorted(opened.keys())
+            if digest(metadata, ((name, opened.get_tensor(name)) for name in names)) != key:
+                raise _damaged(file, "its content does not have its digest")
+            return cached("models", key, lambda draft: _unpack(file, opened, metadata, draft), unchanged)
     except ValidationError as error:
         problem = error.errors()[0]
         name = ".".join(map(str, problem["loc"]))
@@ -140,9 +144,6 @@ def _damaged(file: Path, why: str) -> ClipgenError:
 
 
 def _unpack(file: Path, opened: Any, metadata: Mapping[str, str], folder: Path) -> None:
-    names = sorted(opened.keys())
-    if digest(metadata, ((name, opened.get_tensor(name)) for name in names)) != metadata.get(DIGEST):
-        raise _damaged(file, "its content does not have its digest")
     try:
         parts = Parts.model_validate_json(metadata[FILE])
         _require_included(file, parts)
@@ -158,6 +159,7 @@ def _unpack(file: Path, opened: Any, metadata: Mapping[str, str], folder: Path) 
     except (KeyError, ValueError, TypeError, IndexError, RuntimeError, SafetensorError) as error:
         raise _damaged(file, first_line(error)) from error
     (folder / FILE).write_text(parts.model_dump_json(indent=2))
+    seal(folder)
 
 
 def _require_included(file: Path, parts: Parts) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,9 @@ def load(reference: str) -> tuple[nn.Module, Any, Any]:
         ClipgenError: The reference is unknown, its files cannot be used or fetched, or a package is missing.
     """
     name, pretrained = _parse(reference)
-    logging.getLogger().addFilter(_drop_open_clip_messages)
     try:
         settings = _model_config(name)
-        with needed_for(f"CLIP {reference}"):
+        with needed_for(f"CLIP {reference}"), _without_messages():
             if settings["text_cfg"].get("hf_model_name"):
                 import transformers  # noqa: F401  # open_clip raises no ImportError of its own
             model, preprocess = open_clip.create_model_from_pretrained(
@@ -83,7 +83,7 @@ def unfilled(reference: str, most: int) -> nn.Module:
     if layers > most or any(value > 2**20 for _, value in numbers):
         raise ValueError(f"{CLIP_CONFIG} describes another model than the weights")
     own = _own_text_tower(reference, settings)
-    with device("meta"):
+    with device("meta"), _without_messages():
         model: nn.Module = open_clip.create_model(
             reference, load_weights=False, pretrained_text=False, device="meta", **own
         )
@@ -180,7 +180,7 @@ def _own_text_tower(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer(reference: str, name: str) -> Any:
     try:
-        with needed_for(f"the tokenizer of {reference}"):
+        with needed_for(f"the tokenizer of {reference}"), _without_messages():
             return open_clip.get_tokenizer(name)
     except ClipgenError:
         raise
@@ -207,8 +207,18 @@ def _unusable(reference: str, error: Exception) -> ClipgenError:
     )
 
 
-def _drop_open_clip_messages(record: logging.LogRecord) -> bool:
-    return "open_clip" not in record.pathname or record.levelno > logging.ERROR
+@contextmanager
+def _without_messages() -> Iterator[None]:
+    """Leave out what open_clip logs, such as that a model without weights has none."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    logging.getLogger().addFilter(is_other)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(is_other)
 
 
 def _safe_name(reference: str) -> str:

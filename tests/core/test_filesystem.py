@@ -2,6 +2,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError
@@ -31,7 +33,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="disk gone"):
         filesystem.write_bytes(str(file), b"new")
-    assert file.read_bytes() == b"old"
+    assert [one.read_bytes() for one in file.parent.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o007, 0o660)])
+def test_published_files_have_the_mode_of_new_files(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for name in ("file", "folder"):
+            with filesystem.draft_folder(str(tmp_path / name)) as scratch:
+                draft = Path(scratch) / "draft"
+                weights = draft / "sub" / "weights" if name == "folder" else draft
+                weights.parent.mkdir(parents=True, exist_ok=True)
+                save_file({"a": torch.zeros(2)}, weights)
+                assert weights.stat().st_mode & 0o777 == 0o600
+                if name == "folder":
+                    filesystem.publish_folder(draft, str(tmp_path / name), "sub/weights")
+                else:
+                    filesystem.publish_file(draft, str(tmp_path / name))
+    finally:
+        os.umask(before)
+    for file in (tmp_path / "file", tmp_path / "folder" / "sub" / "weights"):
+        assert file.stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize("scheme", ["", "memory:/"])

@@ -1,6 +1,8 @@
 import csv
+import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
+from clipgen_core.generation.export import export_file
+from clipgen_core.generation.parts import read_parts
 from clipgen_core.storage import Storage
 
 runner = CliRunner()
@@ -59,6 +63,31 @@ def test_edits_and_extensions_need_a_model_of_any_order(
         assert refused.exit_code == 2 and "order any" in " ".join(refused.output.split())
 
 
+@pytest.mark.parametrize("command", ["generate", "vary", "edit", "extend"])
+def test_an_output_that_cannot_be_written_is_one_sentence(
+    command: str, any_order: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = str(pictures / "pictures" / "disc" / "red 32.png"), tmp_path / "out.png"
+    args = {
+        "generate": ["a disc"],
+        "vary": [file],
+        "edit": [file, "--mask", file],
+        "extend": [file, "--left", "8"],
+    }[command]
+    args = [command, *args, "-n", "1", "-m", any_order]
+    refused = runner.invoke(app, [*args, "-o", "/proc/out.png"])
+    assert refused.exit_code == 2 and "no file can be written to /proc" in refused.output.replace("\n", " ")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = runner.invoke(app, [*args, "-o", str(out)])
+    assert refused.exit_code == 2, refused.output
+    assert f"{out} cannot be written (No space left on device): make room" in " ".join(refused.output.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_generate_takes_the_last_local_run(checkpoint: str, tmp_path: Path) -> None:
     root = Storage(str(tmp_path / "root"))
     root.publish_current("transformer", checkpoint, "x")
@@ -89,6 +118,22 @@ def test_search_finds_the_picture_itself_first(pipeline: Storage, pictures: Path
     assert "teal" in lines[1] and result.output.count("file://") == 3
     by_text = runner.invoke(app, ["search", "a red disc", "--root", pipeline.root, "-k", "5"])
     assert by_text.output.count("file://") == 5
+
+
+def test_search_takes_a_model_file(
+    checkpoint: str, pipeline: Storage, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CLIPGEN_ROOT", raising=False)
+    file = str(tmp_path / "model.clipgen")
+    export_file(read_parts(checkpoint), file, name="tiny")
+    for query in ("a red disc", str(pictures / "pictures" / "disc" / "teal 32.png")):
+        found = runner.invoke(app, ["search", query, "-m", file, "-k", "3"])
+        assert found.exit_code == 0, found.output
+        assert len(re.findall(r"\b[0-9a-f]{64}\b", found.output)) == 3
+        found = runner.invoke(app, ["search", query, "-m", file, "-k", "3", "--root", pipeline.root])
+        assert found.output.count("file://") == 3, found.output
+    assert "teal" in found.output.replace("\n", " ").split("file://")[1]
 
 
 def test_a_long_search_text_is_cut_and_says_so(pipeline: Storage) -> None:

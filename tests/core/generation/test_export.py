@@ -16,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -114,6 +115,51 @@ def test_a_file_is_unpacked_once_and_keeps_what_its_clip_computes(file: Path, ch
     parts = read_parts(str(folder))
     assert ClipEncoder(parts.clip).key == parts.clip_key != read_parts(checkpoint).clip_key
     assert not [path for path in folder.rglob("*") if path.suffix in (".pt", ".bin", ".pkl")]
+
+
+def test_loading_a_file_logs_nothing_of_open_clip(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    TextToImage.from_pretrained(file)
+    assert not [record.message for record in caplog.records if "open_clip" in record.pathname]
+    open_clip.create_model("ViT-B-32", load_weights=False, device="meta")
+    assert "open_clip" in caplog.records[-1].pathname  # outside of that, it may still log
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove", "half", "seal", "all"])
+def test_a_damaged_copy_in_the_cache_is_unpacked_again(file: Path, damage: str) -> None:
+    folder = unpacked(file)
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    weights = folder / "transformer" / "model.safetensors"
+    if damage == "flip":
+        weights.write_bytes(whole[weights][:-1] + bytes([whole[weights][-1] ^ 1]))
+    elif damage == "cut":
+        weights.write_bytes(whole[weights][:-100])
+    elif damage == "remove":
+        weights.unlink()
+    elif damage == "half":
+        shutil.rmtree(folder / "vqgan")
+        shutil.rmtree(folder / "embeddings.lance" / "data")
+    elif damage == "seal":
+        (folder / "files.sha256").unlink()
+    else:
+        shutil.rmtree(folder)
+        folder.mkdir()
+    assert unpacked(file) == folder
+    assert weights.read_bytes() == whole[weights]
+    again = {path.relative_to(folder).parts[0] for path in folder.rglob("*") if path.is_file()}
+    assert again == {path.relative_to(folder).parts[0] for path in whole}
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert TextToImage.from_pretrained(file).search("a disc", 1)
+    before = (folder / FILE).stat().st_mtime_ns
+    assert unpacked(file) == folder and (folder / FILE).stat().st_mtime_ns == before  # use changes nothing
+
+
+def test_a_damaged_file_is_refused_although_the_good_one_was_unpacked(file: Path) -> None:
+    unpacked(file)
+    content = bytearray(file.read_bytes())
+    content[-10] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(ClipgenError, match="its content does not have its digest"):
+        unpacked(file)
 
 
 def test_a_clip_brings_its_text_files_or_is_named_where_a_hub_has_it(
