@@ -4,6 +4,7 @@ A damaged part becomes a problem of its own and the other images are still read.
 contrast, is passed on as it is: it says nothing of the file.
 """
 
+import errno
 import io
 import lzma
 import re
@@ -109,6 +110,8 @@ class _Guarded(io.RawIOBase):
         except ValueError:
             raise  # a damaged file that points outside of itself
         except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EINVAL:
+                raise  # the same, of a file on a disk
             raise StoreFault(first_line(error)) from error
 
 

@@ -2,6 +2,7 @@ import io
 import json
 import tarfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -117,6 +118,14 @@ def test_a_zip_file_with_one_bad_member() -> None:
     assert [one.name for one in found] == ["in/0.png", "in/1.png", "in/2.png"]
     assert found[1].problem and found[2].data == PNG[2]
     assert read("a.zip", b"PK no zip")[0].problem
+
+
+@pytest.mark.parametrize("size", [0, 4, 21, 22])
+def test_a_zip_file_on_a_disk_that_is_shorter_than_its_end_is_damaged(size: int, tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(bytes(size))
+    with (tmp_path / "a.zip").open("rb") as file:
+        (found,) = list(members("a.zip", file, Wanted()))
+    assert found.problem and found.lost == 0
 
 
 def test_a_large_member_is_not_read() -> None:
