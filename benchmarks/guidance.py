@@ -28,6 +28,7 @@ from clipgen_core.generation.requests import image_seed
 from clipgen_core.generation.steps import plan_of
 from clipgen_core.judging.metrics import Interval, bootstrap
 from clipgen_core.models.clip import ClipEncoder
+from clipgen_core.models.layout import NONE
 from clipgen_core.models.transformer import Transformer
 from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.storage import Storage
@@ -125,7 +126,7 @@ def sample(
         for row in rows:
             row.config = now
         if position == 0:
-            batch.add(rows, conditions, draws)
+            batch.add(rows, conditions, draws, torch.full(draws.shape, NONE))
         else:
             batch.settings[: len(rows)].copy_(settings_of([now] * len(rows)))
             batch.advance()

@@ -76,10 +76,7 @@ class Batch:
         self.device = model.gap.image_mean.device
         self.lanes = 2 if guided else 1
         self.rows: list[Row] = []
-        self._clear()
-
-    def _clear(self) -> None:
-        model, none = self.model, torch.zeros(0, dtype=torch.long, device=self.device)
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
         self.cache = model.new_cache(0)
         self.embeddings = model.gap.image_mean.new_zeros(0, model.prefix, model.embedding_dim)
         self.codes, self.now = none.new_zeros(0, model.positions + 1), none
@@ -91,8 +88,8 @@ class Batch:
         self.table = self.tokens
         self.graphs = dict[tuple[object, ...], torch.cuda.CUDAGraph]()
 
-    def reserve(self, count: int) -> None:
-        """Make room for `count` rows; what was recorded is lost when more is needed than there is."""
+    def _reserve(self, count: int) -> None:
+        """Make room for `count` rows, up to a power of two; what was recorded is lost if there was less."""
         if count <= len(self.codes):
             return
         count = power_of_two(count)
@@ -106,24 +103,20 @@ class Batch:
         if self.device.type == "cuda":
             self.stream, self.pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
 
-    def add(
-        self, rows: Sequence[Row], embeddings: Tensor, draws: Tensor, known: Tensor | None = None
-    ) -> None:
+    def add(self, rows: Sequence[Row], embeddings: Tensor, draws: Tensor, codes: Tensor) -> None:
         """Let rows join, and take their first step.
 
         Args:
             rows: m of them.
             embeddings: Their conditions, float [m, 1 + neighbours, d].
             draws: Uniform random numbers, float32 [m, t] in [0, 1).
-            known: Codes that are given, int64 [m, t], -1 where there is none.
+            codes: Those that are given, int64 [m, t], -1 where there is none.
         """
         start, stop = len(self.rows), len(self.rows) + len(rows)
-        self.reserve(start + self._computed(len(rows)))
+        self._reserve(start + self._computed(len(rows)))
         self.embeddings[start:stop].copy_(embeddings)
         self.draws[start:stop, :-1].copy_(draws)
-        self.codes[start:stop].fill_(NONE)
-        if known is not None:
-            self.codes[start:stop, :-1].copy_(known)
+        self.codes[start:stop, :-1].copy_(codes)
         self.settings[start:stop].copy_(settings_of([row.config for row in rows]))
         self.rows += rows
         self._arrange()
@@ -174,7 +167,6 @@ class Batch:
         shape = shape_of(self.model, [(row.plan, row.step) for row in rows], fixed=self.mode != "eager")
         filters = Filters.of([row.config for row in rows], self.model.head.out_features)
         computed = slice(start, start + self._computed(len(rows)))
-        self.reserve(computed.stop)
         self.now[len(self.rows) : computed.stop] = self.now[start]  # rows that fill up do what the first does
         torch.index_select(self.table, 0, self.now[computed], out=self.tokens[computed])
         recorded = self.mode != "eager" and self.device.type == "cuda" and start == 0
@@ -189,20 +181,19 @@ class Batch:
     def _compute(self, rows: slice, shape: Shape, filters: Filters) -> None:
         n, lanes, t = rows.stop - rows.start, self.lanes, self.model.positions
         tokens, codes, settings = self.tokens[rows], self.codes[rows], self.settings[rows]
-        step = step_at(self.model, tokens, shape)
-        both = step_at(self.model, tokens.repeat_interleave(lanes, dim=0), shape) if lanes > 1 else step
-        held = step.held(codes).clamp(min=0).repeat_interleave(lanes, dim=0)
+        step = step_at(self.model, tokens.repeat_interleave(lanes, dim=0), shape)
+        held = step.held(codes.repeat_interleave(lanes, dim=0)).clamp(min=0)
         embeddings = self.embeddings[rows].repeat_interleave(lanes, dim=0)
         dropped = (torch.arange(lanes, device=self.device) > 0).repeat(n)
         cache = [one[lanes * rows.start : lanes * rows.stop] for one in self.cache]
-        logits = self.model.decode(held, embeddings, dropped, both, cache, self.blocks).float()
+        logits = self.model.decode(held, embeddings, dropped, step, cache, self.blocks).float()
         logits = logits.view(n, lanes, shape.predicted, -1)
         if lanes > 1:
             with_condition, without = logits.unbind(1)
             logits = without + settings[:, 0].view(-1, 1, 1) * (with_condition - without)
         else:
             logits = logits[:, 0]
-        targets = step.targets[:, : shape.predicted]
+        targets = step.targets[::lanes, : shape.predicted]
         targets = targets.masked_fill(targets == NONE, t)
         chosen = choose(logits, self.draws[rows].gather(1, targets), settings, filters)
         codes.scatter_(1, targets, chosen)

@@ -3,9 +3,8 @@
 import copy
 import itertools
 import uuid
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,12 +22,11 @@ from clipgen_core.generation.editing import Kept, windows
 from clipgen_core.generation.load import load_transformer, load_vqgan
 from clipgen_core.generation.parts import Parts
 from clipgen_core.generation.sampling import OnStep, Sampler
-from clipgen_core.generation.worker import CALLER, Worker
+from clipgen_core.generation.worker import AT_ONCE, CALLER, Worker, parted
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.layout import NONE
 from clipgen_core.settings.sampling import SamplingConfig
 
-RANKED_AT_ONCE = 64  # images that are decoded and scored before others get their turn
 ONE_CALLERS_SHARE = 0.5  # of the rows that are sampled together
 SQUARE = 224  # pixels: an image of other proportions is scored as a square of this side
 
@@ -130,7 +128,7 @@ class Engine:
         known = torch.stack([one.codes.flatten() for one in kept]) if kept else None
         known = None if known is None else known.repeat_interleave(request.tries, dim=0)
         codes = self._codes(request, request.seeds(), known, on_step)
-        at_once, rows = max(RANKED_AT_ONCE // request.tries, 1), list[list[requests.Generated]]()
+        at_once, rows = max(AT_ONCE // request.tries, 1), list[list[requests.Generated]]()
         for start in range(0, len(request.names), at_once):
             part = range(len(request.names))[start : start + at_once]
             rows += self._ranked(request, codes, kept, part)
@@ -285,20 +283,3 @@ class Engine:
     def decode_partly(self, codes: Tensor) -> list[Image.Image]:
         """Images of grids that are not complete, int64 [n, t], -1 where a code is not known yet."""
         return self.worker.run(lambda: decode_partly(self.vqgan, codes))
-
-
-Rows = TypeVar("Rows", np.ndarray, list[Image.Image])
-
-
-def parted(rows: Rows, given: Sequence[Sized]) -> list[Rows]:
-    """What was computed for several callers together.
-
-    Args:
-        rows: All of it, one caller after the other.
-        given: What each asked for, as many as its rows.
-
-    Returns:
-        Each caller's.
-    """
-    borders = itertools.accumulate((len(one) for one in given), initial=0)
-    return [rows[start:end] for start, end in itertools.pairwise(borders)]

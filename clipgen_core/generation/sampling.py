@@ -6,7 +6,7 @@ Knows how to call the transformer; knows neither what conditions it nor what the
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ class Job:
     seeds: One a row [n].
     config: The settings of all rows.
     plan: The steps of all rows.
-    codes: What is known of the result, int64 [n, t]; -1 where there is no code yet.
+    codes: What is given or known of the result, int64 [n, t]; -1 where there is no code yet.
     caller: Who asks; jobs of one caller share its turns.
     watched: Whether `codes` is wanted after each step; otherwise it is only when all rows are complete.
     begun: Rows that have joined the running ones.
@@ -56,7 +56,6 @@ class Job:
     watched: bool = False
     begun: int = 0
     complete: int = 0
-    known: Tensor | None = field(default=None, repr=False)
 
     @property
     def done(self) -> bool:
@@ -146,7 +145,7 @@ class Sampler:
         plan = self._plan(config.steps, given)
         shape = (len(seeds), self.model.positions)
         codes = torch.full(shape, NONE, device=self.device) if known is None else known.clone()
-        return Job(embeddings, seeds, config, plan, codes, caller, known=known)
+        return Job(embeddings, seeds, config, plan, codes, caller)
 
     def add(self, job: Job) -> None:
         """Let a job wait for its turn.
@@ -203,8 +202,7 @@ class Sampler:
         part = slice(job.begun, job.begun + count)
         rows = [Row(job.plan, job.config, job, number) for number in range(part.start, part.stop)]
         draws = torch.from_numpy(uniform_draws(job.seeds[part], self.model.positions))
-        known = None if job.known is None else job.known[part]
-        self._batches[guided].add(rows, job.embeddings[part], draws, known)
+        self._batches[guided].add(rows, job.embeddings[part], draws, job.codes[part])
         job.begun += count
 
     def _take_codes(self, batch: Batch) -> None:

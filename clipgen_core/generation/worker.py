@@ -7,25 +7,28 @@ thread that computes a pool of its own, and two pools on the same cores took twi
 Knows what takes turns; knows nothing of prompts and images.
 """
 
+import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from clipgen_core.generation.sampling import Job, OnStep, Sampler
 
 Item = TypeVar("Item", bound=Sequence[Any] | Tensor)
 Result = TypeVar("Result")
+Rows = TypeVar("Rows", list[Any], np.ndarray)
 
 CALLER: ContextVar[str] = ContextVar("caller", default="")
 """Who asks, for servers: requests of one caller share its turns. Without a name, every call has its own."""
 
 IDLE = 10.0  # seconds after which the thread ends; the next call starts another
-AT_ONCE = 64  # rows that pieces which are done together have
+AT_ONCE = 64  # rows of a piece, or of several that are done together, before others get their turn
 
 
 class Worker:
@@ -227,6 +230,20 @@ def _answer(pieces: Sequence[Piece]) -> None:
     except BaseException as error:
         for piece in pieces:
             piece.future.set_exception(error)
+
+
+def parted(rows: Rows, given: Sequence[Sized]) -> list[Rows]:
+    """What was computed for several callers together.
+
+    Args:
+        rows: All of it, one caller after the other.
+        given: What each asked for, as many as its rows.
+
+    Returns:
+        Each caller's.
+    """
+    borders = itertools.accumulate((len(one) for one in given), initial=0)
+    return [rows[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def elsewhere(work: Callable[[], Result]) -> Result:
