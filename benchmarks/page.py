@@ -6,17 +6,10 @@ that of one call with all prompts, in this process after the page has ended.
 """
 
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -26,6 +19,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from benchmarks.servers import mixed_up, serving
 from clipgen_core.cli.options import last_model
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.recipes import DOZEN
@@ -35,7 +29,6 @@ GUIDANCE, TEMPERATURE = 2.0, 0.9
 
 
 class Answer(NamedTuple):
-    number: int
     seconds: float
     pixels: bytes
 
@@ -49,7 +42,7 @@ def main(
     source = model or last_model(None)
     (offered,) = names_of([source])
     prompts = [DOZEN[number % len(DOZEN)] for number in range(users)]
-    with tempfile.TemporaryDirectory() as scratch, serving(source, Path(scratch)) as url:
+    with tempfile.TemporaryDirectory() as scratch, serving("ui", source, Path(scratch)) as url:
         clients = [
             gradio_client.Client(url, verbose=False, download_files=f"{scratch}/{number}")
             for number in range(users)
@@ -61,7 +54,7 @@ def main(
                 prompts[number], offered, 1, number, GUIDANCE, TEMPERATURE, api_name="/generate"
             )[0]
             seconds = time.perf_counter() - start
-            return Answer(number, seconds, Image.open(gallery[0]["image"]).convert("RGB").tobytes())
+            return Answer(seconds, Image.open(gallery[0]["image"]).convert("RGB").tobytes())
 
         ask(0)
         alone = [ask(number).seconds for number in range(min(users, 5))]
@@ -75,16 +68,15 @@ def main(
         generator.generate([prompts[number]], seed=number, **settings)[0][0].tobytes()
         for number in range(users)
     ]
-    equal = sum(one.pixels == expected[one.number] for one in answers)
-    mixed_up = sum(one.pixels in expected[: one.number] + expected[one.number + 1 :] for one in answers)
+    pixels = [one.pixels for one in answers]
     begin = time.perf_counter()
     generator.generate(prompts, **settings)
     called = time.perf_counter() - begin
     times = [one.seconds for one in answers]
     figures = {
         "users": users,
-        "equal_to_alone": equal,
-        "another_users": mixed_up,
+        "equal_to_alone": sum(map(bytes.__eq__, pixels, expected)),
+        "another_users": mixed_up(pixels, expected),
         "alone_median_s": statistics.median(alone),
         "median_s": statistics.median(times),
         "95th_percentile_s": float(np.quantile(times, 0.95)),
@@ -95,38 +87,8 @@ def main(
     Console().print_json(data=figures)
     if json_file:
         json_file.write_text(json.dumps(figures, indent=2))
-    if mixed_up:
+    if figures["another_users"]:
         raise typer.Exit(1)
-
-
-@contextmanager
-def serving(model: str, scratch: Path) -> Iterator[str]:
-    """The page as a process of its own, at a free port."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    command = [sys.executable, "-m", "clipgen_core.cli", "ui", "-m", model, "--port", str(port)]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")}
-    with (scratch / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-    try:
-        yield wait_for(f"http://127.0.0.1:{port}", server, scratch / "log")
-    finally:
-        server.kill()
-        server.wait()
-
-
-def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
-    """The URL, once it answers."""
-    for _ in range(240):
-        if server.poll() is not None:
-            raise SystemExit(log.read_text())
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return url
-        except OSError:
-            time.sleep(0.5)
-    raise SystemExit(f"nothing answers at {url}")
 
 
 if __name__ == "__main__":

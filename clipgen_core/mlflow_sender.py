@@ -4,6 +4,7 @@ Knows when to try again and when to give up; knows nothing of what is sent.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -83,7 +84,7 @@ class Sender:
                     refused += 1
                 if refused == TRIES:
                     return logs.line(f"warning: MLflow at {self.where} did not take {what}: {why(error)}")
-            threading.Event().wait(PAUSE)
+            time.sleep(PAUSE)
 
     def _is_away(self, error: Exception) -> bool:
         """Whether an entry failed because MLflow is away, which is said once, or because of the entry."""

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from clipgen_core.storage import Storage
 
 TRAINED = "trained"
-AWAY_TRIES, AWAY_PAUSE = (
-    20,
-    30,
-)  # how often a step is tried again while MLflow is away, and after how many seconds
+AWAY_TRIES = 20  # how often a step is tried again while MLflow is away
+AWAY_PAUSE = 30  # seconds until then
 
 
 class StorageResource(dg.ConfigurableResource):  # type: ignore[type-arg]

@@ -12,6 +12,7 @@ from clipgen_core.cli.options import (
     Command,
     Guidance,
     Model,
+    Models,
     Output,
     Root,
     Seed,
@@ -84,15 +85,7 @@ def generate(
 
 @app.command(cls=Command)
 def ui(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
-            "its candidate and the newest model in ./.clipgen, as far as they exist.",
-        ),
-    ] = None,
+    model: Models = None,
     root: Root = None,
     host: Annotated[str, typer.Option(help="The address to listen at; anyone who reaches it can use it.")] = (
         "127.0.0.1"

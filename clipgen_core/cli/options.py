@@ -34,6 +34,16 @@ Model = Annotated[
     ),
 ]
 
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
+        "its candidate and the newest model in ./.clipgen, as far as they exist.",
+    ),
+]
+
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.")]
 

@@ -5,20 +5,12 @@ from typing import Annotated
 
 import typer
 
-from clipgen_core.cli.options import Command, Root, app
+from clipgen_core.cli.options import Command, Models, Root, app
 
 
 @app.command(cls=Command)
 def serve(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
-            "its candidate and the newest model in ./.clipgen, as far as they exist.",
-        ),
-    ] = None,
+    model: Models = None,
     root: Root = None,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[

@@ -16,11 +16,8 @@ from clipgen_core.data.tables import nearest, open_table, scan_keys, vectors
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import located, root_of
 
-NEAR: dict[str, Any] = {
-    "metric": "cosine",
-    "nprobes": 16,
-    "refine_factor": 10,
-}  # a search for near-duplicates
+# A search for near-duplicates.
+NEAR: dict[str, Any] = {"metric": "cosine", "nprobes": 16, "refine_factor": 10}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Knows the parts of a generator and the format of `model_file`; loads no generato
 import datetime
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from clipgen_core.generation.model_file import (
     SCALE,
     Card,
     digest,
+    from_int8,
 )
 from clipgen_core.generation.parts import CHECKPOINTS, FILE, Parts
 from clipgen_core.models import clip_files
@@ -65,9 +67,8 @@ def export_file(
     Raises:
         ClipgenError: A part is missing or damaged, or the disk is full.
     """
-    full = f"the disk is full, so {output} was not written: make room and run again"
-    with filesystem.room_needed(full), filesystem.draft_folder(output) as scratch:
-        draft = Path(scratch) / WEIGHTS
+    with _draft_of(output) as scratch:
+        draft = scratch / WEIGHTS
         card = _write(parts, draft, name, version, weights)
         filesystem.publish_file(draft, output)
     return card
@@ -90,9 +91,8 @@ def export_folder(
     """
     if filesystem.list_folder(output):
         raise ClipgenError(f"{output} holds other files: choose a new folder for the model")
-    full = f"the disk is full, so {output} was not written: make room and run again"
-    with filesystem.room_needed(full), filesystem.draft_folder(output) as scratch:
-        draft = Path(scratch) / "model"
+    with _draft_of(output) as scratch:
+        draft = scratch / "model"
         draft.mkdir()
         card = _write(parts, draft / WEIGHTS, name, version, weights)
         settings = {kind: Checkpoint(getattr(parts, kind)).provenance.config for kind in CHECKPOINTS}
@@ -103,6 +103,13 @@ def export_folder(
         (draft / README).write_text(_readme(card))
         filesystem.publish_folder(draft, output, WEIGHTS)
     return card
+
+
+@contextmanager
+def _draft_of(output: str) -> Iterator[Path]:
+    full = f"the disk is full, so {output} was not written: make room and run again"
+    with filesystem.room_needed(full), filesystem.draft_folder(output) as scratch:
+        yield Path(scratch)
 
 
 def _write(parts: Parts, file: Path, name: str, version: str | None, weights: Weights) -> Card:
@@ -203,9 +210,7 @@ def _clip(reference: str, to: Weights) -> tuple[dict[str, Tensor], str]:
     with torch.no_grad():
         for name, value in model.state_dict().items():
             rounded, scale = stored[f"{CLIP}/{name}"], stored.get(f"{CLIP}/{name}{SCALE}")
-            if scale is not None:
-                rounded = rounded.float() * scale.view(-1, *[1] * (rounded.ndim - 1))
-            value.copy_(rounded)
+            value.copy_(rounded if scale is None else from_int8(rounded, scale))
     return stored, clip_files.key(reference, model)
 
 

@@ -268,5 +268,18 @@ def _weights(opened: Any, prefix: str) -> dict[str, Tensor]:
     for name, scale in scales.items():
         if scale.shape != found[name].shape[:1]:
             raise ValueError(f"{name} has the scales of something else")
-        found[name] = found[name].float() * scale.view(-1, *[1] * (found[name].ndim - 1))
+        found[name] = from_int8(found[name], scale)
     return found
+
+
+def from_int8(rows: Tensor, scale: Tensor) -> Tensor:
+    """What was rounded to int8, as near as it can be told.
+
+    Args:
+        rows: int8 [n, ...].
+        scale: What to multiply each row by, float32 [n].
+
+    Returns:
+        float32 [n, ...].
+    """
+    return rows.float() * scale.view(-1, *[1] * (rows.ndim - 1))

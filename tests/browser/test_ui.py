@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser
 
-from benchmarks.page import serving
+from benchmarks.servers import serving
 from clipgen_core.data.pixels import fit_square
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import transformer
@@ -29,7 +29,7 @@ USERS = 16
 
 @pytest.fixture(scope="module")
 def url(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(checkpoint, tmp_path_factory.mktemp("ui")) as address:
+    with serving("ui", checkpoint, tmp_path_factory.mktemp("ui")) as address:
         yield address
 
 
@@ -81,7 +81,7 @@ def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
     page, red = tab.page, tmp_path / "red.png"
     with Image.open(pictures / "pictures" / "disc" / "red 32.png") as image:
         image.resize((320, 320), Image.Resampling.NEAREST).save(red)
-    with serving(any_order, tmp_path) as url:
+    with serving("ui", any_order, tmp_path) as url:
         page.goto(url)
         page.get_by_role("tab", name="Edit a picture").click()
         page.locator("#edit").click()
@@ -128,7 +128,7 @@ def test_stop_ends_what_is_being_sampled(pipeline: Storage, browser: Browser, tm
         out=Storage(str(tmp_path / "root")),
         tracker=NullTracker(),
     ).checkpoint
-    with serving(slow, tmp_path) as url:
+    with serving("ui", slow, tmp_path) as url:
         for tab in watch(browser, "light"):
             page = tab.page
             page.goto(url)

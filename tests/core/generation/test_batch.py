@@ -9,22 +9,8 @@ from clipgen_core.generation import sampling
 from clipgen_core.generation.batch import Mode
 from clipgen_core.generation.sampling import Busy, Job, Sampler, sample_codes
 from clipgen_core.models.layout import NONE
-from clipgen_core.models.transformer import Transformer
-from clipgen_core.settings.models import TransformerConfig
 from clipgen_core.settings.sampling import SamplingConfig
-
-CODES, GRID, DIM = 11, 3, 6
-POSITIONS = GRID * GRID
-
-
-def of_order(order: str, neighbours: int = 0) -> Transformer:
-    torch.manual_seed(3)
-    config = TransformerConfig(width=32, layers=2, heads=2, order=order, neighbours=neighbours)  # type: ignore[arg-type]
-    made = Transformer(config, CODES, GRID, DIM).eval()
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return made
-
+from tests.core.generation.test_sampling import CODES, DIM, POSITIONS, of_order
 
 MODELS = {
     "raster": of_order("raster"),

@@ -21,13 +21,18 @@ CODES, GRID, DIM = 11, 3, 6
 POSITIONS = GRID * GRID
 
 
-@pytest.fixture(scope="module")
-def model() -> Transformer:
+def of_order(order: str, neighbours: int = 0) -> Transformer:
     torch.manual_seed(3)
-    made = Transformer(TransformerConfig(width=32, layers=2, heads=2), CODES, GRID, DIM).eval()
+    config = TransformerConfig(width=32, layers=2, heads=2, order=order, neighbours=neighbours)  # type: ignore[arg-type]
+    made = Transformer(config, CODES, GRID, DIM).eval()
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
     return made
+
+
+@pytest.fixture(scope="module")
+def model() -> Transformer:
+    return of_order("raster")
 
 
 def embeddings(rows: int) -> torch.Tensor:
@@ -52,11 +57,7 @@ def test_a_code_is_drawn_from_the_logits_of_the_codes_before_it(
 
 @pytest.fixture(scope="module")
 def any_order() -> Transformer:
-    torch.manual_seed(3)
-    made = Transformer(TransformerConfig(width=32, layers=2, heads=2, order="any"), CODES, GRID, DIM).eval()
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return made
+    return of_order("any")
 
 
 @pytest.mark.parametrize("steps", [0, 1, 4, 9])
@@ -89,15 +90,6 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model: Transformer) -> None
     together = sample_codes(model, embeddings(4), [1, 2, 3, 4], config)
     alone = sample_codes(model, embeddings(4)[2:3], [3], config)
     assert torch.equal(together[2:3], alone)
-
-
-def of_order(order: str, neighbours: int = 0) -> Transformer:
-    torch.manual_seed(3)
-    config = TransformerConfig(width=32, layers=2, heads=2, order=order, neighbours=neighbours)  # type: ignore[arg-type]
-    made = Transformer(config, CODES, GRID, DIM).eval()
-    for parameter in made.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    return made
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])

@@ -92,17 +92,19 @@ def test_an_error_of_a_step_reaches_all_who_wait_and_the_next_work(
 
 
 def test_pieces_of_one_kind_that_wait_are_done_together(worker: Worker) -> None:
-    sizes, open_now = list[int](), threading.Event()
+    sizes, begun, open_now = list[int](), threading.Event(), threading.Event()
 
     def lengths(given: list[list[int]]) -> list[int]:
         sizes.append(len(given))
         return [len(one) for one in given]
 
     with ThreadPoolExecutor(12) as threads:
-        blocked = threads.submit(worker.run, lambda: open_now.wait(30))
-        futures = [threads.submit(worker.together, lengths, [0] * count) for count in (3, 20, 50, 1)]
-        while len(worker._pieces) < 4:
-            time.sleep(0.001)
+        blocked, futures = threads.submit(worker.run, lambda: begun.set() or open_now.wait(30)), []
+        assert begun.wait(30)
+        for waiting, count in enumerate((3, 20, 50, 1), start=1):
+            futures.append(threads.submit(worker.together, lengths, [0] * count))
+            while len(worker._pieces) < waiting:
+                time.sleep(0.001)
         open_now.set()
         assert [future.result() for future in futures] == [3, 20, 50, 1] and blocked.result()
     assert sorted(sizes) == [1, 3]  # no more than 64 rows at once
