@@ -169,16 +169,21 @@ def download_registered(model_uri: str) -> Path:
     return folder / "artifacts" / "generator"
 
 
+def has_mlflow() -> bool:
+    """Whether MLflow is a server, or its local database is there."""
+    uri = default_uri()
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file()
+
+
 def registry_uri() -> str:
     """The address of the model registry.
 
     Raises:
         ClipgenError: It is a local file that does not exist.
     """
-    uri = default_uri()
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ClipgenError(f"there is no MLflow at {uri}: set MLFLOW_TRACKING_URI")
-    return uri
+    if not has_mlflow():
+        raise ClipgenError(f"there is no MLflow at {default_uri()}: set MLFLOW_TRACKING_URI")
+    return default_uri()
 
 
 def find_version(client: Any, model_uri: str) -> Any:

@@ -3,7 +3,19 @@
 import os
 import sys
 
-from clipgen_core.cli import check, data, edit, generate, models, plan, serve, settings, train, train_stage
+from clipgen_core.cli import (
+    check,
+    data,
+    edit,
+    generate,
+    models,
+    plan,
+    remove,
+    serve,
+    settings,
+    train,
+    train_stage,
+)
 from clipgen_core.cli.options import app
 
 __all__ = [
@@ -15,6 +27,7 @@ __all__ = [
     "main",
     "models",
     "plan",
+    "remove",
     "serve",
     "settings",
     "train",

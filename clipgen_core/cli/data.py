@@ -1,8 +1,6 @@
 """Commands that ingest images and report what there is."""
 
 import csv
-import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,10 +9,8 @@ from rich.table import Column, Table
 
 from clipgen_core.cli.options import Command, Root, app, console
 from clipgen_core.cli.sheets import require_writable
-from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage, last_root
 
-ID = re.compile("[0-9a-f]{64}")
 TOP = "."  # stands for the images in no folder
 
 
@@ -191,100 +187,3 @@ def rejects(
         console.print(f"{row['reason']}: {row['uri']} ({row['detail']})")
     if len(rows) > most:
         console.print(f"and {len(rows) - most} more: show them by -n, or write all to a file by -o")
-
-
-@app.command(cls=Command)
-def prune(
-    folder: Annotated[str, typer.Argument(help="A top-level folder, as `clipgen folders` shows it.")],
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
-    ] = False,
-) -> None:
-    """Forget the images of a folder. Models that were trained on them keep working."""
-    from clipgen_core.data.prune import prune
-
-    gone = prune(Storage(root), "" if folder == TOP else folder, dry_run=not yes)
-    verb = "are removed" if yes else "would be removed; repeat with --yes"
-    console.print(f"{gone.images} images of {folder} {verb}")
-    if gone.moved:
-        console.print(f"{gone.moved} are in other folders too and stay")
-
-
-@app.command(cls=Command)
-def gc(
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
-    days: Annotated[int, typer.Option(min=1, help="Keep what is younger, whatever names it.")] = 30,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove it; without it, only report what would be removed.")
-    ] = False,
-) -> None:
-    """Remove old checkpoints, shards, tables and reports that neither the newest artefacts nor a registered
-    model were made from."""
-    from clipgen_core.registry.unused import remove, unused
-    from clipgen_core.tracking import mlflow_client, registry_uri
-
-    storage = Storage(root)
-    found = unused(storage, mlflow_client(registry_uri()), timedelta(days=days))
-    for one in found:
-        console.print(f"{one.size / 1e6:10.1f} MB  {one.changed:%Y-%m-%d}  {one.name}")
-    if yes:
-        remove(storage, found)
-    verb = "are removed" if yes else "would be removed; repeat with --yes" if found else "would be removed"
-    console.print(f"{len(found)} artefacts, {sum(one.size for one in found) / 1e6:.1f} MB, {verb}")
-
-
-@app.command(cls=Command)
-def forget(
-    root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
-    images: Annotated[list[str] | None, typer.Argument(help="Ids or URIs of images.")] = None,
-    listed: Annotated[Path | None, typer.Option("--list", help="A file with one id or URI a line.")] = None,
-    missing: Annotated[
-        str | None, typer.Option(help="A source: forget the images whose files are no longer in it.")
-    ] = None,
-    purge: Annotated[
-        bool,
-        typer.Option(help="Also let go of the versions of tables, token shards and reports that hold them."),
-    ] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
-    ] = False,
-) -> None:
-    """Forget single images: by id wherever they lie, by URI or file if they lie nowhere else."""
-    from clipgen_core.data import forget
-    from clipgen_core.data.sources import Source
-
-    storage, named = Storage(root), list(images or [])
-    if listed and not listed.is_file():
-        raise ClipgenError(f"there is no file {listed}: check the path")
-    named += [line.strip() for line in listed.read_text().splitlines() if line.strip()] if listed else []
-    ids, uris = [one for one in named if ID.fullmatch(one)], [one for one in named if not ID.fullmatch(one)]
-    if missing:
-        uris += forget.missing(storage, Source(missing))
-    if not (named or missing):
-        raise ClipgenError("no image is named: give ids or URIs, --list or --missing")
-    _report_kept(storage, sorted({*ids, *forget.only_at(storage, uris)}), purge=purge, yes=yes)
-    gone = forget.forget_ids(storage, ids, dry_run=not yes)
-    gone += forget.forget_places(storage, uris, dry_run=not yes)
-    console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
-
-
-def _report_kept(storage: Storage, ids: list[str], *, purge: bool, yes: bool) -> None:
-    """Say what keeps images on disk, and which models saw them; let go of the former if `purge` and `yes`."""
-    from clipgen_core.registry import kept
-    from clipgen_core.tracking import mlflow_client, registry_uri
-
-    try:
-        models = kept.models(storage, mlflow_client(registry_uri()), ids)
-    except ClipgenError as error:
-        console.print(f"which registered models saw them is not known: {error}")
-    else:
-        for model, saw in models.items():
-            console.print(f"{model} {'saw' if saw else 'may have seen'} them, and keeps what it learnt")
-    found = kept.find(storage, ids)
-    for name in found.names:
-        console.print(f"{name} {'lets go of' if purge else 'keeps'} them")
-    if purge and yes:
-        kept.let_go(storage, found)
-    elif found.names and not purge:
-        console.print("these keep them on disk: --purge removes them, too")

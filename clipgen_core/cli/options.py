@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from clipgen_core.cli.faults import fault
 from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.extras import needed_for
 from clipgen_core.storage import Storage, last_root
@@ -72,15 +73,26 @@ app = typer.Typer(
 
 
 class Command(typer.core.TyperCommand):
-    """A command whose bad input is one sentence and exit code 2."""
+    """A command whose bad input, and what a disk or store refuses, is one sentence and exit code 2."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             with needed_for(f"`clipgen {self.name}`"):
                 return super().invoke(ctx)
         except ClipgenError as error:
-            errors.print(Text("error:", style="bold red"), str(error))
-            raise typer.Exit(STOPPED if isinstance(error, Interrupted) else BAD_INPUT) from None
+            said, code = str(error), STOPPED if isinstance(error, Interrupted) else BAD_INPUT
+        except Exception as error:
+            sentence = fault(error, ctx.params.get("root"), _in_stores(ctx.params))
+            if sentence is None:
+                raise
+            said, code = sentence, BAD_INPUT
+        errors.print(Text("error:", style="bold red"), said)
+        raise typer.Exit(code)
+
+
+def _in_stores(params: dict[str, Any]) -> list[str]:
+    """The addresses in stores that a command was given."""
+    return [value for value in params.values() if isinstance(value, str) and "://" in value]
 
 
 def last_model(root: str | None) -> str:

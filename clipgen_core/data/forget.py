@@ -11,6 +11,7 @@ from clipgen_core.data.prune import move
 from clipgen_core.data.sources import Source, in_lists
 from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.data.upkeep import tables
+from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
 
 NONE: Mapping[str, str] = {}
@@ -67,6 +68,25 @@ def forget_places(
     return gone
 
 
+def unknown(out: Storage, ids: Sequence[str], uris: Sequence[str]) -> list[str]:
+    """Which names are of no image that was read.
+
+    Args:
+        out: The root.
+        ids: Names that look like ids.
+        uris: The other names.
+
+    Returns:
+        Those that the tables of images and of their further places lack, in order.
+    """
+    there, table = set[str](), open_table(out.images)
+    for some in in_lists(ids, AT_ONCE):
+        there.update(table.to_table(columns=["id"], filter=one_of("id", some))["id"].to_pylist())
+    for some in in_lists(uris, AT_ONCE):
+        there.update(places(out, one_of("uri", some)))
+    return [name for name in (*ids, *uris) if name not in there]
+
+
 def only_at(out: Storage, uris: Sequence[str]) -> list[str]:
     """The ids of the images that `forget_places` would remove.
 
@@ -91,9 +111,20 @@ def missing(out: Storage, source: Source) -> list[str]:
 
     Returns:
         Their URIs.
+
+    Raises:
+        ClipgenError: No image was read from this source, or none of its files is there.
     """
-    there = {file.uri for file in source.files()}
-    return [uri for uri in places(out, under(source, None)) if there.isdisjoint(holders(uri))]
+    there, read = {file.uri for file in source.files()}, list(places(out, under(source, None)))
+    gone = [uri for uri in read if there.isdisjoint(holders(uri))]
+    if not read:
+        raise ClipgenError(f"no image under {out.root} was read from {source.url}: check the address")
+    if len(gone) == len(read):
+        raise ClipgenError(
+            f"no file is left of the {len(read)} images that were read from {source.url}: check that it is "
+            "mounted; to forget all of them, use `clipgen prune` for each of its folders"
+        )
+    return gone
 
 
 def forget_left(out: Storage, members: Mapping[str, Collection[str]]) -> int:

@@ -14,7 +14,7 @@ from clipgen_core.data.columns import Columns, ending_of, sample_of
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
-from clipgen_core.data.names import text_of
+from clipgen_core.data.names import local_path, text_of
 from clipgen_core.data.remote import Reader
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried, stamp, url_to_fs
@@ -81,7 +81,7 @@ class Source:
 
     def __init__(self, url: str, wanted: Wanted = ALL) -> None:
         self.url, self.wanted, self.columns = url, wanted, Columns(wanted)
-        self.filesystem, root = url_to_fs(url if "://" in url else str(Path(url).expanduser()))
+        self.filesystem, root = url_to_fs(url if "://" in url else local_path(url))
         self.filesystem.invalidate_cache()
         self.root = root.rstrip("/")
         self.is_local = isinstance(self.filesystem, LocalFileSystem)

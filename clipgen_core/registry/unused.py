@@ -55,7 +55,7 @@ def unused(out: Storage, client: Any, keep: datetime.timedelta) -> list[Artefact
 
     Args:
         out: The root.
-        client: MLflow's client, of the registry that has the root's models.
+        client: MLflow's client, of the registry that has the root's models; None if none was registered.
         keep: Age from which artefacts are removed.
 
     Returns:
@@ -64,7 +64,7 @@ def unused(out: Storage, client: Any, keep: datetime.timedelta) -> list[Artefact
     Raises:
         ClipgenError: The registry lacks a version that was champion, so it may be another one.
     """
-    named = " ".join([*_pointers(out), *_registered(out, client)])
+    named = " ".join([*_pointers(out), *(_registered(out, client) if client else [])])
     oldest = datetime.datetime.now(datetime.UTC) - keep
     every = {one.name: one for one in artefacts(out)}
     waiting = set(ADDRESS.findall(named)) | {name for name, one in every.items() if one.changed > oldest}

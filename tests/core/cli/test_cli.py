@@ -310,21 +310,3 @@ def test_stats_show_the_metadata_of_the_images(clip_reference: str, tmp_path: Pa
     )
     shown = " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
     assert "with score (9 to 22) 4" in shown
-
-
-def test_forget_counts_first_and_removes_with_yes(clip_reference: str, tmp_path: Path) -> None:
-    source, root = tmp_path / "in", str(tmp_path / "root")
-    source.mkdir()
-    for name in ("red", "blue", "green"):
-        Image.new("RGB", (40, 30), name).save(source / f"{name}.png")
-    runner.invoke(app, ["embed", str(source), "--root", root, "--clip", clip_reference])
-    (source / "red.png").unlink()
-    listed = tmp_path / "list.txt"
-    listed.write_text(f"file://{source}/blue.png\n\n")
-    forget = ["forget", "--root", root, "--missing", str(source), "--list", str(listed)]
-    assert "2 images would be removed; repeat with --yes" in runner.invoke(app, forget).output
-    assert "2 images are removed" in runner.invoke(app, [*forget, "--yes"]).output
-    assert "images 1" in " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
-    for args, said in (([], "no image is named"), (["--list", "none.txt"], "there is no file none.txt")):
-        refused = runner.invoke(app, ["forget", "--root", root, *args])
-        assert refused.exit_code == 2 and said in " ".join(refused.output.split())

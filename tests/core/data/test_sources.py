@@ -206,3 +206,16 @@ def test_a_folder_that_may_not_be_read_is_a_problem(tmp_path: Path) -> None:
     (file,) = source.files()
     assert read(source, file).reason == "unreadable"
     (tmp_path / "in" / "a").chmod(0o755)
+
+
+def test_a_source_has_the_same_uris_from_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(tmp_path / "in" / "deep")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("../in", "./../elsewhere/../in", str(tmp_path / "in"), "link/../../in"):
+        assert Source(name).base_uri == f"file://{tmp_path}/in"
+    assert Source("link").base_uri == f"file://{tmp_path}/elsewhere/link"
+    assert Source("link/..").base_uri == f"file://{tmp_path}/in"

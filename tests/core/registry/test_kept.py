@@ -102,8 +102,18 @@ def test_no_file_holds_an_image_after_a_purge(out: Storage, client: Any) -> None
     assert (Path(out.root) / "reports" / "other").exists() and not Path(shards).exists()
     made = TextToImage.from_pretrained(checkpoint).generate(["a disc"], candidates=1)
     assert made[0][0].size == (32, 32)
-    again = CliRunner().invoke(app, ["forget", image_id, "--root", out.root])
-    assert "mine version 1 may have seen them" in " ".join(again.output.split())
+    assert kept.models(out, client, [image_id]) == {"mine version 1": False}
+    for more in ([], ["--purge"]):
+        again = CliRunner().invoke(app, ["forget", image_id, "--root", out.root, *more])
+        assert again.exit_code == 2 and f"name no image under {out.root}" in again.output
+
+
+def test_what_was_forgotten_by_its_id_can_be_purged_later(out: Storage, client: Any) -> None:
+    forget, image_id = ["forget", forgotten(out), "--root", out.root], forgotten(out)
+    assert CliRunner().invoke(app, [*forget, "--yes"]).exit_code == 0
+    done = CliRunner().invoke(app, [*forget, "--purge", "--yes"])
+    assert done.exit_code == 0 and "lets go of them" in done.output
+    assert kept.find(out, [image_id]).names == []
 
 
 def test_without_a_purge_what_models_were_trained_on_keeps_the_image(out: Storage, client: Any) -> None:
