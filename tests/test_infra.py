@@ -362,9 +362,7 @@ def test_the_helm_values_say_what_the_instance_profile_says() -> None:
         == profile["concurrency"]["runs"]["max_concurrent_runs"]
     )
     assert daemon["runRetries"]["maxRetries"] == profile["run_retries"]["max_retries"]
-    assert (
-        daemon["runMonitoring"]["startTimeoutSeconds"] == profile["run_monitoring"]["start_timeout_seconds"]
-    )
+    assert snake(daemon["runMonitoring"]) == profile["run_monitoring"]
     assert values["postgresql"]["postgresqlScheme"] == database["scheme"]
     assert values["runLauncher"]["type"] == profile["run_launcher"]["class"] == "K8sRunLauncher"
     assert not values["telemetry"]["enabled"] and not values["generatePostgresqlPasswordSecret"]

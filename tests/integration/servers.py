@@ -20,6 +20,7 @@ import requests
 from moto.server import ThreadedMotoServer
 
 from tests.conftest import answers, free_port, wait_for
+from tests.integration.graphql import ask
 
 BIN = Path(sys.executable).parent
 PROFILE = Path(__file__).parents[2] / "infra" / "dagster" / "compose.yaml"
@@ -152,12 +153,7 @@ class Platform:
             self.kill(name)
 
     def ask(self, query: str, **variables: Any) -> Any:
-        """GraphQL's answer."""
-        said = requests.post(
-            f"{self.webserver}/graphql", json={"query": query, "variables": variables}, timeout=60
-        ).json()
-        assert "errors" not in said, said["errors"]
-        return said["data"]
+        return ask(self.webserver, query, **variables)
 
     def logs(self) -> str:
         return "\n".join(file.read_text() for file in self.folder.glob("*.log"))

@@ -21,6 +21,7 @@ from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 from tests.browser.conftest import browser, watch
 from tests.conftest import EMOJI, needs_emoji, wait_for
+from tests.integration.graphql import launch, status
 from tests.integration.servers import (
     LOCATION,
     Platform,
@@ -93,13 +94,6 @@ def upload(files: s3fs.S3FileSystem, pictures: list[Path], folder: str) -> None:
     files.put([str(one) for one in pictures], there)
 
 
-LAUNCH = """mutation($job: String!, $config: RunConfigData!) {
-  launchRun(executionParams: {
-    selector: {repositoryLocationName: "clipgen", repositoryName: "__repository__", pipelineName: $job},
-    runConfigData: $config, mode: "default"})
-  { __typename ... on LaunchRunSuccess { run { runId } } ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } } } }"""
-STATUS = "query($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 RUNS = "query { runsOrError { ... on Runs { results { runId status jobName tags { key value } } } } }"
 RELOAD = """mutation($name: String!) { reloadRepositoryLocation(repositoryLocationName: $name)
   { __typename ... on WorkspaceLocationEntry { loadStatus } } }"""
@@ -114,19 +108,9 @@ ASSET = """query($asset: String!) { assetOrError(assetKey: {path: [$asset]}) { .
   assetMaterializations { runId metadataEntries { label ... on UrlMetadataEntry { url } } } } } }"""
 
 
-def launch(platform: Platform, job: str, config: dict[str, Any]) -> str:
-    made = platform.ask(LAUNCH, job=job, config=config)["launchRun"]
-    assert made["__typename"] == "LaunchRunSuccess", made
-    return str(made["run"]["runId"])
-
-
-def status(platform: Platform, run: str) -> str:
-    return str(platform.ask(STATUS, run=run)["runOrError"]["status"])
-
-
 def finish(platform: Platform, run: str) -> None:
     ended = wait_for(
-        lambda: (now := status(platform, run)) in ("SUCCESS", "FAILURE", "CANCELED") and now,
+        lambda: (now := status(platform.webserver, run)) in ("SUCCESS", "FAILURE", "CANCELED") and now,
         f"the end of run {run}",
         seconds=600,
     )
@@ -143,11 +127,11 @@ def test_a_run_survives_the_daemons_death_and_everything_arrives(
 ) -> None:
     captions = {"captions": str(EMOJI / "captions.csv")}
     clip = {"ops": {"clip_checkpoint": {"config": captions}}}
-    finish(platform, launch(platform, "clip_training", clip))
+    finish(platform, launch(platform.webserver, "clip_training", clip))
 
-    run = launch(platform, "clip_gen", {})
+    run = launch(platform.webserver, "clip_gen", {})
     wait_for(lambda: materialisations(platform, "clip_embeddings"), "the embeddings")
-    assert status(platform, run) == "STARTED"
+    assert status(platform.webserver, run) == "STARTED"
     platform.kill("daemon")
     reloaded = platform.ask(RELOAD, name=LOCATION)["reloadRepositoryLocation"]
     assert reloaded == {"__typename": "WorkspaceLocationEntry", "loadStatus": "LOADED"}
