@@ -18,7 +18,7 @@ from clipgen_core.training.checkpoint import Checkpoints, Saved
 
 
 class Publisher:
-    """Publishes one checkpoint at a time. As a context it waits for the last one, except for KeyboardInterrupt.
+    """Publishes one checkpoint at a time. As a context it waits for the last one, unless interrupted.
 
     Args:
         checkpoints: Where they are published.
