@@ -40,6 +40,7 @@ class MlflowTracker:
     def __init__(self, client: Any, run_id: str, experiment_id: str = "") -> None:
         self.client, self.run_id, self.experiment_id = client, run_id, experiment_id
         self.sender = Sender(without_password(client.tracking_uri), lambda: client.get_run(run_id))
+        self.logged: dict[str, int] | None = None  # the last step of each metric before this tracker
 
     def __enter__(self) -> Self:
         return self
@@ -60,6 +61,9 @@ class MlflowTracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics, with the present time.
 
+        A training that goes on from a checkpoint repeats the steps since then. What the run has of them
+        already is not logged again.
+
         Args:
             values: Metrics by name.
             step: The training step; 0 outside of trainings.
@@ -68,7 +72,14 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         rows = [Metric(name, float(value), now, step) for name, value in values.items()]
-        self.sender.put("metrics", lambda: self.client.log_batch(self.run_id, metrics=rows))
+
+        def send() -> None:
+            if self.logged is None:
+                self.logged = _last_steps(self.client.get_run(self.run_id))
+            new = [row for row in rows if row.step > self.logged.get(row.key, -1)]
+            self.client.log_batch(self.run_id, metrics=new)
+
+        self.sender.put("metrics", send)
 
     def tags(self, values: Mapping[str, str]) -> None:
         given = dict(values)
@@ -174,6 +185,11 @@ def _reopened(client: Any, experiment: str, training: str, tags: Mapping[str, st
     for name, value in tags.items():
         client.set_tag(run_id, name, value)
     return same[0]
+
+
+def _last_steps(run: Any) -> dict[str, int]:
+    """The last step of each metric of a run."""
+    return {metric.key: metric.step for metric in run.data.to_proto().metrics}
 
 
 def _of_the_code() -> dict[str, str]:

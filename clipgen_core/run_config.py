@@ -13,10 +13,9 @@ from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from clipgen_core import filesystem
 from clipgen_core.assets import ASSETS, OWN, WITHOUT_STAGE
-from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.extras import needed_for
+from clipgen_core.config_files import from_environment
+from clipgen_core.errors import ClipgenError
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.settings.catalogue import (
     allowed,
@@ -68,45 +67,12 @@ class Run:
 
     def on_ray(self) -> list[str]:
         """Names of the assets that work on a Ray cluster."""
-        return [name for name in ASSETS if name in self.assets and self._on_ray(name)]
+        return [name for name in ASSETS if name in self.assets and self.works_on_ray(name)]
 
-    def _on_ray(self, name: str) -> bool:
+    def works_on_ray(self, name: str) -> bool:
+        """Whether the workers of an asset run on a Ray cluster."""
         compute = getattr(getattr(self.recipe, ASSETS[name].stage), "compute", None)
         return self.own[name].get("workers_on") == "ray" or (compute is not None and compute.where == "ray")
-
-
-def read_files(files: Sequence[str]) -> dict[str, Any]:
-    """Read run configs and merge them, as `dagster job execute -c FIRST -c SECOND` does: the last value wins.
-
-    Raises:
-        ClipgenError: A file does not exist, or holds no mapping in YAML.
-    """
-    with needed_for("reading a run config"):
-        import yaml
-    merged: dict[str, Any] = {}
-    for file in files:
-        if not filesystem.exists(file):
-            raise ClipgenError(f"run config {file} does not exist: check the path")
-        try:
-            read = yaml.safe_load(filesystem.read_bytes(file)) or {}
-        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            raise ClipgenError(f"run config {file} is no YAML ({_place(error)}): repair it") from error
-        if not isinstance(read, dict):
-            raise ClipgenError(f"run config {file} holds no mapping: see infra/run_configs for examples")
-        merged = _merged(merged, read)
-    return merged
-
-
-def _place(error: Exception) -> str:
-    """What a parser of YAML complains of, and where."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else first_line(error)
-
-
-def _merged(first: Any, second: Any) -> Any:
-    if not (isinstance(first, dict) and isinstance(second, dict)):
-        return second
-    return first | {name: _merged(first.get(name), value) for name, value in second.items()}
 
 
 def job_of(config: Mapping[str, Any]) -> str:
@@ -263,7 +229,7 @@ class _Reader:
                 self.problems.append(f"{where} has {one!r}: put it under {where}.config")
             try:
                 config = self.mapping(member, "config", f"{where}.config")
-                yield name, _from_environment(config, self.environment)
+                yield name, from_environment(config, self.environment)
             except ClipgenError as error:
                 self.problems.append(f"{where}.config: {error}")
 
@@ -300,14 +266,3 @@ class _Reader:
         hint = f": set one of the group, such as {members[0]!r}" if members else suggestion(name, known)
         takes = f": it has {', '.join(known[:12])}" if known else ": it takes no settings, so take it out"
         self.problems.append(f"{where} has no {name!r}{hint or takes}")
-
-
-def _from_environment(value: Any, environment: Mapping[str, str]) -> Any:
-    """The value with `{env: NAME}` replaced by the variable's value, as Dagster does."""
-    if not isinstance(value, dict):
-        return value
-    if list(value) == ["env"]:
-        if value["env"] not in environment:
-            raise ClipgenError(f"the environment variable {value['env']} is not set: set it")
-        return environment[value["env"]]
-    return {name: _from_environment(one, environment) for name, one in value.items()}

@@ -10,14 +10,17 @@ import functools
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import dagster as dg
 from pydantic import Field, create_model
 
+from clipgen_core.assets import OWN
 from clipgen_core.recipes import DEFAULT, named
 from clipgen_core.schema import Frozen
 from clipgen_core.settings.catalogue import MAY_CHANGE, meaning, settings_of
+from pipelines.deployment import defaults
 
 AssetConfig = TypeVar("AssetConfig", bound="StageConfig")
 
@@ -30,9 +33,11 @@ class StageConfig(dg.Config):
     def overrides(self) -> dict[str, Any]:
         """The given settings by dotted name, the stage first, as `Recipe.override` takes them.
 
-        Null counts as not given, except for settings for which null is a value.
+        The deployment gives those that the run config does not. Null counts as not given, except for settings
+        for which null is a value.
         """
-        given = dict(_flat(self.model_dump(mode="json", exclude_unset=True), self.stage))
+        given = dict(_flat(defaults(self.stage), self.stage))
+        given |= _flat(self.model_dump(mode="json", exclude_unset=True), self.stage)
         overrides = {}
         for setting in settings_of(named(DEFAULT)):
             nullable = type(None) in get_args(setting.field.annotation)
@@ -74,6 +79,11 @@ def of_stage(stage: str) -> Callable[[type[AssetConfig]], type[AssetConfig]]:
     def add(config: type[AssetConfig]) -> type[AssetConfig]:
         fields = _fields(getattr(named(DEFAULT), stage))
         added = {name: field for name, field in fields.items() if name not in config.model_fields}
+        for name, value in defaults(stage).items():
+            if name in config.model_fields and name in OWN:
+                field = copy(config.model_fields[name])
+                field.default = value
+                added[name] = (field.annotation, field)
         made = create_model(
             config.__name__,
             __base__=config,

@@ -21,6 +21,7 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     Raises:
         dg.Failure: There are problems; its metadata has all of them.
     """
+    from clipgen_core.config_files import with_deployed
     from clipgen_core.preflight import findings
     from clipgen_core.run_config import read_run
 
@@ -33,6 +34,7 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
         "ops": {name: given[name] for name in given if name in assets},
         "resources": {name: {"config": one.model_dump()} for name, one in resources.items()},
     }
+    config = with_deployed(config, assets)
     problems: dict[str, list[str]] = {}
     for one in findings(read_run(config, assets)):
         if one.status == "problem":

@@ -259,7 +259,9 @@ def test_the_pods_of_runs_and_steps_are_admitted_by_a_restricted_namespace(
     context = K8sContainerContext.create_for_run(DagsterRun("clip_gen"), launcher, include_run_tags=False)
     config = context.get_k8s_job_config(job_image="registry.example/clipgen:0.1.0", run_launcher=launcher)
     assert isinstance(config, DagsterK8sJobConfig)
-    of_step = UserDefinedDagsterK8sConfig.from_dict(node(memory="16Gi", gpu=gpu)["dagster-k8s/config"])
+    if not gpu:
+        monkeypatch.setenv("CLIPGEN_CONFIG", str(INFRA / "run_configs" / "l.yaml"))  # its GPUs are on Ray
+    of_step = UserDefinedDagsterK8sConfig.from_dict(node("vqgan", memory=16)["dagster-k8s/config"])
     for own in (context, context.merge(K8sContainerContext(run_k8s_config=of_step))):
         job = construct_dagster_k8s_job(
             config, ["dagster", "api", "execute_run"], "job", own.run_k8s_config, "pod"

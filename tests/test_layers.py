@@ -32,10 +32,11 @@ MAY_IMPORT["stages"] = MAY_IMPORT["serving"] = MAY_IMPORT["registry"] | {"regist
 MAY_IMPORT["recipes"] = GROUND | {"models"}
 MAY_IMPORT["plan"] = MAY_IMPORT["train"] = MAY_IMPORT["stages"] | {"stages", "recipes"}
 MAY_IMPORT["assets"] = GROUND
-MAY_IMPORT["run_config"] = GROUND | {"assets", "recipes"}
+MAY_IMPORT["config_files"] = GROUND | {"assets"}
+MAY_IMPORT["run_config"] = GROUND | {"assets", "config_files", "recipes"}
 MAY_IMPORT["preflight"] = MAY_IMPORT["plan"] | {"assets", "plan", "run_config"}
 MAY_IMPORT["proposal"] = MAY_IMPORT["preflight"] | {"preflight"}
-MAY_IMPORT["cli"] = MAY_IMPORT["proposal"] | {"proposal", "train", "serving", "published"}
+MAY_IMPORT["cli"] = MAY_IMPORT["proposal"] | {"proposal", "train", "serving", "published", "config_files"}
 MAY_IMPORT["generator"] = {"generation"}  # an alias for models registered by version 0.1
 ONE_FILE_EACH = {"stages"}  # whose modules meet in files alone and never import each other
 

@@ -28,8 +28,9 @@ def check(
     Exit code 2 if there is a problem. A job's first step does the same.
     """
     from clipgen_core.assets import JOBS
+    from clipgen_core.config_files import read_files, with_deployed
     from clipgen_core.preflight import findings
-    from clipgen_core.run_config import job_of, read_files, read_run
+    from clipgen_core.run_config import job_of, read_run
     from clipgen_core.settings.catalogue import suggestion
 
     read = read_files(config)
@@ -39,7 +40,7 @@ def check(
             f"there is no job {job!r}{suggestion(job, JOBS) or ': take one of ' + ', '.join(JOBS)}"
         )
     problems = 0
-    for one in findings(read_run(read, JOBS[job])):
+    for one in findings(read_run(with_deployed(read, JOBS[job]), JOBS[job])):
         console.print(Text(f"{one.status:8}", style=COLOURS[one.status]), f"{one.check:10}", one.text)
         problems += one.status == "problem"
     if problems:

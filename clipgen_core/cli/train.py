@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -135,7 +136,7 @@ def dagster_home() -> str:
 
 
 def execute(job: str, file: Path, home: str) -> None:
-    """Run a job of the pipeline in a process of its own.
+    """Run a job of the pipeline in a process of its own. SIGTERM is passed on to it.
 
     Args:
         job: Its name.
@@ -152,11 +153,14 @@ def execute(job: str, file: Path, home: str) -> None:
     command = [sys.executable, "-m", "dagster", "job", "execute", "-m", "pipelines.definitions"]
     environment = os.environ | {"DAGSTER_HOME": home, "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore"}
     process = subprocess.Popen([*command, "-j", job, "-c", str(file)], env=environment)
+    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         status = process.wait()
     except KeyboardInterrupt:  # the process has got it, too, and saves what it has
         process.wait()
         raise typer.Exit(INTERRUPTED) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     if status:
         raise ClipgenError(
             f"{job} failed: what went wrong is above. Mend it and give the same command again; what is done "

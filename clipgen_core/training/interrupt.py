@@ -38,8 +38,8 @@ class Request:
 def stop_signals(then: Callable[[], object] | None = None) -> Iterator[Request]:
     """Within the `with`, SIGTERM and Ctrl-C set `Request.signal` instead of ending the process.
 
-    A second Ctrl-C, a second after the first or later, ends the process without saving. Only the main thread
-    can receive signals; in other threads this has no effect.
+    A second signal, a second after the first or later, raises KeyboardInterrupt, and nothing more is saved.
+    Only the main thread can receive signals; in other threads this has no effect.
 
     Args:
         then: Called at each signal, to forward it.
@@ -57,7 +57,7 @@ def stop_signals(then: Callable[[], object] | None = None) -> Iterator[Request]:
         nonlocal first
         if request.signal is None:
             request.signal, first = number, time.monotonic()
-        elif number == signal.SIGINT and time.monotonic() - first > IMPATIENT_AFTER:
+        elif time.monotonic() - first > IMPATIENT_AFTER:
             raise KeyboardInterrupt
         if then:
             then()

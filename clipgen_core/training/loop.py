@@ -11,7 +11,7 @@ so a run that was killed and resumed computes what an undisturbed run does.
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def fit(
         _spread(task, config)
         run = _Run(task, config, checkpoints, tracker if distributed.rank() == 0 else NullTracker())
         run.tracker.tags({"precision": config.precision})
-        with fp32_products(run.device, "high"), closing(run.publisher):
+        with fp32_products(run.device, "high"), run.publisher:
             if newest:
                 run.resume(newest)
             elif checkpoints.provenance.started_from:

@@ -12,12 +12,13 @@ behind. Copying is fast enough, so they are not worth it.
 """
 
 import threading
+from typing import Self
 
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 
 
 class Publisher:
-    """Publishes one checkpoint at a time.
+    """Publishes one checkpoint at a time. As a context it waits for the last one, unless interrupted.
 
     Args:
         checkpoints: Where they are published.
@@ -49,7 +50,12 @@ class Publisher:
         if self._thread:
             self._thread.join()
 
-    close = wait
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or not issubclass(kind, KeyboardInterrupt):
+            self.wait()
 
     @property
     def error(self) -> BaseException | None:

@@ -31,7 +31,7 @@ class ClipCheckpointConfig(TrainingConfig):
     owners=["team:research"],
     code_version="1",
     pool="gpu",
-    op_tags=node(memory="32Gi", gpu=True),
+    op_tags=node("clip", memory=32),
 )
 def clip_checkpoint(
     context: dg.AssetExecutionContext,

@@ -47,7 +47,7 @@ def _checked(asset: str) -> dg.AssetCheckSpec:
     owners=["team:data"],
     deps=["raw_images", "clip_checkpoint"],
     pool="gpu",
-    op_tags=node(memory="16Gi", gpu=True),
+    op_tags=node("embeddings", memory=16),
     code_version="1",
     check_specs=[_checked("clip_embeddings")],
 )
@@ -99,7 +99,7 @@ def clip_embeddings(
     partitions_def=FOLDERS,
     backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=1),
     pool="gpu",
-    op_tags=node(memory="16Gi", gpu=True),
+    op_tags=node("embeddings", memory=16),
     code_version="1",
     check_specs=[_checked("folder_embeddings")],
 )

@@ -66,7 +66,7 @@ class EvaluationConfig(StageConfig):
     code_version="1",
     deps=["transformer_checkpoint", "raw_images"],
     pool="gpu",
-    op_tags=node(memory="16Gi", gpu=True),
+    op_tags=node("evaluation", memory=16),
     automation_condition=when_updated("transformer_checkpoint"),
     check_specs=[
         *(dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS),

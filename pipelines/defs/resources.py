@@ -1,30 +1,26 @@
-"""The resources and the executor of all jobs, by the environment of the code location.
+"""The resources and the executor of all jobs, as the deployment sets them.
 
-Knows the environment variables and their defaults; knows nothing of what assets do with the resources.
+Knows which resources there are; knows nothing of what assets do with them.
 """
-
-import os
 
 import dagster as dg
 
-from clipgen_core.storage import DEFAULT_ROOT
 from pipelines.cluster import executor
+from pipelines.deployment import deployment
 from pipelines.partitions import FolderResource
-from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
+from pipelines.resources import ImagesResource, MlflowResource, RecipeResource, StorageResource
 
 
 @dg.definitions
 def resources() -> dg.Definitions:
-    root = os.environ.get("CLIPGEN_ROOT") or DEFAULT_ROOT
+    given = deployment().resources
     return dg.Definitions(
         executor=executor(),
         resources={
-            "storage": StorageResource(root=root),
-            "images": ImagesResource(
-                source=os.environ.get("CLIPGEN_SOURCE", ""), clip=os.environ.get("CLIPGEN_CLIP") or TRAINED
-            ),
-            "recipe": RecipeResource(name=os.environ.get("CLIPGEN_RECIPE") or "demo"),
-            "mlflow": MlflowResource(),
+            "storage": StorageResource(**given["storage"]),
+            "images": ImagesResource(**given["images"]),
+            "recipe": RecipeResource(**given["recipe"]),
+            "mlflow": MlflowResource(**given["mlflow"]),
             "one_folder": FolderResource(),
         },
     )

@@ -24,7 +24,7 @@ class TokenShardsConfig(StageConfig):
     code_version="1",
     deps=["raw_images", "clip_embeddings", "near_duplicates", "vqgan_checkpoint"],
     pool="gpu",
-    op_tags=node(memory="16Gi", gpu=True),
+    op_tags=node("tokens", memory=16),
     automation_condition=WHEN_FRESH,
 )
 def token_shards(

@@ -34,7 +34,7 @@ class TransformerCheckpointConfig(TrainingConfig):
     code_version="1",
     deps=["token_shards"],
     pool="gpu",
-    op_tags=node(memory="32Gi", gpu=True),
+    op_tags=node("transformer", memory=32),
     automation_condition=settled(Grown(upstream="token_shards", share=0.2)),
     check_specs=[dg.AssetCheckSpec("better_than_uniform", asset="transformer_checkpoint")],
 )

@@ -31,7 +31,7 @@ class VqganCheckpointConfig(TrainingConfig):
     code_version="1",
     deps=["raw_images", "clip_embeddings"],
     pool="gpu",
-    op_tags=node(memory="32Gi", gpu=True),
+    op_tags=node("vqgan", memory=32),
     automation_condition=settled(Grown(upstream="raw_images", share=0.5)),
     check_specs=[dg.AssetCheckSpec("codebook_usage", asset="vqgan_checkpoint")],
 )

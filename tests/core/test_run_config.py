@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 
 from clipgen_core.assets import JOBS
+from clipgen_core.config_files import read_files
 from clipgen_core.errors import ClipgenError
-from clipgen_core.run_config import Run, job_of, read_files, read_run
+from clipgen_core.run_config import Run, job_of, read_run
 
 
 def read(config: dict[str, Any], job: str = "clip_gen", **environment: str) -> Run:

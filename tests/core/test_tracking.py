@@ -97,6 +97,29 @@ def test_a_training_that_stopped_goes_on_in_its_run(tracking_uri: str, tmp_path:
         assert anew.run_id not in (first.run_id, other.run_id)  # it is finished: nothing goes on
 
 
+def test_steps_since_the_checkpoint_are_logged_once(tracking_uri: str) -> None:
+    def training():  # type: ignore[no-untyped-def]
+        return mlflow_run("vqgan", tracking_uri=tracking_uri, artifacts=None, tags={}, training="one")
+
+    with pytest.raises(RuntimeError), training() as first:
+        first.metrics({"images": 4.0}, step=0)
+        for step in (10, 20, 30):
+            first.metrics({"loss": 1 / step}, step=step)
+        first.metrics({"validation_loss": 0.5}, step=20)
+        raise RuntimeError("killed at step 35, with a checkpoint at step 20")
+    with training() as again:
+        again.metrics({"images": 4.0}, step=0)
+        for step in (30, 40):
+            again.metrics({"loss": 1 / step}, step=step)
+        again.metrics({"validation_loss": 0.4}, step=40)
+    client = mlflow_client(tracking_uri)
+    steps = {
+        name: [point.step for point in client.get_metric_history(first.run_id, name)]
+        for name in ("images", "loss", "validation_loss")
+    }
+    assert steps == {"images": [0], "loss": [10, 20, 30, 40], "validation_loss": [20, 40]}
+
+
 def test_a_run_names_its_tables_and_the_code(tracking_uri: str, tmp_path: Path) -> None:
     with run(tracking_uri, tmp_path) as tracker:
         for _ in range(2):

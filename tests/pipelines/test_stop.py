@@ -18,7 +18,7 @@ INSTANCE = Path(__file__).parents[2] / "infra" / "dagster" / "local.yaml"
 
 
 def clip_training(folder: Path, captions: Path, executor: str) -> subprocess.Popen[bytes]:
-    """`dagster job execute` of a training that would take hours.
+    """A training that would take hours: by `dagster job execute`, or multiprocess as `clipgen train` does.
 
     Args:
         folder: For the run's config, its root and its MLflow.
@@ -45,11 +45,15 @@ def clip_training(folder: Path, captions: Path, executor: str) -> subprocess.Pop
         },
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(run_config))
-    program = str(Path(sys.executable).parent / "dagster")
-    words = [program, "job", "execute", "-m", "pipelines.definitions", "-j", "clip_training", "-c"]
+    program, file = str(Path(sys.executable).parent / "dagster"), folder / "run.yaml"
+    words = [program, "job", "execute", "-m", "pipelines.definitions", "-j", "clip_training", "-c", str(file)]
+    if executor == "multiprocess":
+        called = f"execute('clip_training', Path({str(file)!r}), {str(folder)!r})"
+        imports = "from pathlib import Path; from clipgen_core.cli.train import execute"
+        words = [sys.executable, "-c", f"{imports}; {called}"]
     quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     environment = os.environ | {"TQDM_DISABLE": "1"}
-    return subprocess.Popen([*words, str(folder / "run.yaml")], env=environment, **quiet)
+    return subprocess.Popen(words, env=environment, **quiet)
 
 
 @pytest.mark.parametrize(

@@ -128,10 +128,10 @@ def test_fine_tuning_replaces_no_code_of_an_imported_codebook_also_when_it_is_re
 
     def killed(self: Any, step: int, batches: Any) -> None:
         if step == 3:
-            raise KeyboardInterrupt
+            raise SystemExit
         whole(self, step, batches)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(loop._Run, "train", killed)
         train(config, pipeline, clip_reference, storage)
     history = train(config, pipeline, clip_reference, storage).fitted.history

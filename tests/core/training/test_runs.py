@@ -51,10 +51,10 @@ def killed_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
 
         def until(self: Any, current: int, batches: Any) -> None:
             if current == step:
-                raise KeyboardInterrupt
+                raise SystemExit
             whole(self, current, batches)
 
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
             patch.setattr(loop._Run, "train", until)
             call()
 
