@@ -18,11 +18,13 @@ from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.plan import plan
 from clipgen_core.proposal.clips import choose
 from clipgen_core.proposal.run import EVALUATION, ON_TOP, Proposal
-from clipgen_core.recipes import Recipe, named
+from clipgen_core.recipes import named
+from clipgen_core.storage import SAFE_PART
 
 AUTO = "auto"
 LARGE, MEDIUM = 40e9, 16e9  # bytes of GPU memory for the recipes l and b
 FEWEST_STEPS = 20
+LEAST_MINUTES = 5  # that are worth a try on a fast machine
 LONGER = 4.0  # times the recipe's steps at the most; more make copies of the training images
 TRAININGS = {"clip_checkpoint": "clip", "vqgan_checkpoint": "vqgan", "transformer_checkpoint": "transformer"}
 
@@ -58,21 +60,31 @@ def propose(
         ClipgenError: The folder cannot be read or holds no image, a value is not allowed, no CLIP is
             available, or the minutes are too few.
     """
-    source = _full(source)
+    if minutes and minutes <= 60 * EVALUATION:
+        raise _too_few(minutes, LEAST_MINUTES)
+    source, fitting = _full(source), _fitting() if recipe == AUTO else recipe
+    name, given = _name(source, name), {"evaluation.shown": []} | dict(overrides or {})
+    named(fitting).override(given)
     _require_files(source)
     choice = choose(source, clip, _full(captions) if captions else None)
-    fitting = _fitting() if recipe == AUTO else recipe
-    if not prompts and choice.captions and choice.captions.startswith(NAMES):
-        prompts = choice.captions
-    elif prompts:
+    if prompts:
         prompts = _full(prompts)
         require_scorable(prompts, read_prompts(prompts))
-    given = {"evaluation.shown": []} | _few_prompts(prompts, named(fitting)) | dict(overrides or {})
+    elif choice.by_names:
+        prompts, least = choice.captions, named(fitting).evaluation.thresholds.min_prompts
+        given = {"evaluation.thresholds.min_prompts": min(choice.by_names, least)} | given
     estimate = plan(source, named(fitting).override(given), choice.reference)
     for verdict in estimate.verdicts.values():
         given = verdict.overrides | given
-    proposal = Proposal(name or _name(source), source, fitting, given, choice, prompts, estimate)
+    proposal = Proposal(name, source, fitting, given, choice, prompts, estimate)
     return _within(proposal, minutes) if minutes else proposal
+
+
+def _too_few(minutes: float, least: float) -> ClipgenError:
+    return ClipgenError(
+        f"{minutes:g} minute{'s are' if minutes != 1 else ' is'} too few for a run on this machine, of "
+        f"{FEWEST_STEPS} steps of each training and an evaluation: give at least {math.ceil(least)}"
+    )
 
 
 def _require_files(source: str) -> None:
@@ -98,15 +110,6 @@ def _fitting() -> str:
     return "l" if memory >= LARGE else "b" if memory >= MEDIUM else "demo"
 
 
-def _few_prompts(prompts: str | None, recipe: Recipe) -> dict[str, Any]:
-    """The threshold of `enough_prompts`, where the names of the images are fewer than it asks for."""
-    if not prompts or not prompts.startswith(NAMES):
-        return {}
-    count = len(read_prompts(prompts))
-    few = count < recipe.evaluation.thresholds.min_prompts
-    return {"evaluation.thresholds.min_prompts": count} if few else {}
-
-
 def _within(proposal: Proposal, minutes: float) -> Proposal:
     """The proposal with as many steps as the time allows, in the recipe's proportions."""
     lines, settings = proposal.plan.lines, proposal.settings
@@ -117,11 +120,7 @@ def _within(proposal: Proposal, minutes: float) -> Proposal:
     steps = {f"{stage}.train.steps": getattr(settings, stage).train.steps for stage in stages}
     least = FEWEST_STEPS / min(steps.values())
     if factor < least:
-        needed = 60 * (ON_TOP * (rest + least * trained) + EVALUATION)
-        raise ClipgenError(
-            f"{minutes:g} minutes are too few for {FEWEST_STEPS} steps of each training on this machine: "
-            f"give at least {math.ceil(needed)}"
-        )
+        raise _too_few(minutes, 60 * (ON_TOP * (rest + least * trained) + EVALUATION))
     factor = min(factor, LONGER)
     scaled = {name: round(factor * planned) for name, planned in steps.items()}
     hours = [line.hours * (factor if line.stage in TRAININGS else 1) for line in lines]
@@ -133,10 +132,15 @@ def _within(proposal: Proposal, minutes: float) -> Proposal:
     )
 
 
-def _name(source: str) -> str:
-    name = re.sub(r"[^\w.-]+", "-", source.rstrip("/").rpartition("/")[2]).strip("-._").lower()
-    if not name:
-        raise ClipgenError(f"{source} gives no name for the run: give --name")
+def _name(source: str, given: str | None) -> str:
+    """The name of the run: the given one, or that of the folder without what names may not hold."""
+    own = re.sub(r"[^\w.-]+", "-", source.rstrip("/").rpartition("/")[2]).strip("-._").lower()
+    name = own if given is None else given
+    if not SAFE_PART.fullmatch(name) or name in (".", ".."):
+        said = (
+            f"{source} gives no name for the run" if given is None else f"--name {given!r} cannot name a run"
+        )
+        raise ClipgenError(f"{said} a run: give --name in letters, digits and any of . _ - + = @ ,")
     return name
 
 

@@ -30,11 +30,13 @@ class ClipChoice:
         reference: As the pipeline takes it; TRAINED for one that is trained first.
         captions: What that one is trained on; None for another.
         said: Which it is, for a person.
+        by_names: How many different captions the names of the images give, if it is trained on them; else 0.
     """
 
     reference: str
     captions: str | None
     said: str
+    by_names: int = 0
 
 
 def choose(folder: str, reference: str | None, captions: str | None) -> ClipChoice:
@@ -78,7 +80,7 @@ def _by_names(folder: str, unreachable: ClipgenError) -> ClipChoice:
         f"a small one, trained on the names of {len(read):,} images, {different:,} different ones, since "
         f"no public one is available; it understands only these words"
     )
-    return ClipChoice(TRAINED, names, said)
+    return ClipChoice(TRAINED, names, said, different)
 
 
 def _downloads() -> str:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ from PIL import Image
 from clipgen_core import plan as plans
 from clipgen_core import proposal
 from clipgen_core.assets import JOBS
+from clipgen_core.data.listing import Entry
+from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.plan import speed
 from clipgen_core.proposal import clips, propose
@@ -81,8 +84,46 @@ def test_minutes_scale_all_trainings_alike(pictures: Path, monkeypatch: pytest.M
     assert max(ratios) - min(ratios) < 0.01 and 0.4 < ratios[0] < 0.5
     long = propose(source, overrides=QUICK | {"clip.train.steps": 7}, minutes=10_000).settings
     assert long.vqgan.train.steps == 4 * whole.settings.vqgan.train.steps and long.clip.train.steps == 7
-    with pytest.raises(ClipgenError, match=r"1 minutes are too few .*: give at least \d+"):
-        propose(source, overrides=QUICK, minutes=1)
+    with pytest.raises(ClipgenError, match=r"4 minutes are too few .*: give at least \d+"):
+        propose(source, overrides=QUICK, minutes=4)
+
+
+def test_what_can_be_known_at_once_is_refused_before_anything_is_listed_or_measured(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("looked at the folder, or measured")
+
+    monkeypatch.setattr(proposal, "choose", never)
+    monkeypatch.setattr(proposal, "plan", never)
+    source = str(pictures / "pictures")
+    for given, said in (
+        ({"minutes": 1}, "^1 minute is too few .*: give at least 5$"),
+        ({"recipe": "huge"}, "there is no recipe 'huge'"),
+        ({"overrides": {"vqgan.train.step": 3}}, "vqgan.train.step"),
+        ({"name": "a/b"}, "--name 'a/b' cannot name a run"),
+        ({"name": ".."}, "cannot name a run"),
+        ({"name": ""}, "cannot name a run"),
+    ):
+        with pytest.raises(ClipgenError, match=said):
+            propose(source, **given)  # type: ignore[arg-type]
+    with pytest.raises(ClipgenError, match="pictres does not exist"):
+        propose(str(pictures / "pictres"))
+
+
+def test_the_folder_is_listed_twice_once_for_its_names_and_once_to_be_measured(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walked, walk = list[str](), Source._walk
+
+    def counted(source: Source, folder: str) -> Iterator[tuple[str, list[Entry] | None]]:
+        walked.append(folder)
+        return walk(source, folder)
+
+    monkeypatch.setattr(Source, "_walk", counted)
+    propose(str(pictures / "pictures"), overrides=QUICK)
+    folders = Source(str(pictures / "pictures")).folders()
+    assert len(walked) == 2 * len(folders) + 1  # and the first folder, to see whether there is any file
 
 
 def test_the_machine_decides_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
