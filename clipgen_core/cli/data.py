@@ -32,6 +32,10 @@ def embed(
         bool | None,
         typer.Option(help="Refer to the images instead of storing them; by default as the root does."),
     ] = None,
+    mirror_after_days: Annotated[
+        float | None,
+        typer.Option(min=0, help="Forget images so many days after a run missed their files in the folder."),
+    ] = None,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
     from clipgen_core.stages import embeddings, images
@@ -40,7 +44,12 @@ def embed(
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
     store = _what_is_stored(storage, references)
-    config = images.Config(retry_rejects=retry_rejects, read_again=read_again, store=store)
+    config = images.Config(
+        retry_rejects=retry_rejects,
+        read_again=read_again,
+        store=store,
+        mirror_after_days=mirror_after_days,
+    )
     ingested = images.run(config, source=folder, out=storage, tracker=NullTracker())
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
@@ -48,6 +57,10 @@ def embed(
     console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
     if ingested.replaced:
         console.print(f"{ingested.replaced} images are forgotten: their files hold others or none now")
+    if ingested.left:
+        console.print(f"{ingested.left} images are forgotten: their files left the folder")
+    if ingested.missing:
+        console.print(f"{ingested.missing} files left the folder: their images are forgotten by a later run")
     for gone in ingested.vanished:
         console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
     if ingested.others:

@@ -127,7 +127,9 @@ def image_by_id(table: "lance.LanceDataset", image_id: str) -> Image.Image:
     """
     data = find_images(table, one_of("id", [image_id])).required(table)["image"].to_pylist()
     if not data:
-        raise ClipgenError(f"{table.uri} holds no image {image_id}: read its file again by raw_images")
+        raise ClipgenError(
+            f"{table.uri} holds no image {image_id}: read its file again by raw_images or `clipgen embed`"
+        )
     return decode_stored(data[0])
 
 

@@ -16,6 +16,9 @@ TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 JPEG2000 = (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)  # sizes
 PPM = re.compile(rb"P[1-7fF]\s+[#\dW]")
+TGA = re.compile(
+    rb"\0\0[\x02\x03\x0a\x0b]\0{5}.{4}(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0-\x3f]", re.DOTALL
+)
 SVG = re.compile(rb"<(!DOCTYPE )?svg[\s>]", re.IGNORECASE)
 IMAGE_NAME = re.compile(
     r"\.(jpe?g|jfif|jpe|png|apng|webp|gif|bmp|dib|tiff?|p[bgpn]m|pfm|avif|jp2|j2k|heic|heif|jxl)$",
@@ -43,7 +46,8 @@ STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that be
     "DICOM": lambda head: head[128:132] == b"DICM",
     "FITS": lambda head: head.startswith(b"SIMPLE  ="),
     "JPEG XR": lambda head: head.startswith(b"II\xbc"),
-    "ICO": lambda head: head.startswith((b"\0\0\1\0", b"\0\0\2\0")),
+    "ICO": lambda head: head.startswith((b"\0\0\1\0", b"\0\0\2\0")) and head[4:6] != b"\0\0",
+    "TGA": lambda head: bool(TGA.match(head)),
     "QOI": lambda head: head.startswith(b"qoif"),
     "DDS": lambda head: head.startswith(b"DDS "),
     "XCF": lambda head: head.startswith(b"gimp xcf"),

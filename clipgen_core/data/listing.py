@@ -31,8 +31,17 @@ def place(path: str) -> tuple[int, int] | None:
     return state.st_dev, state.st_ino
 
 
+def leads_up(link: str) -> bool:
+    """Whether a link to a folder leads to one that holds the link, by its real path or as it was reached."""
+    here = Path(link).parent
+    real = here.resolve()
+    above = {here, *here.parents, real, *real.parents}
+    return place(link) in {place(str(one)) for one in above}
+
+
 def scan_local(path: str) -> Iterator[Entry]:
-    """A local folder's entries: folders, files, links to them, broken links; nothing that blocks a reader.
+    """A local folder's entries: folders, files, links to them, broken links; nothing that blocks a reader,
+    and no link to a folder that holds the link.
 
     Raises:
         PermissionError: The folder may not be read.
@@ -56,6 +65,8 @@ def scan_local(path: str) -> Iterator[Entry]:
             yield Entry(entry.name, False, 0, UNREADABLE)
             continue
         folder = stat.S_ISDIR(state.st_mode)
+        if folder and entry.is_symlink() and leads_up(entry.path):
+            continue
         if folder or stat.S_ISREG(state.st_mode):
             yield Entry(entry.name, folder, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
 

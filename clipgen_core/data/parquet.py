@@ -1,5 +1,6 @@
 """Parquet files of images, as img2dataset and Hugging Face write them."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -42,6 +43,8 @@ def read_parquet(opened: Any, wanted: Wanted) -> Iterator[Member]:
             named = f"no column {wanted.key!r}" if wanted.key else f"no image in {', '.join(holding)}"
             problem = f"{named} that holds images: set images.key to one of {', '.join(schema.names)}"
             yield Member("", problem=problem, lost=rows)
+        elif instead := _without_bytes(file):
+            yield Member("", problem=instead, lost=rows)
         return
     row, metadata = 0, _Metadata(wanted, schema, holding)
     for batch in file.iter_batches(batch_size=ROWS, columns=columns + metadata.read):
@@ -152,3 +155,30 @@ def _by_content(file: pq.ParquetFile, holding: list[str]) -> list[str]:
         for name in holding
         if any(starts_as_image(data[:SNIFFED]) for row in first for data in _bytes_of(row[name])[:1])
     ]
+
+
+def _without_bytes(file: pq.ParquetFile) -> str | None:
+    """What is wrong with a file whose columns are named as images and hold texts that stand for them."""
+    named = [name for name in file.schema_arrow.names if IMAGE_COLUMN.match(name.lower())]
+    if not named or not file.metadata.num_rows:
+        return None
+    for row in next(file.iter_batches(batch_size=ROWS, columns=named)).to_pylist():
+        for name, value in row.items():
+            text = value if isinstance(value, str) else ""
+            if re.match(r"\w+://", text):
+                return (
+                    f"the column {name!r} holds addresses of images instead of their bytes: download them "
+                    "first, for example by img2dataset"
+                )
+            if starts_as_image(_of_base64(text)):
+                return f"the column {name!r} holds images as base64: store their bytes, decoded, in it"
+    return None
+
+
+def _of_base64(text: str) -> bytes:
+    """The first bytes that a text stands for; none if it is no base64."""
+    begins = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode(begins[: 4 * SNIFFED // 3 // 4 * 4], validate=True)
+    except ValueError:
+        return b""

@@ -52,7 +52,8 @@ class Images(NamedTuple):
         for image_id, reason in self.gone.items():
             raise ClipgenError(
                 f"the image {image_id} of {table.uri} cannot be read again ({reason}): put the file back, or "
-                "run raw_images again if it has changed, or forget the image by `clipgen forget`"
+                "run raw_images or `clipgen embed` again if it has changed, or forget the image: "
+                f"`clipgen forget {image_id}`"
             )
         return self.rows
 
@@ -193,7 +194,8 @@ def _read(image_id: str, reference: Reference) -> bytes:
         if not _holds_files(reader.filesystem, path.rpartition("/")[0]):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
-                "its source is there, or run raw_images on the new address of the source first"
+                "its source is there; if the source has moved, run raw_images or `clipgen embed` on its new "
+                f"address first; if the file is gone for good, forget its image: `clipgen forget {image_id}`"
             ) from error
         raise Gone(f"{file}: {first_line(error)}") from error
     except Exception as error:

@@ -29,8 +29,11 @@ def require_size(accepted: Accepted, width: int, height: int) -> None:
     """
     size = f"{width}x{height}"
     if width * height > accepted.max_pixels:
-        raise Rejected("too_large", f"{size} is more than {accepted.max_pixels} pixels")
+        raise Rejected("too_large", f"{size} is more than images.max_pixels: {accepted.max_pixels:,}")
     if min(width, height) < accepted.min_side:
-        raise Rejected("too_small", f"{size}, at least {accepted.min_side} needed")
+        raise Rejected("too_small", f"{size} has a side below images.min_side: {accepted.min_side}")
     if max(width, height) > accepted.max_aspect * min(width, height):
-        raise Rejected("too_long", f"{size} is longer than {accepted.max_aspect:g} times its short side")
+        raise Rejected(
+            "too_long",
+            f"{size} is longer than images.max_aspect: {accepted.max_aspect:g} times its short side",
+        )

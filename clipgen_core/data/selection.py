@@ -13,7 +13,7 @@ import pyarrow as pa
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.fill import Filling, fill
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
-from clipgen_core.data.tables import create_table, delete, one_of, open_table, scan, scan_keys
+from clipgen_core.data.tables import create_table, delete, one_of, scan, scan_keys
 from clipgen_core.data.upkeep import update_indexes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import REFERENCE
@@ -47,24 +47,27 @@ def selected_keys(table: "lance.LanceDataset", where: str | None, setting: str) 
     require_condition(table.schema, where, setting)
     keys = joined(keys_of_ids(batch["id"]) for batch in scan(table, ["id"], where))
     if not len(keys):
-        raise ClipgenError(
-            f"{setting} is {where!r}, which none of the {table.count_rows()} images fulfils: change it "
-            "(an image without a value in a column fulfils no comparison with it)"
-        )
+        require_chosen(table, where, setting)
     return keys
 
 
-def in_table(keys: np.ndarray, url: str) -> np.ndarray:
-    """The images that a table has a row of.
+def require_chosen(table: "lance.LanceDataset", where: str, setting: str) -> None:
+    """Refuse a condition that no image of a table fulfils.
 
     Args:
-        keys: Keys of images, S16 [n].
-        url: The table.
+        table: The images table, which has the columns that the condition names.
+        where: The condition.
+        setting: The name of the setting that holds it, for messages.
 
-    Returns:
-        Those that it has, in the same order.
+    Raises:
+        ClipgenError: No image fulfils it.
     """
-    return keys[Lookup(joined(scan_keys(open_table(url)))).find(keys) >= 0]
+    if not table.count_rows(filter=where):
+        raise ClipgenError(
+            f"{setting} is {where!r}, which selects 0 of {table.count_rows():,} images: change it, or "
+            "first read images that it selects (an image without a value in a column fulfils no comparison "
+            "with it)"
+        )
 
 
 def require_condition(schema: pa.Schema, where: str, setting: str) -> None:

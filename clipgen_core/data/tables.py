@@ -33,6 +33,7 @@ WRITTEN_BY = {  # part of a table's path: the asset that writes it
     "codes": "token_shards",
     "duplicates": "near_duplicates",
 }
+EMBEDDED = ("raw_images", "clip_embeddings")  # what `clipgen embed` writes, too
 
 
 def options(url: str) -> dict[str, str] | None:
@@ -95,7 +96,8 @@ def open_table(url: str, version: int | None = None) -> "lance.LanceDataset":
     table = find_table(url, version)
     if table is None:
         asset = next((WRITTEN_BY[part] for part in reversed(url.split("/")) if part in WRITTEN_BY), None)
-        way = f"materialise {asset} first" if asset else "check the path"
+        command = ", or run `clipgen embed`" if asset in EMBEDDED else ""
+        way = f"materialise {asset}{command} first" if asset else "check the path"
         raise ClipgenError(f"there is no table at {url}: {way}")
     return table
 

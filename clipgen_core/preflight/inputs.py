@@ -9,7 +9,7 @@ import pyarrow as pa
 from clipgen_core.data.captions import every_caption, read_captioned, require_captioned
 from clipgen_core.data.columns import Columns
 from clipgen_core.data.prompts import Prompt, by_split, read_prompts, read_texts, require_scorable
-from clipgen_core.data.selection import require_condition
+from clipgen_core.data.selection import require_chosen, require_condition
 from clipgen_core.data.sources import File, Source
 from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
@@ -91,9 +91,12 @@ def where(run: Run) -> str:
     table = find_table(Storage(run.root).images)
     fields = {field.name: field for field in (*IMAGES, *Columns(run.recipe.images).fields)}
     fields |= {field.name: field for field in table.schema} if table else {}
+    read = table and table.count_rows() and not run.recipe.images.read_again
     for setting, condition in (("vqgan.where", vqgan), ("tokens.where", tokens)):
         if condition:
             require_condition(pa.schema(fields.values()), condition, setting)
+            if table and read and fields.keys() == {*table.schema.names}:  # no column is new
+                require_chosen(table, condition, setting)
     if vqgan != tokens:
         raise Doubt(
             f"vqgan.where is {vqgan!r} and tokens.where is {tokens!r}: the VQGAN is trained on other images "

@@ -24,16 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from clipgen_core import filesystem, logs, storage
-from clipgen_core.data.captioned import reader
+from clipgen_core.data.captioned import CaptionedImages
 from clipgen_core.data.captions import read_captions, require_captioned
-from clipgen_core.data.decode import decode
 from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.pixels import random_crop, to_bytes, to_float
 from clipgen_core.data.prefetch import pool_size
-from clipgen_core.data.rejected import Rejected
+from clipgen_core.data.sources import in_lists
 from clipgen_core.data.transfer import moved
 from clipgen_core.device import default_device
-from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.load import clip_to_start_from
 from clipgen_core.models.clip import LOCAL, ClipEncoder
 from clipgen_core.schema import digest_of
@@ -58,7 +56,7 @@ from clipgen_core.training.task import Metrics, Optimizers, Validation, validati
 __all__ = ["Config", "Result", "run"]
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # open_clip's
-DECODED = 8192  # images that are kept decoded, so that small sets are read once
+READ_AT_ONCE = 256  # images
 Batch = tuple[Tensor, Tensor, Tensor]  # images as uint8, tokens, word vectors of the captions
 
 
@@ -153,8 +151,9 @@ class ClipTask:
         start: Checkpoint | None = None,
     ) -> None:
         torch.manual_seed(config.train.seed)
-        self.config, self.read = config, reader(captions)
+        self.config, self.readers = config, ThreadPoolExecutor(pool_size())
         self.files, self.captions = list(pairs), list(pairs.values())
+        self.images = CaptionedImages(captions, self.files, 4 * config.image_size, self.readers)
         require_captioned(captions, self.files)
         self.tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
         variety = require_variety(captions, self.captions, self.tokenizer, config.train.batch_size)
@@ -179,8 +178,6 @@ class ClipTask:
         self.rows = sorted(set(range(len(self.files))) - set(held))
         self.epoch = functools.lru_cache(2)(self._epoch)
         self.per_epoch = len(self.epoch(0))
-        self.readers = ThreadPoolExecutor(pool_size())
-        self.image = functools.lru_cache(DECODED)(self._image)
         first = [(i, self.captions[i][0]) for i in held or self.rows]
         self.held_out = moved(self._load(first, 0), self.device)
 
@@ -210,25 +207,15 @@ class ClipTask:
         return self._load(share.take(list(islice(cycle(rows), -(-len(rows) // share.of) * share.of))), step)
 
     def _load(self, batch: list[tuple[int, str]], step: int) -> Batch:
-        config = self.config
-        crops = self.readers.map(
-            lambda i: random_crop(self.image(i), config.image_size, config.smallest_crop, step * 100_003 + i),
-            [i for i, _ in batch],
-        )
-        words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
-        return to_bytes(list(crops)), self.tokenizer([caption for _, caption in batch]), words
+        size, smallest, crops = self.config.image_size, self.config.smallest_crop, list[Image.Image]()
 
-    def _image(self, i: int) -> Image.Image:
-        file = self.files[i]
-        try:
-            image = decode(self.read(file)).image
-        except (OSError, Rejected) as error:
-            raise ClipgenError(
-                f"the captions file names {file}, which cannot be used ({first_line(error)}): "
-                "repair it or take its rows out"
-            ) from error
-        image.thumbnail((4 * self.config.image_size, 4 * self.config.image_size))
-        return image
+        def crop(i: int, image: Image.Image) -> Image.Image:
+            return random_crop(image, size, smallest, step * 100_003 + i)
+
+        for some in in_lists([i for i, _ in batch], READ_AT_ONCE):
+            crops += self.readers.map(crop, some, self.images.take(some))
+        words = torch.from_numpy(self.words[[i for i, _ in batch]].toarray())
+        return to_bytes(crops), self.tokenizer([caption for _, caption in batch]), words
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
         """The contrastive loss with soft targets.

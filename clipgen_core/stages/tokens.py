@@ -29,7 +29,7 @@ from clipgen_core.data.images import held_out
 from clipgen_core.data.keys import Lookup, digest_of_keys, joined
 from clipgen_core.data.pixels import fit_square, random_crop, to_bytes, to_float
 from clipgen_core.data.prefetch import pool_size
-from clipgen_core.data.selection import in_table, selected_embeddings, selected_keys
+from clipgen_core.data.selection import selected_embeddings, selected_keys
 from clipgen_core.data.tables import open_table, scan_keys
 from clipgen_core.data.transfer import Moving, Transfer
 from clipgen_core.data.upkeep import tag
@@ -107,14 +107,16 @@ def run(
     here = config.compute.where == "local"
     make = functools.partial(Encoder, vqgan, config.views, config.smallest_crop, model if here else None)
     encoded, speed = fill(filling, make, config.compute, "codes", only=selected)
-    selected = in_table(selected, codes)  # without those that were set aside
+    coded = open_table(codes)
+    code_rows = Lookup(joined(scan_keys(coded))).find(selected)
+    selected, code_rows = selected[code_rows >= 0], code_rows[code_rows >= 0]  # others were set aside
     embedded = EmbeddingTable(embeddings)
     tracker.table(images, source.version)
     tracker.table(embeddings, embedded.version)
     if config.where is not None:
         own = out.embeddings(f"{embedded.clip_key}-{digest_of(config.where)}")
         embedded = selected_embeddings(embedded, selected, own)
-    shards = _Shards(config, source, embedded, open_table(codes), selected)
+    shards = _Shards(config, source, embedded, coded, selected, code_rows)
     if config.exclude_duplicates is not None:
         duplicates = out.duplicates(embedded.clip_key)
         shards.leave_out(redundant_keys(duplicates, config.exclude_duplicates, among=selected))
@@ -191,12 +193,13 @@ class _Shards:
         images: "lance.LanceDataset",
         embeddings: EmbeddingTable,
         codes: "lance.LanceDataset",
-        selected: np.ndarray,
+        keys: np.ndarray,
+        code_rows: np.ndarray,
     ) -> None:
         self.config, self.images, self.embeddings, self.codes = config, images, embeddings, codes
-        self.keys = np.sort(selected)
+        order = np.argsort(keys, kind="stable")
+        self.keys, self.code_rows = keys[order], code_rows[order]
         self.embedding_rows = Lookup(embeddings.keys()).find(self.keys)
-        self.code_rows = Lookup(joined(scan_keys(codes))).find(self.keys)
         missing = int((self.embedding_rows < 0).sum())
         if missing:
             raise ClipgenError(
@@ -286,11 +289,7 @@ class _Shards:
         codes = stored["codes"].combine_chunks().flatten()
         self.counts += torch.from_numpy(codes.to_numpy().astype("int64")).bincount(minlength=len(self.counts))
         again = pa.array(np.repeat(np.arange(len(rows)), views))
-        schema = tokens_schema(
-            len(self.counts),
-            len(codes) // (len(rows) * views),
-            self.embeddings.dim,
-        )
+        schema = tokens_schema(len(self.counts), len(codes) // (len(rows) * views), self.embeddings.dim)
         columns = [
             stored["id"].combine_chunks().take(again),
             pa.array(np.tile(np.arange(views, dtype=np.uint8), len(rows))),

@@ -250,7 +250,7 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
     (source / "d.png").write_text("no image")
     (source / "notes.txt").write_text("x")
     nothing = runner.invoke(app, ["rejects", "--root", root])
-    assert nothing.exit_code == 2 and "materialise raw_images first" in nothing.output
+    assert nothing.exit_code == 2 and "materialise raw_images, or run `clipgen embed` first" in nothing.output
     embedded = runner.invoke(app, ["embed", str(source), "--root", root, "--clip", clip_reference])
     assert embedded.exit_code == 0 and "1 files are no images: 1 .txt" in embedded.output
     shown = [
@@ -291,6 +291,22 @@ def test_images_are_referenced_as_the_root_does(clip_reference: str, tmp_path: P
     size = sum((source / f"{name}.png").stat().st_size for name in ("red", "blue"))
     shown = " ".join(runner.invoke(app, ["stats", "--root", root]).output.split())
     assert f"images referenced in their source 2 bytes there {size}" in shown
+
+
+def test_embed_forgets_what_left_the_folder(clip_reference: str, tmp_path: Path) -> None:
+    for name in ("red", "blue", "green"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), name).save(tmp_path / "in" / f"{name}.png")
+    given = ["embed", str(tmp_path / "in"), "--root", str(tmp_path / "root"), "--clip", clip_reference]
+    runner.invoke(app, given)
+    (tmp_path / "in" / "red.png").unlink()
+    assert "3 in all" in runner.invoke(app, given).output
+    waits = runner.invoke(app, [*given, "--mirror-after-days", "1"]).output
+    assert (
+        "1 files left the folder: their images are forgotten by a later run" in waits and "3 in all" in waits
+    )
+    gone = runner.invoke(app, [*given, "--mirror-after-days", "0"]).output
+    assert "1 images are forgotten: their files left the folder" in gone and "2 in all" in gone
 
 
 def test_stats_show_the_metadata_of_the_images(clip_reference: str, tmp_path: Path) -> None:

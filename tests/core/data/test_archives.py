@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import tarfile
@@ -175,6 +176,18 @@ def test_rows_without_bytes_are_said() -> None:
     )
     (member,) = read("a.parquet", parquet(table))
     assert member.reason == "empty" and "names the file /data/x.png" in (member.problem or "")
+
+
+def test_a_parquet_file_of_texts_that_stand_for_images_says_so() -> None:
+    text = base64.b64encode(PNG[0]).decode()
+    for values, said in (
+        ([None, "https://example.com/a.png"], "holds addresses of images instead of their bytes: download"),
+        ([text, text], "holds images as base64: store their bytes"),
+        ([f"data:image/png;base64,{text}", ""], "holds images as base64"),
+    ):
+        (member,) = read("a.parquet", parquet(pa.table({"caption": ["x", "y"], "image": values})))
+        assert member.lost == 2 and f"the column 'image' {said}" in str(member.problem)
+    assert read("a.parquet", parquet(pa.table({"image": ["a.png", "photo"]}))) == []
 
 
 def test_a_parquet_file_without_images_is_nothing_or_all_of_its_rows() -> None:

@@ -111,14 +111,29 @@ def test_unusable_pictures_are_rejected_with_their_reason(data: bytes, reason: s
         (b"P7\nWIDTH 1\nHEIGHT 1\nDEPTH 3\nMAXVAL 255\nENDHDR\n\0\0\0", "PAM: convert it"),
         (b"PF\n1 1\n-1.0\n" + bytes(12), "PFM in colour: convert it"),
         (b"BA" + bytes(12) + b"BM" + bytes(80), "OS/2 bitmap array: convert it"),
+        (encoded(solid("RGB", "red"), "TGA"), "TGA: convert it"),
+        (encoded(solid("RGB", "red", (16, 16)), "ICO"), "ICO: convert it"),
         (b"\0\0\0\x18ftypmif3" + bytes(200), r"HEIC: pip install 'clipgen\[heif\]'"),
     ],
-    ids=["PAM", "PFM", "BA", "mif3"],
+    ids=["PAM", "PFM", "BA", "TGA", "ICO", "mif3"],
 )
 def test_kinds_that_are_not_read_are_named(data: bytes, said: str) -> None:
     assert looks_like_image("no-extension", data)
     with pytest.raises(Rejected, match=f"unsupported: {said}"):
         decode(data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_pixels": 1_000}, "too_large: 60x20 is more than images.max_pixels: 1,000"),
+        ({"min_side": 21}, "too_small: 60x20 has a side below images.min_side: 21"),
+        ({"max_aspect": 2.5}, "too_long: 60x20 is longer than images.max_aspect: 2.5 times"),
+    ],
+)
+def test_a_limit_is_named_by_its_setting(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(Rejected, match=said):
+        decode(encoded(solid("RGB", "red", (60, 20)), "PNG"), Accepted(**settings))
 
 
 def test_a_decompression_bomb_is_rejected_from_its_header() -> None:

@@ -78,7 +78,7 @@ def test_what_is_no_condition_is_one_sentence_that_names_the_columns(
 
 
 def test_a_condition_that_selects_nothing_or_too_little(table: lance.LanceDataset) -> None:
-    with pytest.raises(ClipgenError, match="which none of the 10 images fulfils: change it"):
+    with pytest.raises(ClipgenError, match="which selects 0 of 10 images: change it"):
         selected_keys(table, "score > 50", "vqgan.where")
     with pytest.raises(
         ClipgenError, match=r"holds 2 of the 10 images that vqgan.where selects from, too few"

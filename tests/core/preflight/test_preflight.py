@@ -18,8 +18,9 @@ from clipgen_core.preflight.models import available
 from clipgen_core.registry.candidates import JUDGED_AGAINST
 from clipgen_core.registry.champions import Registry
 from clipgen_core.run_config import read_run
+from clipgen_core.stages import images
 from clipgen_core.storage import Storage
-from clipgen_core.tracking import mlflow_client
+from clipgen_core.tracking import NullTracker, mlflow_client
 from clipgen_core.training.checkpoint import Checkpoints, Saved
 from clipgen_core.training.provenance import Provenance, TrainingState
 from tests.conftest import free_port
@@ -230,6 +231,25 @@ def test_conditions_on_the_images(config: dict[str, Any]) -> None:
     assert "No field named aesthetic" in found(config)["where"].text
     config = op(config, "token_shards", where="aesthetic > 5")
     assert found(op(config, "raw_images", columns=["aesthetic:number"]))["where"].status == "ok"
+
+
+def test_a_condition_that_selects_no_image_that_was_read(
+    config: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    out = Storage(str(tmp_path / "root"))
+    images.run(images.Config(), source=str(pictures / "pictures"), out=out, tracker=NullTracker())
+    for asset in ("vqgan_checkpoint", "token_shards"):
+        config = op(config, asset, where="folder = 'discs'")
+    finding = found(config)["where"]
+    assert finding.status == "problem" and "vqgan.where" in finding.text
+    assert "selects 0 of 72 images" in finding.text
+    assert found(op(config, "raw_images", columns=["aesthetic:number"]))["where"].status == "ok"
+    config["ops"].pop("raw_images")
+    assert found(op(config, "raw_images", read_again=True))["where"].status == "ok"
+    config["ops"].pop("raw_images")
+    for asset in ("vqgan_checkpoint", "token_shards"):
+        config = op(config, asset, where="folder = 'disc'")
+    assert found(config)["where"].status == "ok"
 
 
 def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:

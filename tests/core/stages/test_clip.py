@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipgen_core.data import captioned
 from clipgen_core.data.captions import read_captions
 from clipgen_core.data.prompts import read_prompts
+from clipgen_core.data.referenced import take_images
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.recipes import named
@@ -208,11 +210,29 @@ def test_an_images_table_with_captions_trains_as_its_files_do(
     from_files = task_for(tmp_path, rows)
     from_table = clip.ClipTask(tiny_clip_config(), storage.images, read_captions(storage.images))
     by_caption = {own[0]: i for i, own in enumerate(from_table.captions)}
-    for i, own in enumerate(from_files.captions):
-        assert from_files.image(i) == from_table.image(by_caption[own[0]])
+    same = [by_caption[own[0]] for own in from_files.captions]
+    for _ in range(2):  # read, and kept
+        assert from_files.images.take([*range(8), 0]) == from_table.images.take([*same, same[0]])
     (held_out, *_) = prompts = read_prompts(storage.images)
     assert (held_out.split, held_out.file, len(prompts)) == ("held out", storage.images, 1)
     assert held_out.text.startswith("a ") and held_out.text.endswith(" disc")
+
+
+def test_references_are_read_many_at_once(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for i, colour in enumerate(COLOURS):
+        draw(colour, "disc").save(tmp_path / "in" / f"{i}.png")
+        (tmp_path / "in" / f"{i}.txt").write_text(f"a {colour} disc")
+    config, calls = images.Config(store="references"), list[int]()
+    images.run(config, source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    task = clip.ClipTask(tiny_clip_config(), storage.images, read_captions(storage.images))
+    expected = task.images.take([*range(8)])
+    task.images.kept.clear()
+    monkeypatch.setattr(captioned, "take_images", lambda *a: calls.append(len(a[1])) or take_images(*a))
+    assert task.images.take([*range(8)]) == expected and calls == [8]
+    assert task.images.take([3, 5]) == [expected[3], expected[5]] and calls == [8]
 
 
 def test_an_images_table_without_captions_is_one_sentence(pipeline: Storage) -> None:
