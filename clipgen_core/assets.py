@@ -8,14 +8,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-WHERE_TRAINED = ("processes", "workers_on", "gpu", "restarts")
+WHERE_TRAINED = ("processes", "min_processes", "workers_on", "gpu", "accelerator", "placement", "restarts")
 OWN: dict[str, Any] = {  # what configs take besides the settings of a stage, as Dagster checks it
+    "accelerator": str | None,
     "captions": str,
     "gpu": bool | None,
     "judge": str | None,
     "keep_days": Annotated[float, Field(ge=0)],
     "max_reject_share": float,
     "min_codebook_usage": float,
+    "min_processes": Annotated[int, Field(ge=1)] | None,
+    "placement": Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"],
     "processes": Annotated[int, Field(ge=1)],
     "prompts": str | None,
     "restarts": Annotated[int, Field(ge=0)],

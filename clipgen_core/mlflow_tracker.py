@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from PIL import Image
 
@@ -23,8 +23,24 @@ from clipgen_core.settings.catalogue import flatten
 from clipgen_core.tracking import EXPERIMENT, mlflow_client, without_password
 
 TRAINING = "clipgen.training"  # a tag of a run: which training it is of
+GROUP = "clipgen.group"  # a tag of a run under which others are shown: the group's id
+MLFLOW_PARENT_RUN_ID = "mlflow.parentRunId"
 MAX_PARAM_LENGTH = 500
 PATIENCE, HURRY = 30.0, 5.0  # seconds for what is not sent at the end of a run; of one that has to stop
+
+
+class Group(NamedTuple):
+    """Runs that belong together, such as those of one job's steps. MLflow shows them under a run of theirs.
+
+    Attributes:
+        name: Of the run that stands for the group; it ends with the status of the last of them.
+        id: Identifies the group.
+        tags: Of that run.
+    """
+
+    name: str
+    id: str
+    tags: Mapping[str, str]
 
 
 class MlflowTracker:
@@ -131,6 +147,7 @@ def mlflow_run(
     artifacts: str | None,
     tags: Mapping[str, str],
     training: str | None = None,
+    group: Group | None = None,
 ) -> Iterator[MlflowTracker]:
     """An MLflow run that ends FINISHED, FAILED if the body raises, or KILLED if it was requested to stop.
 
@@ -145,6 +162,7 @@ def mlflow_run(
         artifacts: Where a new experiment keeps its artifacts; the server's default if None.
         tags: Of the run.
         training: Identifies the training that the run is of; None if it is of none.
+        group: The runs that it belongs to. A training that goes on moves to the newest.
 
     Yields:
         The tracker of the run.
@@ -160,6 +178,8 @@ def mlflow_run(
         else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     )
     tags = {**tags, **_of_the_code(), **({TRAINING: training} if training else {})}
+    parent = _parent(client, experiment_id, group) if group else None
+    tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     run = _reopened(client, experiment_id, training, tags) if training else None
     run = run or client.create_run(experiment_id, run_name=name, tags=tags)
     ended = "FAILED"
@@ -173,6 +193,20 @@ def mlflow_run(
             raise
         finally:
             tracker.end(ended)
+            if parent:
+                tracker.sender.put("the status", lambda: client.set_terminated(parent, ended))
+
+
+def _parent(client: Any, experiment: str, group: Group) -> str:
+    """The run that stands for a group, which is open now: the oldest, or else a new one."""
+    same = f"tags.`{GROUP}` = '{group.id}'"
+    found = client.search_runs([experiment], same, max_results=1, order_by=["attributes.start_time ASC"])
+    if not found:
+        new = client.create_run(experiment, run_name=group.name, tags={**group.tags, GROUP: group.id})
+        return str(new.info.run_id)
+    run_id = str(found[0].info.run_id)
+    client.update_run(run_id, status="RUNNING")
+    return run_id
 
 
 def _reopened(client: Any, experiment: str, training: str, tags: Mapping[str, str]) -> Any:

@@ -60,6 +60,21 @@ class TrainingConfig(StageConfig):
         "yet to start. Null: if the cluster has a GPU when the training begins.",
     )
     restarts: int = Field(default=3, ge=0, description="How often lost workers on Ray are replaced.")
+    min_processes: int | None = Field(
+        default=None,
+        ge=1,
+        description="The fewest workers on Ray with which the training begins, or goes on after some were "
+        "lost, while the cluster has no more. The batch size must be divisible by each number. Null: "
+        "`processes`.",
+    )
+    accelerator: str | None = Field(
+        default=None, description="The type of GPU that workers on Ray get, as Ray names it: `H100`, `A100`."
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        default="PACK",
+        description="Whether workers on Ray share nodes: on as few as possible (`PACK`), on many (`SPREAD`), "
+        "or strictly so.",
+    )
 
 
 def of_stage(stage: str) -> Callable[[type[AssetConfig]], type[AssetConfig]]:

@@ -28,7 +28,7 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
     if not begins_run(context):
         return
     context.instance.add_run_tags(context.run.run_id, _tags(resources))
-    assets = [key.to_user_string() for key in _selected(context)]
+    assets = [key.to_user_string() for key in selected(context)]
     given: Any = context.run.run_config.get("ops") or {}
     config = {
         "ops": {name: given[name] for name in given if name in assets},
@@ -53,10 +53,11 @@ def check_run(context: dg.AssetExecutionContext, **resources: dg.ConfigurableRes
 
 def begins_run(context: dg.AssetExecutionContext) -> bool:
     """Whether no asset that this one depends on is materialised by the same run."""
-    return not context.assets_def.asset_deps[context.asset_key] & _selected(context)
+    return not context.assets_def.asset_deps[context.asset_key] & selected(context)
 
 
-def _selected(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
+def selected(context: dg.AssetExecutionContext) -> set[dg.AssetKey]:
+    """The assets that a run materialises."""
     ops = {node.name for node in context.job_def.nodes}  # `-o` of `dagster job execute` leaves out ops
     known = context.job_def.asset_layer.selected_asset_keys
     return {key for key in known if key.to_python_identifier() in ops}

@@ -5,12 +5,16 @@ Knows Markdown and Dagster's types; knows nothing of what the figures mean.
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from clipgen_core.settings.catalogue import meaning
+from clipgen_core.settings.evaluation import Thresholds
+
 if TYPE_CHECKING:
+    import pyarrow as pa
     from PIL.Image import Image
 
     from clipgen_core.judging.checks import Verdict
@@ -18,6 +22,14 @@ if TYPE_CHECKING:
 
 THUMBNAIL = (480, 480)  # pixels; every event of Dagster keeps its own, so it is a few kB
 QUALITY = 50
+PLOTTED = ("generated/clip_score", "above_shuffled/mean", "against_champion/mean", "memory/copies")
+THRESHOLDS = {  # the setting that each check of an evaluation compares with
+    "enough_prompts": "min_prompts",
+    "follows_prompts": "min_above_shuffled",
+    "not_worse_than_champion": "tolerance",
+    "codebook_in_use": "min_codebook_usage",
+    "not_memorised": "max_copies",
+}
 
 
 def picture(image: "Image") -> dg.MarkdownMetadataValue:
@@ -37,7 +49,11 @@ def columns(url: str) -> dict[str, dg.TableSchema]:
     """Metadata with the columns of a Lance table."""
     from clipgen_core.data.tables import open_table
 
-    fields = open_table(url).schema
+    return schema(open_table(url).schema)
+
+
+def schema(fields: "Iterable[pa.Field[Any]]") -> dict[str, dg.TableSchema]:
+    """Metadata with the columns of a table."""
     found = [
         dg.TableColumn(one.name, str(one.type), constraints=dg.TableColumnConstraints(nullable=one.nullable))
         for one in fields
@@ -96,27 +112,72 @@ def warm_start(started_from: str | None, result: "Fitted") -> dict[str, Any]:
     return {"started_from": started_from, "validation_loss_before": round(before, 4)}
 
 
-def check(name: str, passed: bool, **figures: float) -> dg.AssetCheckResult:
-    """One check of an asset, with the figures that it looked at.
+def figures(metrics: Mapping[str, float]) -> dict[str, Any]:
+    """Metadata of an evaluation: all figures as one table, and the scores as numbers, which Dagster plots."""
+    rows = [dg.TableRecord({"figure": name, "value": round(value, 6)}) for name, value in metrics.items()]
+    columns = [dg.TableColumn("figure", "string"), dg.TableColumn("value", "float")]
+    table = dg.MetadataValue.table(rows, dg.TableSchema(columns))
+    return {"figures": table, **{name: round(metrics[name], 6) for name in metrics if name.endswith(PLOTTED)}}
+
+
+def check(
+    name: str, passed: bool, said: str, advisory: bool = False, **figures: float
+) -> dg.AssetCheckResult:
+    """One check of an asset, with the figures that it looked at and their threshold.
 
     Args:
         name: The check's name.
         passed: Whether it passed.
+        said: What is wrong, if it did not.
+        advisory: It warns and stops nothing.
         figures: What it looked at.
 
     Returns:
         The result.
     """
-    return dg.AssetCheckResult(check_name=name, passed=passed, metadata=figures)
+    severity = dg.AssetCheckSeverity.WARN if advisory else dg.AssetCheckSeverity.ERROR
+    return dg.AssetCheckResult(
+        check_name=name,
+        passed=passed,
+        severity=severity,
+        metadata=figures,
+        description=None if passed else said,
+    )
 
 
-def verdicts(judged: "Sequence[Verdict]") -> list[dg.AssetCheckResult]:
-    """An evaluation's checks as Dagster's; one that failed or was not measured says why."""
+def thresholds(asset: str) -> list[dg.AssetCheckSpec]:
+    """The checks of an evaluation: what follows the asset waits for them.
+
+    Args:
+        asset: The asset's name.
+
+    Returns:
+        The checks, described by the settings that they compare with.
+    """
+    fields = Thresholds.model_fields
+    return [
+        dg.AssetCheckSpec(
+            name, asset=asset, description=f"{meaning(fields[field])} (`thresholds.{field}`)", blocking=True
+        )
+        for name, field in THRESHOLDS.items()
+    ]
+
+
+def verdicts(judged: "Sequence[Verdict]", required: Thresholds) -> list[dg.AssetCheckResult]:
+    """An evaluation's checks as Dagster's; one that failed or was not measured says why.
+
+    Args:
+        judged: The verdicts.
+        required: What they were compared with.
+
+    Returns:
+        The results.
+    """
     return [
         dg.AssetCheckResult(
             check_name=one.name,
             passed=one.passed,
-            metadata=one.figures,
+            metadata={**one.figures, THRESHOLDS[one.name]: getattr(required, THRESHOLDS[one.name])},
             description=None if one.passed else one.reason if one.measured else one.said,
         )
         for one in judged

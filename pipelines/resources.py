@@ -11,12 +11,12 @@ from pydantic import Field
 
 from clipgen_core import logs
 from clipgen_core.errors import Interrupted, MlflowAway
-from clipgen_core.mlflow_tracker import mlflow_run
+from clipgen_core.mlflow_tracker import Group, mlflow_run
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.schema import digest_of
 from clipgen_core.storage import DEFAULT_ROOT
 from clipgen_core.tracking import LOCAL_FOLDER, default_uri
-from pipelines.preflight import begins_run
+from pipelines.preflight import begins_run, selected
 
 if TYPE_CHECKING:
     from clipgen_core.mlflow_tracker import MlflowTracker
@@ -132,14 +132,21 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
                 CANCELED by it, any other as FAILURE, so that it can be retried.
         """
         asset = context.asset_key.to_user_string()
-        tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset}
+        tags = {"dagster.run_id": context.run.run_id, "dagster.asset": asset, **_note(context)}
         if context.assets_def.partitions_def:
             tags["dagster.partition"] = context.partition_key
         tags |= {f"upstream.{name}": value for name, value in upstream.items()}
         folder = Path(self.local_folder).resolve()
         artifacts = f"file://{folder}/artifacts" if self.uri.startswith("sqlite:") else None
         key = digest_of([asset, dict(upstream), training]) if training else None
-        opened = mlflow_run(asset, tracking_uri=self.uri, artifacts=artifacts, tags=tags, training=key)
+        opened = mlflow_run(
+            asset,
+            tracking_uri=self.uri,
+            artifacts=artifacts,
+            tags=tags,
+            training=key,
+            group=_group(context),
+        )
         try:
             with ExitStack() as stack:
                 with _waiting_for_mlflow(context):
@@ -172,6 +179,28 @@ class MlflowResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         run = f"{page.rstrip('/')}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
         addresses = {"mlflow": run} | {name: f"{run}/artifacts/{file}" for name, file in artifacts.items()}
         return run_id | {name: dg.MetadataValue.url(address) for name, address in addresses.items()}
+
+
+def run_page(run_id: str) -> str:
+    """The page of a run, where CLIPGEN_DAGSTER_PAGE says at which address people open Dagster; else empty."""
+    page = os.environ.get("CLIPGEN_DAGSTER_PAGE")
+    return f"{page.rstrip('/')}/runs/{run_id}" if page else ""
+
+
+def _note(context: dg.AssetExecutionContext) -> dict[str, str]:
+    """The description of an MLflow run: a link to Dagster."""
+    page = run_page(context.run.run_id)
+    return {"mlflow.note.content": f"[The run in Dagster]({page})"} if page else {}
+
+
+def _group(context: dg.AssetExecutionContext) -> Group | None:
+    """The MLflow run under which those of a Dagster run are shown, if that has several steps."""
+    if len(selected(context)) == 1:
+        return None
+    run = context.instance.get_run_by_id(context.run.run_id) or context.run  # with the tags of its first step
+    tags = {"dagster.run_id": run.run_id, **_note(context)}
+    tags |= {name: value for name, value in run.tags.items() if name.startswith("clipgen/")}
+    return Group(run.job_name, run.run_id, tags)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ GROUND = {
     "mlflow_sender",
     "mlflow_tracker",
     "progress",
+    "ray_address",
     "schema",
     "settings",
     "storage",

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from clipgen_core import ray_address
 from clipgen_core.data.forget import forget_ids, forget_places
 from clipgen_core.data.keys import Lookup, joined, keys_of_ids
 from clipgen_core.data.listing import UNREADABLE
@@ -244,8 +245,7 @@ def _on_ray(
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
             return {"done": filling.block(self.worker, np.asarray(row["rows"]))}
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    ray_address.join(log_to_driver=False)
     actor: Any = Actor
     todo = ray.data.from_items([{"rows": rows} for rows in blocks])
     done = todo.map(

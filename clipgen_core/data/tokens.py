@@ -74,6 +74,21 @@ def read_manifest(url: str) -> TokenManifest:
     return located(stored, root_of(url))
 
 
+def columns(url: str, manifest: TokenManifest) -> pa.Schema:
+    """The columns of token shards.
+
+    Args:
+        url: The shards.
+        manifest: Their manifest.
+
+    Returns:
+        The schema of the first file, of which only the end is read.
+    """
+    filesystem_, path = filesystem.url_to_fs(f"{url}/{(manifest.train + manifest.validation)[0].file}")
+    with filesystem_.open(path) as file:
+        return pq.read_schema(file)
+
+
 def is_whole(url: str) -> bool:
     """Whether there are token shards and every file is the one that the manifest names; reads them all."""
     try:

@@ -21,6 +21,7 @@ from clipgen_core.storage import Storage
 ROOT = "resources.storage.config.root"
 LISTING_SECONDS = 5.0
 EMBEDDING_DIM = 512  # of the transformer, whose size hardly depends on it
+TRAININGS = frozenset({"clip_checkpoint", "vqgan_checkpoint", "transformer_checkpoint"})
 ELSEWHERE = ("kubernetes", "ray")  # executors whose steps run on other machines
 
 
@@ -138,6 +139,27 @@ def parameter_counts(run: Run) -> Iterator[tuple[str, int]]:
     for name in sorted(make.keys() & run.assets):
         with torch.device("meta"):
             yield name, sum(parameter.numel() for parameter in make[name]().parameters())
+
+
+def processes(run: Run) -> str:
+    """Whether a batch can be divided among the processes: on Ray, among any number that there may be."""
+    counts = []
+    for name in sorted(TRAININGS & run.assets):
+        own, train = run.own[name], getattr(run.recipe, ASSETS[name].stage).train
+        most = own.get("processes", 1)
+        least = own.get("min_processes") or most
+        if least > most or (least < most and own.get("workers_on") != "ray"):
+            raise ClipgenError(
+                f"{name}: min_processes is {least}: set it to at most {most}, which processes is, and "
+                "workers_on to ray"
+            )
+        try:
+            for count in range(least, most + 1):
+                train.passes(count)
+        except ClipgenError as error:
+            raise ClipgenError(f"{name}: {error}") from None
+        counts += [f"{most} for {name}"] if most > 1 else []
+    return ", ".join(counts)
 
 
 def memory(run: Run) -> str:

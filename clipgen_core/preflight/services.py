@@ -1,7 +1,6 @@
 """Checks of the servers that a run needs: MLflow, its registry, and Ray."""
 
 import os
-import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core import ray_address
+from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.preflight.machine import existing
@@ -22,7 +22,6 @@ from clipgen_core.tracking import EXPERIMENT, mlflow_client, require_store, why,
 FILE = "sqlite:///"
 PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 REGISTERING = frozenset({"evaluation_report", "champion"})
-SECONDS = 5.0
 CHECKED = "clipgen.checked"  # a tag of the experiment: writing it is the test
 
 
@@ -124,14 +123,8 @@ def ray(run: Run) -> str:
     if find_spec("ray") is None:
         with needed_for(f"{assets[0]} on Ray"):
             raise ModuleNotFoundError(name="ray")
-    address = os.environ.get("RAY_ADDRESS", "")
-    if not address or address == "auto":
+    address = ray_address.address()
+    if not address:
         raise Doubt(f"RAY_ADDRESS names no cluster: {', '.join(assets)} would use Ray on this machine")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise ClipgenError(
-            f"Ray at {address} does not answer ({first_line(error)}): start the cluster, or set RAY_ADDRESS"
-        ) from error
+    ray_address.require_answer(address)
     return address

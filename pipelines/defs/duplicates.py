@@ -8,6 +8,7 @@ import dagster as dg
 from pipelines import report
 from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig, of_stage
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -35,6 +36,7 @@ def near_duplicates(
     """The nearest other image of each image; `exclude_duplicates` of token_shards leaves them out."""
     from clipgen_core.stages import duplicates
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     stage, out = recipe.override(config.overrides()).duplicates, storage.open()
     embeddings = upstream(context, out, "embeddings")
     with mlflow.run(context, {"embeddings": embeddings.digest}) as tracker:
@@ -43,6 +45,7 @@ def near_duplicates(
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.table, embeddings.digest),
+            **report.columns(result.table),
             **mlflow.links(tracker),
             "looked_up": result.looked_up,
             "pairs": result.pairs,

@@ -23,6 +23,7 @@ from pipelines.partitions import (
     record,
     usable,
 )
+from pipelines.preflight import check_run
 from pipelines.resources import TRAINED, ImagesResource, MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -65,6 +66,7 @@ def clip_embeddings(
     from clipgen_core.stages import embeddings
 
     out = storage.open()
+    check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
     clip, digest = _inputs(context, out, images)
     stage = recipe.override(config.overrides()).embeddings
     with mlflow.run(context, {"images": digest, "clip": clip}) as tracker:
@@ -84,9 +86,7 @@ def clip_embeddings(
         },
         data_version=_version(result),
         check_results=[
-            report.check(
-                "one_row_per_image", not missing, rows=result.total, images=count(open_table(out.images))
-            )
+            _complete(not missing, result.total, count(open_table(out.images))),
         ],
     )
 
@@ -117,6 +117,7 @@ def folder_embeddings(
     from clipgen_core.stages import embeddings
 
     folder, out = folder_of(context.partition_key), storage.open()
+    check_run(context, storage=storage, images=images, recipe=recipe, mlflow=mlflow)
     clip, digest = _inputs(context, out, images)
     stage = recipe.override(config.overrides()).embeddings
     with mlflow.run(context, {"images": digest, "clip": clip}) as tracker:
@@ -128,6 +129,7 @@ def folder_embeddings(
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.table, result.digest),
+            **report.columns(result.table),
             **mlflow.links(tracker),
             PARTITION_ROWS: rows.rows,
             **_figures(result),
@@ -135,10 +137,13 @@ def folder_embeddings(
         },
         data_version=dg.DataVersion(f"{result.clip_key}-{rows.digest}"),
         tags={EMBEDDED: stored.digest},
-        check_results=[
-            report.check("one_row_per_image", folder not in missing, rows=rows.rows, images=stored.rows)
-        ],
+        check_results=[_complete(folder not in missing, rows.rows, stored.rows)],
     )
+
+
+def _complete(passed: bool, rows: int, images: int) -> dg.AssetCheckResult:
+    said = f"there are {rows} embeddings for {images} images: materialise the asset again"
+    return report.check("one_row_per_image", passed, said, rows=rows, images=images)
 
 
 def _inputs(context: dg.AssetExecutionContext, out: "Storage", images: ImagesResource) -> tuple[str, str]:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TRAINED = "trained:"
 REGISTERED = "registered"
-CHECKS = ("enough_prompts", "follows_prompts", "not_worse_than_champion", "codebook_in_use", "not_memorised")
 
 
 @of_stage("evaluation")
@@ -69,7 +68,7 @@ class EvaluationConfig(StageConfig):
     op_tags=node("evaluation", memory=16),
     automation_condition=when_updated("transformer_checkpoint"),
     check_specs=[
-        *(dg.AssetCheckSpec(name, asset="evaluation_report", blocking=True) for name in CHECKS),
+        *report.thresholds("evaluation_report"),
         dg.AssetCheckSpec(REGISTERED, asset="evaluation_report", description="MLflow has the model."),
     ],
 )
@@ -111,10 +110,10 @@ def evaluation_report(
             "compared_with": f"version {champion}" if champion else "none",
             "judge": stage.judge or CONDITIONING,
             "grid": report.picture(result.grid),
-            **{name: round(value, 6) for name, value in result.metrics.items()},
+            **report.figures(result.metrics),
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=[*report.verdicts(result.verdicts), registered],
+        check_results=[*report.verdicts(result.verdicts, stage.thresholds), registered],
     )
 
 
@@ -163,6 +162,7 @@ def champion(
             "version": promotion.version,
             "before": promotion.before or "none",
             "promotion": promotion.number,
+            "dagster/uri": f"models:/{versions.name}@champion",
         },
         data_version=dg.DataVersion(promotion.version),
     )

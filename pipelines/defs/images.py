@@ -130,6 +130,7 @@ def folder_images(
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.table, stored.digest),
+            **report.columns(result.table),
             **mlflow.links(tracker),
             PARTITION_ROWS: stored.rows,
             **_figures(result),
@@ -159,4 +160,5 @@ def _figures(result: "Result") -> dict[str, Any]:
 
 def _reject_share(config: RawImagesConfig, result: "Result") -> dg.AssetCheckResult:
     share, most = result.reject_share, config.max_reject_share
-    return report.check("reject_share", share <= most, share=share, at_most=most)
+    said = f"{share:.1%} of the images are rejected, at most {most:.1%} may be: see ROOT/rejects.lance"
+    return report.check("reject_share", share <= most, said, share=share, at_most=most)

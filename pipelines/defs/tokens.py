@@ -5,9 +5,11 @@ Knows the stage's settings and results; knows nothing of VQGANs or of the shards
 
 import dagster as dg
 
+from pipelines import report
 from pipelines.cluster import node
 from pipelines.conditions import WHEN_FRESH
 from pipelines.config import StageConfig, of_stage
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -35,8 +37,10 @@ def token_shards(
     mlflow: MlflowResource,
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """The codes of every image beside its embedding, in Parquet files that a manifest lists and checks."""
+    from clipgen_core.data.tokens import columns
     from clipgen_core.stages import tokens
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     out = storage.open()
     embeddings, vqgan = (upstream(context, out, name) for name in ("embeddings", "vqgan"))
     stage = recipe.override(config.overrides()).tokens
@@ -54,6 +58,7 @@ def token_shards(
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.shards, result.digest),
+            **report.schema(columns(result.shards, manifest)),
             **mlflow.links(tracker),
             "dagster/row_count": manifest.rows,
             "parts": len(manifest.train) + len(manifest.validation),

@@ -13,6 +13,7 @@ from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -36,7 +37,13 @@ class TransformerCheckpointConfig(TrainingConfig):
     pool="gpu",
     op_tags=node("transformer", memory=32),
     automation_condition=settled(Grown(upstream="token_shards", share=0.2)),
-    check_specs=[dg.AssetCheckSpec("better_than_uniform", asset="transformer_checkpoint")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "better_than_uniform",
+            asset="transformer_checkpoint",
+            description="The validation loss is below that of guessing each code. It warns only.",
+        )
+    ],
 )
 def transformer_checkpoint(
     context: dg.AssetExecutionContext,
@@ -49,6 +56,7 @@ def transformer_checkpoint(
     from clipgen_core.data.tokens import read_manifest
     from clipgen_core.stages import transformer
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     out = storage.open()
     shards = upstream(context, out, "tokens")
     manifest = read_manifest(shards.path)
@@ -73,6 +81,13 @@ def transformer_checkpoint(
         },
         data_version=dg.DataVersion(result.digest),
         check_results=[
-            report.check("better_than_uniform", loss < uniform, validation_loss=loss, uniform=uniform)
+            report.check(
+                "better_than_uniform",
+                loss < uniform,
+                f"the validation loss is {loss:.3f}, and guessing has {uniform:.3f}: train longer",
+                advisory=True,
+                validation_loss=loss,
+                below=uniform,
+            )
         ],
     )

@@ -23,6 +23,9 @@ class TableUpkeepConfig(dg.Config):
     owners=["team:data"],
     deps=["raw_images", "clip_embeddings"],
     code_version="1",
+    freshness_policy=dg.FreshnessPolicy.time_window(
+        warn_window=timedelta(days=8), fail_window=timedelta(days=15)
+    ),
 )
 def table_upkeep(config: TableUpkeepConfig, storage: StorageResource) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """Small files joined, old versions removed; tagged versions, which models were trained on, stay."""

@@ -11,6 +11,7 @@ from pipelines.cluster import node
 from pipelines.conditions import TRAINED_ON, Grown, settled
 from pipelines.config import TrainingConfig, of_stage
 from pipelines.launch import train_in_processes
+from pipelines.preflight import check_run
 from pipelines.resources import MlflowResource, RecipeResource, StorageResource
 from pipelines.upstream import artefact, upstream
 
@@ -33,7 +34,13 @@ class VqganCheckpointConfig(TrainingConfig):
     pool="gpu",
     op_tags=node("vqgan", memory=32),
     automation_condition=settled(Grown(upstream="raw_images", share=0.5)),
-    check_specs=[dg.AssetCheckSpec("codebook_usage", asset="vqgan_checkpoint")],
+    check_specs=[
+        dg.AssetCheckSpec(
+            "codebook_usage",
+            asset="vqgan_checkpoint",
+            description="At least min_codebook_usage of the codes are in use. It warns only.",
+        )
+    ],
 )
 def vqgan_checkpoint(
     context: dg.AssetExecutionContext,
@@ -46,6 +53,7 @@ def vqgan_checkpoint(
     from clipgen_core.data.embeddings import EmbeddingTable
     from clipgen_core.stages import vqgan
 
+    check_run(context, storage=storage, recipe=recipe, mlflow=mlflow)
     out = storage.open()
     table = upstream(context, out, "embeddings")
     clip = EmbeddingTable(table.path).clip
@@ -54,7 +62,7 @@ def vqgan_checkpoint(
     with mlflow.run(context, {"embeddings": table.digest}, training) as tracker:
         train_in_processes("vqgan", config, recipe, out, tracker, clip=clip)
         result = vqgan.run(stage, images=out.images, clip=clip, out=out, tracker=tracker)
-    usage = result.fitted.metrics["codebook_usage"]
+    usage, least = result.fitted.metrics["codebook_usage"], config.min_codebook_usage
     return dg.MaterializeResult(
         metadata={
             **artefact(out, result.checkpoint, result.digest),
@@ -68,5 +76,14 @@ def vqgan_checkpoint(
             **report.warm_start(result.started_from, result.fitted),
         },
         data_version=dg.DataVersion(result.digest),
-        check_results=[report.check("codebook_usage", usage >= config.min_codebook_usage, usage=usage)],
+        check_results=[
+            report.check(
+                "codebook_usage",
+                usage >= least,
+                f"{usage:.0%} of the codes are in use, less than {least:.0%}: see docs/operations.md",
+                advisory=True,
+                usage=usage,
+                at_least=least,
+            )
+        ],
     )

@@ -7,17 +7,28 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from clipgen_core.errors import ClipgenError
 from pipelines.defs import alerts
 
 
 @dg.op
 def failing() -> None:
-    raise ValueError("the disk is full")
+    raise ClipgenError("the disk is full: make room")
+
+
+@dg.op
+def refusing() -> None:
+    raise dg.Failure("no images are given: set CLIPGEN_SOURCE")
 
 
 @dg.job
 def broken() -> None:
     failing()
+
+
+@dg.job
+def refused_job() -> None:
+    refusing()
 
 
 @pytest.fixture
@@ -43,8 +54,8 @@ def hook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.shutdown()
 
 
-def tell(instance: dg.DagsterInstance) -> Any:
-    result = broken.execute_in_process(instance=instance, raise_on_error=False)
+def tell(instance: dg.DagsterInstance, job: dg.JobDefinition = broken) -> Any:
+    result = job.execute_in_process(instance=instance, raise_on_error=False)
     context = dg.build_run_status_sensor_context(
         "failures_to_webhook", result.get_run_failure_event(), instance, result.dagster_run
     ).for_run_failure()
@@ -56,11 +67,18 @@ def test_a_failed_run_is_told_to_the_webhook(
 ) -> None:
     url, kept = hook
     monkeypatch.setenv("CLIPGEN_WEBHOOK", url)
+    monkeypatch.setenv("CLIPGEN_DAGSTER_PAGE", "https://dagster.example/")
     with dg.DagsterInstance.ephemeral() as instance:
         tell(instance)
         (run,) = instance.get_runs()
-    (said,) = kept
-    assert said["job"] == "broken" and said["run_id"] == run.run_id and run.run_id in said["text"]
+        tell(instance, refused_job)
+    said, other = kept
+    page = f"https://dagster.example/runs/{run.run_id}"
+    assert said["text"] == (
+        f"clipgen: failing failed in run {run.run_id}: the disk is full: make room {page}"
+    )
+    assert said["job"] == "broken" and said["step"] == "failing" and said["link"] == page
+    assert other["error"] == "no images are given: set CLIPGEN_SOURCE"
 
 
 def test_without_a_hook_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

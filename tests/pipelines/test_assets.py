@@ -74,7 +74,10 @@ def execute(job: str, run_config: dict[str, Any], **options: Any) -> dg.ExecuteI
 
 
 @pytest.mark.slow
-def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> None:
+def test_the_whole_pipeline_with_its_lineage(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPGEN_DAGSTER_PAGE", "https://dagster.example/")
     captions = {"clip_checkpoint": {"captions": str(pictures / "captions.csv")}}
     clip_config = config(tmp_path, pictures, **captions)
     clip_config["ops"] = {"clip_checkpoint": clip_config["ops"]["clip_checkpoint"]}
@@ -90,6 +93,12 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
         if event.asset_key
     }
     assert len(made) == 8
+    for name in ("raw_images", "clip_embeddings", "near_duplicates", "token_shards"):
+        assert made[name].metadata["dagster/column_schema"].value.columns, name
+    figures = made["evaluation_report"].metadata["figures"].value
+    scores = {str(row.data["figure"]): row.data["value"] for row in figures.records}
+    assert scores["train/generated/clip_score"]
+    assert made["evaluation_report"].metadata["train/generated/clip_score"].value
     for name, previews in {
         "raw_images": ["preview"],
         "vqgan_checkpoint": ["loss_curve", "reconstructions", "psnr_curve"],
@@ -114,7 +123,23 @@ def test_the_whole_pipeline_with_its_lineage(pictures: Path, tmp_path: Path) -> 
     assert checks["reject_share"] and checks["one_row_per_image"]
     assert {"codebook_usage", "better_than_uniform", "enough_prompts", "not_memorised"} <= checks.keys()
 
+    severities = {e.check_name: e.severity.value for e in result.get_asset_check_evaluations()}
+    assert severities["codebook_usage"] == severities["better_than_uniform"] == "WARN"
+    assert severities["reject_share"] == severities["enough_prompts"] == "ERROR"
+    judged = {e.check_name: e.metadata for e in result.get_asset_check_evaluations()}
+    assert judged["enough_prompts"]["min_prompts"].value == 4
+
     client = mlflow_client(f"sqlite:///{tmp_path}/mlflow/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'clip-gen'")
+    grouped = f"tags.`clipgen.group` = '{result.run_id}'"
+    (parent,) = client.search_runs([experiment.experiment_id], grouped)
+    assert (parent.info.run_name, parent.info.status) == ("clip_gen", "FINISHED")
+    assert parent.data.tags["clipgen/recipe"] == "tiny"
+    children = client.search_runs(
+        [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    assert {one.info.run_name for one in children} == set(FIGURES)
+    assert "/runs/" + result.run_id in children[0].data.tags["mlflow.note.content"]
     run = client.get_run(made["transformer_checkpoint"].metadata["mlflow_run"].value)
     assert run.data.tags["dagster.run_id"] == result.run_id
     assert run.data.tags["upstream.images"] == made["raw_images"].metadata["digest"].value

@@ -1,5 +1,6 @@
 """The public interface of the pipeline: names, graph, and what every asset says of itself."""
 
+import datetime
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.freshness import TimeWindowFreshnessPolicy
 
 from pipelines.definitions import defs
 
@@ -43,6 +45,17 @@ def test_assets_and_their_graph(loaded: dg.Definitions) -> None:
         assert spec.description and spec.kinds and spec.group_name != "default"
         if spec.key.to_user_string() != "source_images":  # which Dagster observes, and no one of us makes
             assert spec.owners and spec.code_version
+
+
+def test_what_a_schedule_renews_says_how_old_it_may_get(loaded: dg.Definitions) -> None:
+    specs = {spec.key: spec for spec in loaded.resolve_all_asset_specs()}
+    for schedule in loaded.schedules or ():
+        job = loaded.resolve_job_def(schedule.job_name)
+        for key in job.asset_layer.selected_asset_keys:
+            if key.to_user_string() != "source_images":  # observed, and Dagster counts materialisations only
+                policy = specs[key].freshness_policy
+                assert isinstance(policy, TimeWindowFreshnessPolicy), key
+                assert policy.fail_window.to_timedelta() == datetime.timedelta(days=15)
 
 
 def test_the_workspace_loads_as_dagster_dev_loads_it(tmp_path: Path) -> None:

@@ -105,6 +105,28 @@ def test_all_problems_are_found_in_one_go(config: dict[str, Any], tmp_path: Path
         ),
         ("reference", "evaluation_report", {"reference": "/no/held"}, "problem", "/no/held does not exist"),
         (
+            "processes",
+            "vqgan_checkpoint",
+            {"processes": 7},
+            "problem",
+            "not divisible by 7 processes: change one",
+        ),
+        (
+            "processes",
+            "vqgan_checkpoint",
+            {"processes": 4, "min_processes": 2, "workers_on": "ray", "train": {"batch_size": 16}},
+            "problem",
+            "vqgan_checkpoint: batch_size 16 is not divisible by 3 processes",
+        ),
+        (
+            "processes",
+            "vqgan_checkpoint",
+            {"processes": 4, "min_processes": 2},
+            "problem",
+            "min_processes is 2: set it to at most 4, which processes is, and workers_on to ray",
+        ),
+        ("processes", "vqgan_checkpoint", {"processes": 2}, "ok", "2 for vqgan_checkpoint"),
+        (
             "CLIP",
             "vqgan_checkpoint",
             {"perceptual_blocks": 3},
