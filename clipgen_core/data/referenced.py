@@ -21,6 +21,7 @@ from clipgen_core.data.remote import REQUESTS, Reader
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried
 from clipgen_core.schema import REFERENCE
+from clipgen_core.storage import remedy
 
 if TYPE_CHECKING:
     import lance
@@ -52,7 +53,7 @@ class Images(NamedTuple):
         for image_id, reason in self.gone.items():
             raise ClipgenError(
                 f"the image {image_id} of {table.uri} cannot be read again ({reason}): put the file back, or "
-                "run raw_images again if it has changed, or forget the image by `clipgen forget`"
+                f"if it has changed {remedy('images')}, or forget the image by `clipgen forget`"
             )
         return self.rows
 
@@ -193,7 +194,8 @@ def _read(image_id: str, reference: Reference) -> bytes:
         if not _holds_files(reader.filesystem, path.rpartition("/")[0]):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
-                "its source is there, or run raw_images on the new address of the source first"
+                "its source is there, or read the new address of the source first by `clipgen embed` or by "
+                "raw_images in Dagster"
             ) from error
         raise Gone(f"{file}: {first_line(error)}") from error
     except Exception as error:
