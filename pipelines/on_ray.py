@@ -95,11 +95,11 @@ def train_on_ray(arguments: dict[str, Any], config: TrainingConfig, mlflow: str)
             _fit(trainer)
     except TrainingFailedError as error:
         lost = error
-    error = ray.get(exchange.failed.remote())
-    if isinstance(error, Interrupted):
-        raise error
-    if error or lost:
-        reason = error or f"workers were lost {config.restarts + 1} times: {lost}"
+    own = ray.get(exchange.failed.remote())
+    if isinstance(own, Interrupted):
+        raise own
+    if own or lost:
+        reason = own or f"workers were lost {config.restarts + 1} times: {lost}"
         raise dg.Failure(f"training the {arguments['stage']} on Ray failed: {reason}") from lost
 
 
@@ -113,10 +113,11 @@ def scaling(config: TrainingConfig, gpus: int) -> Any:
     Returns:
         Ray Train's ScalingConfig.
     """
-    from ray.train import ScalingConfig
+    from ray import train as ray_train
 
+    made: Any = ray_train.ScalingConfig  # mypy sees that of Ray Train's first version
     least = config.min_processes or config.processes
-    return ScalingConfig(
+    return made(
         num_workers=config.processes if least == config.processes else (least, config.processes),
         use_gpu=gpus > 0 if config.gpu is None else config.gpu,
         accelerator_type=config.accelerator,

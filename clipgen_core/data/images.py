@@ -17,6 +17,7 @@ from clipgen_core.data.selection import selected_keys
 from clipgen_core.data.tables import one_of, open_table, quoted, scan_keys
 from clipgen_core.errors import ClipgenError
 from clipgen_core.schema import VALIDATION_SHARE
+from clipgen_core.storage import remedy
 
 if TYPE_CHECKING:
     import lance
@@ -127,9 +128,7 @@ def image_by_id(table: "lance.LanceDataset", image_id: str) -> Image.Image:
     """
     data = find_images(table, one_of("id", [image_id])).required(table)["image"].to_pylist()
     if not data:
-        raise ClipgenError(
-            f"{table.uri} holds no image {image_id}: read its file again by raw_images or `clipgen embed`"
-        )
+        raise ClipgenError(f"{table.uri} holds no image {image_id}: {remedy('images')}")
     return decode_stored(data[0])
 
 

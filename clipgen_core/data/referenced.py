@@ -21,6 +21,7 @@ from clipgen_core.data.remote import REQUESTS, Reader
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import retried
 from clipgen_core.schema import REFERENCE
+from clipgen_core.storage import remedy
 
 if TYPE_CHECKING:
     import lance
@@ -52,8 +53,7 @@ class Images(NamedTuple):
         for image_id, reason in self.gone.items():
             raise ClipgenError(
                 f"the image {image_id} of {table.uri} cannot be read again ({reason}): put the file back, or "
-                "run raw_images or `clipgen embed` again if it has changed, or forget the image: "
-                f"`clipgen forget {image_id}`"
+                f"if it has changed {remedy('images')}, or forget the image: `clipgen forget {image_id}`"
             )
         return self.rows
 
@@ -194,8 +194,9 @@ def _read(image_id: str, reference: Reference) -> bytes:
         if not _holds_files(reader.filesystem, path.rpartition("/")[0]):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
-                "its source is there; if the source has moved, run raw_images or `clipgen embed` on its new "
-                f"address first; if the file is gone for good, forget its image: `clipgen forget {image_id}`"
+                "its source is there, or read the new address of the source first by `clipgen embed` or by "
+                "raw_images in Dagster; if the file is gone for good, forget its image: "
+                f"`clipgen forget {image_id}`"
             ) from error
         raise Gone(f"{file}: {first_line(error)}") from error
     except Exception as error:

@@ -260,7 +260,7 @@ class Source:
 
 def _no_answer(file: File, error: BaseException) -> ClipgenError:
     return ClipgenError(
-        f"{file.uri} could not be read ({first_line(error)}): run this again when the store answers; "
+        f"{file.uri} could not be read ({first_line(error)}): run it again when the store answers; "
         "images that were already ingested are kept"
     )
 

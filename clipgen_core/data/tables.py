@@ -15,25 +15,23 @@ import pyarrow as pa
 from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import retried
+from clipgen_core.storage import remedy
 
-if (
-    TYPE_CHECKING
-):  # loaded when a table is opened: trainings from token shards run where Lance is not installed
+if TYPE_CHECKING:  # loaded when a table is opened: trainings from token shards run without Lance
     import lance
 
 R = TypeVar("R")
 CONFLICT_RETRIES = 100
 IDS_AT_ONCE = 65_536
 ROWS_A_PARTITION = 4096  # of a vector index
-WRITTEN_BY = {  # part of a table's path: the asset that writes it
-    "images.lance": "raw_images",
-    "rejects.lance": "raw_images",
-    "files.lance": "raw_images",
-    "embeddings": "clip_embeddings",
-    "codes": "token_shards",
+WRITTEN_BY = {  # part of a table's path: the stage that writes it
+    "images.lance": "images",
+    "rejects.lance": "images",
+    "files.lance": "images",
+    "embeddings": "embeddings",
+    "codes": "tokens",
     "duplicates": "near_duplicates",
 }
-EMBEDDED = ("raw_images", "clip_embeddings")  # what `clipgen embed` writes, too
 
 
 def options(url: str) -> dict[str, str] | None:
@@ -95,9 +93,8 @@ def open_table(url: str, version: int | None = None) -> "lance.LanceDataset":
     """
     table = find_table(url, version)
     if table is None:
-        asset = next((WRITTEN_BY[part] for part in reversed(url.split("/")) if part in WRITTEN_BY), None)
-        command = ", or run `clipgen embed`" if asset in EMBEDDED else ""
-        way = f"materialise {asset}{command} first" if asset else "check the path"
+        stage = next((WRITTEN_BY[part] for part in reversed(url.split("/")) if part in WRITTEN_BY), None)
+        way = remedy(stage, "first") if stage else "check the path"
         raise ClipgenError(f"there is no table at {url}: {way}")
     return table
 

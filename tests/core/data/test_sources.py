@@ -113,7 +113,7 @@ def test_an_outage_is_no_fault_of_the_image(monkeypatch: pytest.MonkeyPatch) -> 
     assert read(source, file).data == PNG["red"] and len(asked) == 3
     monkeypatch.setattr("clipgen_core.filesystem.ATTEMPTS", 2)
     asked.extend("xx")
-    with pytest.raises(ClipgenError, match=r"one.png could not be read \(got 10 of .* run this again when"):
+    with pytest.raises(ClipgenError, match=r"one.png could not be read \(got 10 of .* run it again when"):
         read(source, file)
     memory.rm("/bucket", recursive=True)
 
@@ -159,7 +159,7 @@ def test_a_token_that_expires_stops_the_run_and_a_refused_object_is_a_problem(
     item = read(source, file)
     assert item.problem == "403 Forbidden" and item.reason == "unreadable"
     monkeypatch.setattr(source.filesystem, "ls", refused)
-    with pytest.raises(ClipgenError, match="one.png could not be read .403 Forbidden.: run this again"):
+    with pytest.raises(ClipgenError, match="one.png could not be read .403 Forbidden.: run it again"):
         read(source, file)
     monkeypatch.undo()
     memory.rm("/bucket", recursive=True)
