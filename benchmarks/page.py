@@ -5,6 +5,8 @@ get another's image; in fp32, each gets the one that the generator makes alone. 
 that of one call with all prompts, in this process after the page has ended.
 """
 
+import base64
+import io
 import json
 import os
 import socket
@@ -29,7 +31,6 @@ from rich.console import Console
 from clipgen_core.cli.options import last_model
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.recipes import DOZEN
-from clipgen_core.serving.models import names_of
 
 GUIDANCE, TEMPERATURE = 2.0, 0.9
 
@@ -47,21 +48,21 @@ def main(
 ) -> None:
     """Ask the page by one user after the other, then by all at once."""
     source = model or last_model(None)
-    (offered,) = names_of([source])
     prompts = [DOZEN[number % len(DOZEN)] for number in range(users)]
     with tempfile.TemporaryDirectory() as scratch, serving(source, Path(scratch)) as url:
-        clients = [
-            gradio_client.Client(url, verbose=False, download_files=f"{scratch}/{number}")
-            for number in range(users)
-        ]
+        clients = [gradio_client.Client(url, verbose=False, download_files=False) for _ in range(users)]
 
         def ask(number: int) -> Answer:
             start = time.perf_counter()
-            gallery = clients[number].predict(
-                prompts[number], offered, 1, number, GUIDANCE, TEMPERATURE, api_name="/generate"
-            )[0]
-            seconds = time.perf_counter() - start
-            return Answer(number, seconds, Image.open(gallery[0]["image"]).convert("RGB").tobytes())
+            answer = clients[number].predict(
+                prompts[number],
+                n=1,
+                seed=number,
+                guidance_scale=GUIDANCE,
+                temperature=TEMPERATURE,
+                api_name="/generate",
+            )
+            return Answer(number, time.perf_counter() - start, pixels(answer))
 
         ask(0)
         alone = [ask(number).seconds for number in range(min(users, 5))]
@@ -97,6 +98,12 @@ def main(
         json_file.write_text(json.dumps(figures, indent=2))
     if mixed_up:
         raise typer.Exit(1)
+
+
+def pixels(answer: tuple[Any, ...]) -> bytes:
+    """The pixels of the first picture that the page's API answered with."""
+    png = answer[0][0]["pictures"][0]["src"].partition(",")[2]
+    return Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").tobytes()
 
 
 @contextmanager

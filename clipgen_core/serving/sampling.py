@@ -4,7 +4,6 @@ import contextvars
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from clipgen_core.data.pixels import with_parameters
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
@@ -63,7 +61,7 @@ class Sampling:
             if known // side > rows and begin >= rest_until:
                 rows = known // side
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])
-                yield [unique(image) for image in shown], known / side**2
+                yield shown, known / side**2
                 end = time.monotonic()
                 rest_until = end + REST * (end - begin)
         if self._error:
@@ -80,9 +78,3 @@ class Sampling:
         if self._stop_requested.is_set():
             raise ClipgenError("stopped")
         self._codes.put(codes)
-
-
-def unique(image: Image.Image) -> Image.Image:
-    """The image with unique content: Gradio names files by their content, and would write a file while
-    another user reads it."""
-    return with_parameters(image, {"shown": uuid.uuid4().hex})
