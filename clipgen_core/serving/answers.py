@@ -3,7 +3,9 @@
 Knows requests and models; knows nothing of how the page is laid out.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,14 @@ from clipgen_core.serving.monitoring import PICTURES, observed
 from clipgen_core.serving.pictures import file_name, group, picture, training_picture
 from clipgen_core.serving.sampling import Sampling
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
+from clipgen_core.serving.work import Stopped
 from clipgen_core.training.checkpoint import Checkpoint
 
 HISTORY = 24  # requests
 NEAREST = 8
 LARGEST_SEED = 2**53 - 1  # the largest integer that browsers count to
 SCORES = "The CLIP score is below each picture, the best first."
+STOPPED = "Stopped."
 Past = list[dict[str, Any]]  # requests, the newest first: their first picture and their settings
 Shown = tuple[Any, Any, Any, Any, Any]  # pictures, status, nearest training pictures, history, past
 
@@ -70,6 +74,7 @@ class Answers:
 
     def __init__(self, offered: Models) -> None:
         self._offered = offered
+        self._running: defaultdict[str | None, list[Sampling]] = defaultdict(list)  # by session
 
     def generate(
         self,
@@ -81,10 +86,11 @@ class Answers:
         temperature: float,
         compare_with: str,
         past: Past,
+        visitor: gr.Request,
     ) -> Iterator[Shown]:
         """Generate pictures of what a prompt says, also with a second model to compare with."""
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: FromText(prompt), chosen, past)
+        yield from self._answer(lambda: FromText(prompt), chosen, past, visitor)
 
     def vary(
         self,
@@ -96,10 +102,11 @@ class Answers:
         temperature: float,
         compare_with: str,
         past: Past,
+        visitor: gr.Request,
     ) -> Iterator[Shown]:
         """Generate variations of a picture."""
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: FromPicture(picture), chosen, past)
+        yield from self._answer(lambda: FromPicture(picture), chosen, past, visitor)
 
     def edit(
         self,
@@ -112,27 +119,44 @@ class Answers:
         temperature: float,
         compare_with: str,
         past: Past,
+        visitor: gr.Request,
     ) -> Iterator[Shown]:
         """Generate the painted part of a picture anew."""
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: Edit(picture, prompt), chosen, past)
+        yield from self._answer(lambda: Edit(picture, prompt), chosen, past, visitor)
 
-    def _answer(self, subject_of: Callable[[], Subject], chosen: Chosen, past: Past) -> Iterator[Shown]:
+    def stop(self, visitor: gr.Request) -> str:
+        """Stop what is being sampled for a visitor."""
+        for sampling in list(self._running[visitor.session_hash]):
+            sampling.stop()
+        return STOPPED
+
+    def _answer(
+        self, subject_of: Callable[[], Subject], chosen: Chosen, past: Past, visitor: gr.Request
+    ) -> Iterator[Shown]:
+        running = self._running[visitor.session_hash]
         try:
-            yield from self._sampled(subject_of(), chosen, past)
+            yield from self._sampled(subject_of(), chosen, past, running)
+        except Stopped:
+            yield gr.skip(), STOPPED, gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
             raise gr.Error(str(error), title="This does not work") from error
+        finally:
+            if not running:
+                self._running.pop(visitor.session_hash, None)
 
-    def _sampled(self, subject: Subject, chosen: Chosen, past: Past) -> Iterator[Shown]:
+    def _sampled(
+        self, subject: Subject, chosen: Chosen, past: Past, running: list[Sampling]
+    ) -> Iterator[Shown]:
         parameters, groups, nearest = chosen.parameters, list[dict[str, Any]](), gr.skip()
         notes: list[str] = []
         for name in chosen.models:
-            yield groups, "Sampling has begun.", gr.skip(), gr.skip(), gr.skip()
             title = name if len(chosen.models) > 1 else ""
             with observed(subject.kind):
+                yield groups, "Sampling has begun.", gr.skip(), gr.skip(), gr.skip()
                 served = self._offered.find(name)
                 generator, origin = self._offered.load(served), self._offered.origin(served)
-                with Sampling(generator, subject, parameters) as sampling:
+                with Sampling(generator, subject, parameters) as sampling, _listed(sampling, running):
                     for images, progress in sampling.previews():
                         unfinished = [picture(one, f"{subject.label}, not finished") for one in images]
                         said = f"{progress:.0%} of the codes are sampled."
@@ -146,6 +170,16 @@ class Answers:
             groups.append(group(finished, title))
         said = " ".join([SCORES, *(f"Note: {one}." for one in notes)])
         yield groups, said, nearest, _history(past), past
+
+
+@contextmanager
+def _listed(sampling: Sampling, running: list[Sampling]) -> Iterator[None]:
+    """Within the `with`, a sampling is among the running ones of its visitor."""
+    running.append(sampling)
+    try:
+        yield
+    finally:
+        running.remove(sampling)
 
 
 def _finished(row: list[Generated], subject: Subject, parameters: dict[str, Any]) -> list[dict[str, str]]:

@@ -229,11 +229,12 @@ def _link(
     for on, answer, given, visible in asked:
         on(None, js="() => clipgen.begin()", outputs=said)
         event = on(answer, given, api_visibility=visible, **answered)
-        event.failure(None, js="() => ''", outputs=said)
+        event.failure(None, said, said, js="(said) => clipgen.failed(said)")
         if answer == answers.generate:
             event.success(None, [inputs.prompt, *inputs.settings], js="(...given) => clipgen.link(given)")
         events.append(event)
-    stop.click(None, cancels=events)
+    # Gradio ends a handler only while it waits between two of its answers, and what waits in the queue
+    stop.click(answers.stop, outputs=said, cancels=events, api_visibility="private", queue=False)
     linked = [inputs.prompt, *inputs.settings]
     page.load(None, linked, linked, js="(...given) => clipgen.linked(given)").then(
         None, js="() => clipgen.run()"

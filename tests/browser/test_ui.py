@@ -216,7 +216,7 @@ def test_stop_ends_what_is_being_sampled(pipeline: Storage, browser: Browser, tm
             while stopped not in page.request.get(metrics).text() and time.monotonic() < until:
                 time.sleep(0.2)
             assert stopped in page.request.get(metrics).text()
-            assert "sampled" in page.locator("#said").inner_text()
+            page.wait_for_function("document.querySelector('#said').innerText === 'Stopped.'")
             page.locator("#generate").click()
             page.wait_for_function(FINISHED, timeout=60_000)
             said = page.request.get(metrics).text()

@@ -7,6 +7,10 @@
       document.getElementById("results").scrollIntoView({ block: "nearest" });
       return "Waiting for the model.";
     },
+    /* What is said after a request that failed, or that was stopped; why it failed is shown by Gradio. */
+    failed(said) {
+      return said === "Stopped." ? said : "";
+    },
     /* Writes a request into the page's address. */
     link(given) {
       const parameters = new URLSearchParams();
