@@ -160,7 +160,7 @@ def _subjects(examples: Sequence[str]) -> tuple[gr.Tabs, Inputs, list[gr.Button]
                 brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
                 elem_id="drawn",
             )
-            painted.convert_and_format_image = _file  # type: ignore[method-assign]
+            painted.convert_and_format_image = _file  # type: ignore[assignment]
             change = gr.Textbox(
                 label="Prompt",
                 placeholder="What the whole picture should show; empty: what it shows now",
@@ -218,14 +218,18 @@ def _link(
     _, said, *_, past = shown
     generate, vary, edit = buttons
     rest = [*inputs.settings, past]
-    answered = {"outputs": list(shown), "concurrency_id": "sampling", "show_progress": "minimal"}
+    answered: dict[str, Any] = {
+        "outputs": list(shown),
+        "concurrency_id": "sampling",
+        "show_progress": "minimal",
+    }
     asked = [
         (generate.click, answers.generate, [inputs.prompt, *rest], "public"),
         (inputs.prompt.submit, answers.generate, [inputs.prompt, *rest], "private"),
         (vary.click, answers.vary, [inputs.picture, *rest], "public"),
         (edit.click, answers.edit, [inputs.painted, inputs.change, *rest], "public"),
     ]
-    events = []
+    events: list[Any] = []
     for on, answer, given, visible in asked:
         on(None, js="() => clipgen.begin()", outputs=said)
         event = on(answer, given, api_visibility=visible, **answered)

@@ -27,7 +27,7 @@ from tests.conftest import COLOURS, SHAPES, SIZE, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
 USERS = 16
-FINISHED = "document.querySelector('#said').innerText.includes('CLIP score')"
+FINISHED = "document.querySelector('#said')?.innerText.includes('CLIP score')"
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def png_at(page: Page, selector: str) -> Image.Image:
 
 def finish(page: Page, button: str) -> None:
     page.locator(button).click()
-    page.wait_for_function(FINISHED, timeout=60_000)
+    page.wait_for_function(FINISHED)
 
 
 def test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history(
@@ -81,7 +81,7 @@ def test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history(
 def test_a_picture_is_enlarged_and_closed_by_keys(url: str, tab: Watched) -> None:
     page = tab.page
     page.goto(f"{url}?prompt=a red disc")
-    page.wait_for_function(FINISHED, timeout=60_000)
+    page.wait_for_function(FINISHED)
     page.locator("#made .picture").first.focus()
     page.keyboard.press("Enter")
     large = page.locator("#enlarged img")
@@ -95,12 +95,12 @@ def test_a_picture_is_enlarged_and_closed_by_keys(url: str, tab: Watched) -> Non
 def test_the_address_names_a_request_and_the_history_brings_one_back(url: str, tab: Watched) -> None:
     page = tab.page
     page.goto(f"{url}?prompt=a blue cross&seed=7&n=2")
-    page.wait_for_function(FINISHED, timeout=60_000)
+    page.wait_for_function(FINISHED)
     asked = json.loads(png_at(page, "#made img").info["parameters"])
     assert (asked["prompt"], asked["seed"], asked["n"]) == ("a blue cross", 7, 2)
     page.locator("#prompt textarea").fill("a gold square")
     page.locator("#generate").click()
-    page.wait_for_function("document.querySelectorAll('#history img').length === 2", timeout=60_000)
+    page.wait_for_function("document.querySelectorAll('#history img').length === 2")
     assert "prompt=a+gold+square" in page.url and "seed=7" in page.url
     page.get_by_alt_text("a blue cross, seed 7: use these settings again").click()
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a blue cross'")
@@ -115,8 +115,8 @@ def test_a_seed_that_cannot_be_used_is_a_sentence(url: str, tab: Watched) -> Non
     for seed, sentence in [("", "Seed is empty: enter a number."), ("1e30", "The seed is 1e+30: enter")]:
         page.get_by_label("Seed").fill(seed)
         page.locator("#generate").click()
-        page.get_by_text(sentence).first.wait_for(timeout=30_000)
-    assert page.locator("#said").inner_text() == ""
+        page.get_by_text(sentence).first.wait_for()
+    assert "Waiting" not in page.locator("#said").inner_text()
 
 
 def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) ->
     page.locator("#picture input[type=file]").set_input_files(
         str(pictures / "pictures" / "disc" / "red 32.png")
     )
-    page.wait_for_selector("#picture img", timeout=30_000)
+    page.wait_for_selector("#picture img")
     finish(page, "#vary")
     assert json.loads(png_at(page, "#made img").info["parameters"])["picture"] is True
     assert tab.problems == []
@@ -144,10 +144,10 @@ def test_an_upload_that_cannot_be_used_is_a_sentence(
     page.goto(url)
     page.get_by_role("tab", name="Picture").click()
     page.locator("#picture input[type=file]").set_input_files(str(file))
-    page.wait_for_selector("#picture img", timeout=30_000)
+    page.wait_for_selector("#picture img")
     page.locator("#vary").click()
     said = page.get_by_text("the picture cannot be used").first
-    said.wait_for(timeout=30_000)
+    said.wait_for()
     assert "/" not in said.inner_text() and "send another file" in said.inner_text()
 
 
@@ -161,10 +161,10 @@ def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
         page.goto(url)
         page.get_by_role("tab", name="Edit").click()
         page.locator("#edit").click()
-        page.wait_for_selector("text=Choose a picture first.", timeout=30_000)
+        page.wait_for_selector("text=Choose a picture first.")
         page.locator("#drawn input[type=file]").first.set_input_files(str(red))
         canvas = page.locator("#drawn canvas").first
-        canvas.wait_for(timeout=30_000)
+        canvas.wait_for()
         page.wait_for_timeout(1000)
         box = canvas.bounding_box()
         assert box
@@ -186,7 +186,7 @@ def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
 def test_an_empty_prompt_is_said_on_the_page(url: str, tab: Watched) -> None:
     tab.page.goto(url)
     tab.page.locator("#generate").click()
-    tab.page.wait_for_selector("text=Enter a prompt first.", timeout=30_000)
+    tab.page.wait_for_selector("text=Enter a prompt first.")
     assert tab.page.locator("#made img").count() == 0
 
 
@@ -206,9 +206,7 @@ def test_stop_ends_what_is_being_sampled(pipeline: Storage, browser: Browser, tm
             page.goto(url)
             page.locator("#prompt textarea").fill("a red disc")
             page.locator("#generate").click()
-            page.wait_for_function(
-                "document.querySelector('#said').innerText.includes('sampled')", timeout=60_000
-            )
+            page.wait_for_function("document.querySelector('#said').innerText.includes('sampled')")
             page.locator("#stop").click()
             metrics = f"{url}/metrics"
             until = time.monotonic() + 30
@@ -218,7 +216,7 @@ def test_stop_ends_what_is_being_sampled(pipeline: Storage, browser: Browser, tm
             assert stopped in page.request.get(metrics).text()
             page.wait_for_function("document.querySelector('#said').innerText === 'Stopped.'")
             page.locator("#generate").click()
-            page.wait_for_function(FINISHED, timeout=60_000)
+            page.wait_for_function(FINISHED)
             said = page.request.get(metrics).text()
             assert 'clipgen_requests_total{ended="made",kind="text"} 1.0' in said
             assert 'clipgen_pictures_total{kind="text"} 4.0' in said
