@@ -13,17 +13,16 @@ import gradio as gr
 
 from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import with_parameters
-from clipgen_core.data.tables import find_table
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
+from clipgen_core.serving.browse import root_behind
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.monitoring import PICTURES, observed
 from clipgen_core.serving.pictures import file_name, group, picture, training_picture
 from clipgen_core.serving.sampling import Sampling
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
 from clipgen_core.serving.work import Stopped
-from clipgen_core.training.checkpoint import Checkpoint
 
 HISTORY = 24  # requests
 NEAREST = 8
@@ -140,7 +139,8 @@ class Answers:
         except Stopped:
             yield gr.skip(), STOPPED, gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
-            raise gr.Error(str(error), title="This does not work") from error
+            yield gr.skip(), str(error), gr.skip(), gr.skip(), gr.skip()
+            raise gr.Error(str(error)) from error
         finally:
             if not running:
                 self._running.pop(visitor.session_hash, None)
@@ -212,12 +212,11 @@ def _history(past: Past) -> list[dict[str, Any]]:
 
 def _neighbours(generator: TextToImage, generated: Generated) -> list[dict[str, Any]]:
     """The training images nearest to a generated one, if the images table is available."""
-    codes = Checkpoint(generator.parts.transformer).codes
-    table = find_table(codes.images) if codes.images else None
-    if table is None or generator.embeddings is None:
+    root = root_behind(generator)
+    if root is None or generator.embeddings is None:
         return []
     cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
-    images = shown_by_id(table, cosines)
+    images = shown_by_id(root.table, cosines)
     shown = [
         training_picture(images[one], f"training picture, cosine {cosine:.3f}", f"{cosine:.3f}")
         for one, cosine in cosines.items()

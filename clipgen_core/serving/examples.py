@@ -1,9 +1,8 @@
 """Examples of prompts, from what training images show. Knows captions and file names, not the page."""
 
 from clipgen_core.data.filenames import words_of
-from clipgen_core.data.tables import find_table
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.training.checkpoint import Checkpoint
+from clipgen_core.serving.browse import root_behind
 
 READ = 2000  # training images
 LONGEST = 5  # words
@@ -19,13 +18,12 @@ def examples_of(generator: TextToImage, count: int) -> list[str]:
     Returns:
         Short texts, each another; none if the images table is not available.
     """
-    codes = Checkpoint(generator.parts.transformer).codes
-    table = find_table(codes.images) if codes.images else None
-    if table is None:
+    root = root_behind(generator)
+    if root is None:
         return []
-    named = [name for name in ("caption", "uri") if name in table.schema.names]
+    named = [name for name in ("caption", "uri") if name in root.table.schema.names]
     texts = dict[str, None]()
-    for row in table.to_table(columns=named, limit=READ).to_pylist():
+    for row in root.table.to_table(columns=named, limit=READ).to_pylist():
         *_, folder, file = ["", *row["uri"].split("/")]
         words = (row.get("caption") or "").split() or words_of(file) or words_of(f"{folder}/{file}")
         if 0 < len(words) <= LONGEST:

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 
 from clipgen_core import logs
 from clipgen_core.serving.answers import Answers, Past
+from clipgen_core.serving.browse import Browse, root_behind
 from clipgen_core.serving.examples import examples_of
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.monitoring import ROUTE
@@ -111,7 +112,9 @@ def build(models: Sequence[str]) -> gr.Blocks:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
         with gr.Row(elem_id="layout"):
             with gr.Column(min_width=0, elem_id="form"):
-                tabs, inputs, buttons = _subjects(examples_of(generator, EXAMPLES))
+                with gr.Tabs(elem_id="subjects") as tabs:
+                    inputs, buttons = _subjects(examples_of(generator, EXAMPLES))
+                    browsing = _training_images(visible=root_behind(generator) is not None)
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
                 inputs.settings.extend(_settings(list(offered.served), generator.parts.sampling))
             with gr.Column(min_width=0, elem_id="results"):
@@ -122,6 +125,7 @@ def build(models: Sequence[str]) -> gr.Blocks:
         shown = [made, said, near, history, past]
         _link(page, answers, inputs, buttons, shown, stop)
         _link_history(inputs, tabs, history, past)
+        _link_browse(Browse(offered), browsing, inputs.settings[0], made, said)
     return page
 
 
@@ -136,39 +140,53 @@ def _theme() -> gr.Theme:
     return theme.set(**filled, color_accent="*primary_700")
 
 
-def _subjects(examples: Sequence[str]) -> tuple[gr.Tabs, Inputs, list[gr.Button]]:
+def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
     """A prompt, a picture, or a picture to paint on with a prompt, each with its button."""
-    with gr.Tabs(elem_id="subjects") as tabs:
-        with gr.Tab("Text", id="text"):
-            prompt = gr.Textbox(
-                label="Prompt",
-                placeholder="What the pictures should show",
-                max_length=MAX_PROMPT_LENGTH,
-                elem_id="prompt",
-            )
-            if examples:
-                gr.Examples(list(examples), prompt)
-            generate = gr.Button("Generate", variant="primary", elem_id="generate")
-        with gr.Tab("Picture", id="picture"):
-            picture = gr.Image(label="Picture", elem_id="picture", sources=["upload", "clipboard"])
-            picture.preprocess = _file  # type: ignore[method-assign]  # else Gradio decodes, and shows paths
-            vary = gr.Button("Make variations", variant="primary", elem_id="vary")
-        with gr.Tab("Edit", id="edit"):
-            painted = gr.ImageMask(
-                label="Paint over what is to change",
-                format="png",
-                brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
-                elem_id="drawn",
-            )
-            painted.convert_and_format_image = _file  # type: ignore[assignment]
-            change = gr.Textbox(
-                label="Prompt",
-                placeholder="What the whole picture should show; empty: what it shows now",
-                max_length=MAX_PROMPT_LENGTH,
-                elem_id="wanted",
-            )
-            edit = gr.Button("Edit", variant="primary", elem_id="edit")
-    return tabs, Inputs(prompt, picture, painted, change, []), [generate, vary, edit]
+    with gr.Tab("Text", id="text"):
+        prompt = gr.Textbox(
+            label="Prompt",
+            placeholder="What the pictures should show",
+            max_length=MAX_PROMPT_LENGTH,
+            elem_id="prompt",
+        )
+        if examples:
+            gr.Examples(list(examples), prompt)
+        generate = gr.Button("Generate", variant="primary", elem_id="generate")
+    with gr.Tab("Picture", id="picture"):
+        picture = gr.Image(label="Picture", elem_id="picture", sources=["upload", "clipboard"])
+        picture.preprocess = _file  # type: ignore[method-assign]  # else Gradio decodes, and shows paths
+        vary = gr.Button("Make variations", variant="primary", elem_id="vary")
+    with gr.Tab("Edit", id="edit"):
+        painted = gr.ImageMask(
+            label="Paint over what is to change",
+            format="png",
+            brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
+            elem_id="drawn",
+        )
+        painted.convert_and_format_image = _file  # type: ignore[assignment]
+        change = gr.Textbox(
+            label="Prompt",
+            placeholder="What the whole picture should show; empty: what it shows now",
+            max_length=MAX_PROMPT_LENGTH,
+            elem_id="wanted",
+        )
+        edit = gr.Button("Edit", variant="primary", elem_id="edit")
+    return Inputs(prompt, picture, painted, change, []), [generate, vary, edit]
+
+
+def _training_images(visible: bool) -> list[Any]:
+    """What is looked for among the training images, the buttons, and the list of rejects."""
+    with gr.Tab("Training images", id="training", visible=visible):
+        query = gr.Textbox(label="Search", placeholder="What they show; empty: any", elem_id="query")
+        where = gr.Textbox(
+            label="Filter in SQL", placeholder="width >= 256 AND format = 'JPEG'", elem_id="where"
+        )
+        search = gr.Button("Search", variant="primary", elem_id="search")
+        with gr.Row():
+            similar = gr.Button("Near-duplicates", size="sm", elem_id="similar")
+            rejected = gr.Button("Rejects", size="sm", elem_id="rejects")
+        listed = gr.HTML(None, html_template=(FILES / "rejects.html").read_text(), elem_id="rejected")
+    return [query, where, search, similar, rejected, listed]
 
 
 def _file(sent: Any, **_: Any) -> bytes | None:
@@ -254,3 +272,13 @@ def _link_history(inputs: Inputs, tabs: gr.Tabs, history: gr.HTML, past: gr.Stat
 
     fields = [tabs, inputs.prompt, inputs.change, *inputs.settings]
     history.select(bring_back, past, fields, api_visibility="private", queue=False, show_progress="hidden")
+
+
+def _link_browse(browse: Browse, browsing: list[Any], model: Any, made: gr.HTML, said: gr.HTML) -> None:
+    """Let the buttons of the tab for training images show them where generated pictures are shown."""
+    query, where, search, similar, rejected, listed = browsing
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for on in (search.click, query.submit, where.submit):
+        on(browse.search, [query, where, model], [made, said], **quick)
+    similar.click(browse.duplicates, model, [made, said], **quick)
+    rejected.click(browse.rejects, model, listed, **quick)

@@ -1,15 +1,16 @@
 () => {
   const names = ["prompt", "model", "n", "seed", "guidance_scale", "temperature", "compare_with"];
   const numbers = new Set(["n", "seed", "guidance_scale", "temperature"]);
+  const waiting = "Waiting for the model.";
   window.clipgen = {
     /* Shows at once that a request was taken. */
     begin() {
       document.getElementById("results").scrollIntoView({ block: "nearest" });
-      return "Waiting for the model.";
+      return waiting;
     },
-    /* What is said after a request that failed, or that was stopped; why it failed is shown by Gradio. */
+    /* What is said after a request that failed before its answer began. */
     failed(said) {
-      return said === "Stopped." ? said : "";
+      return said === waiting ? "" : said;
     },
     /* Writes a request into the page's address. */
     link(given) {
