@@ -90,14 +90,19 @@ def ui(
     host: Annotated[str, typer.Option(help="The address to listen at; anyone who reaches it can use it.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(help="The port to listen at.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port to listen at; 0 for a free one.")
+    ] = 7860,
+    root_path: Annotated[
+        str, typer.Option(help="Where a proxy offers the page: a path such as /clip-gen, or a URL.")
+    ] = "",
     waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are refused.")] = 32,
 ) -> None:
     """Open a page to generate images and variations of images in the browser."""
     from clipgen_core.serving.models import available_models
     from clipgen_core.serving.page import serve
 
-    serve(model or available_models(root), host=host, port=port, waiting=waiting)
+    serve(model or available_models(root), host=host, port=port, root_path=root_path, waiting=waiting)
 
 
 @app.command(cls=Command)

@@ -1,218 +1,284 @@
-"""A page that generates pictures in the browser (Gradio). Knows the generator's call, not how it works.
+"""A page that generates pictures in the browser (Gradio): its layout, and what its elements are linked to.
 
-Requests are sampled together. While one is, its unfinished pictures are shown.
+Knows the page's parts; knows nothing of how pictures are generated.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 
-from clipgen_core.data.images import shown_by_id
-from clipgen_core.data.pixels import with_parameters
-from clipgen_core.data.tables import find_table
-from clipgen_core.errors import ClipgenError
-from clipgen_core.generation.generator import TextToImage
-from clipgen_core.generation.requests import Generated
+from clipgen_core import logs
+from clipgen_core.serving.answers import Answers, Past
+from clipgen_core.serving.browse import Browse, root_behind
+from clipgen_core.serving.examples import examples_of
 from clipgen_core.serving.models import Models
-from clipgen_core.serving.monitoring import PICTURES, ROUTE, observed
-from clipgen_core.serving.sampling import Sampling, unique
-from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
+from clipgen_core.serving.monitoring import ROUTE
+from clipgen_core.serving.pictures import FILES, pictures
+from clipgen_core.serving.server import ignore_stops, is_local, listening, url_of
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
-from clipgen_core.training.checkpoint import Checkpoint
 
 MAX_PICTURES = 8
-HISTORY = 24  # pictures
 AT_ONCE = 16  # users whose pictures are sampled together
-NEAREST = 8
+EXAMPLES = 4
 HOUR = 3600
+GRACE = 5  # seconds that an open connection may take when the page ends
 TITLE = "clip-gen"
-STYLE = """
-.grid-wrap { min-height: 0 !important; padding-top: 40px !important; }
-.grid-container { grid: auto-flow auto / repeat(auto-fill, minmax(64px, 1fr)) !important; }
-#made .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
-.caption-label { font-size: 11px !important; padding: 0 4px !important; }
-"""  # a gallery is as high as its pictures, which are below its label
 PAINT = ("#ff8000", 0.6)
-EXAMPLES = ["a red heart", "a smiling face", "a green apple", "a blue car"]
-
-Handler = Callable[..., Iterator[tuple[Any, ...]]]
+SCRIPT = (FILES / "page.js").read_text()
 
 
-def serve(models: Sequence[str], *, host: str, port: int, waiting: int) -> None:
+@dataclass(frozen=True)
+class Inputs:
+    """What a visitor fills in: three kinds of request, and the settings of all of them, in their order."""
+
+    prompt: gr.Textbox
+    picture: gr.Image
+    painted: gr.ImageMask
+    change: gr.Textbox
+    settings: list[Any]
+
+
+def serve(models: Sequence[str], *, host: str, port: int, root_path: str, waiting: int) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
         models: Sources for `TextToImage.from_pretrained`, the default model first.
         host: The address to listen at.
-        port: The port to listen at.
+        port: The port to listen at; 0 for a free one.
+        root_path: Where a proxy offers the page, as a path or a URL; empty without one.
         waiting: Requests that may wait in the queue; more are refused.
 
     Raises:
         ClipgenError: The first model cannot be loaded, or the address or port cannot be used.
     """
-    page = build(models).queue(max_size=waiting, default_concurrency_limit=AT_ONCE)
-    theme = gr.themes.Soft(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            theme=theme,
-            css=STYLE,
-            show_error=True,
-            max_file_size="20mb",
-            run_history=False,
-            ssr_mode=False,
-            footer_links=["api"],
-            app_kwargs={"routes": [ROUTE]},
+    with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="clipgen-ui-") as scratch:
+        os.environ.setdefault("GRADIO_TEMP_DIR", scratch)  # the usual one may be another user's
+        config = uvicorn.Config(
+            app(models, root_path=root_path, waiting=waiting),
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=GRACE,
         )
-    except OSError as error:
-        raise ClipgenError(
-            f"the page cannot listen at {host}:{port} ({error}): choose another --port"
-        ) from error
+        if not is_local(listener):
+            logs.line("anyone who reaches this address can use the page")
+        logs.line(f"the page is at {url_of(listener)}")
+        ignore_stops()
+        uvicorn.Server(config).run([listener])
+    logs.line("stopped")
+
+
+def app(models: Sequence[str], *, root_path: str, waiting: int) -> FastAPI:
+    """The page as an application of ASGI; see `serve`.
+
+    Args:
+        models: The models, the default first.
+        root_path: Where a proxy offers the page.
+        waiting: Requests that may wait.
+
+    Returns:
+        The application.
+    """
+    page = build(models).queue(max_size=waiting, default_concurrency_limit=AT_ONCE)
+    return gr.mount_gradio_app(
+        FastAPI(routes=[ROUTE], openapi_url=None),
+        page,
+        "/",
+        root_path=root_path or None,
+        theme=_theme(),
+        css=(FILES / "page.css").read_text(),
+        js=SCRIPT,
+        max_file_size="20mb",
+        run_history=False,
+        ssr_mode=False,
+        footer_links=["api"],
+    )
 
 
 def build(models: Sequence[str]) -> gr.Blocks:
     """Build the page and load its models once, the first one last."""
     offered = Models(models)
-    sampling = offered.load(offered.find(None)).parts.sampling
+    generator = offered.load(offered.find(None))
+    answers = Answers(offered)
     with gr.Blocks(title=TITLE, delete_cache=(HOUR, HOUR), analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
-        with gr.Row():
-            with gr.Column(scale=1, min_width=320):
-                prompt, generate, picture, vary, drawn, edit = _subjects()
+        with gr.Row(elem_id="layout"):
+            with gr.Column(min_width=0, elem_id="form"):
+                with gr.Tabs(elem_id="subjects") as tabs:
+                    inputs, buttons = _subjects(examples_of(generator, EXAMPLES))
+                    browsing = _training_images(visible=root_behind(generator) is not None)
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
-                settings = _settings(list(offered.served), sampling)
-            with gr.Column(scale=2):
-                shown = _galleries()
-        past = gr.State([])
-        common: dict[str, Any] = {
-            "outputs": [*shown, past],
-            "concurrency_id": "sampling",
-            "show_progress": "minimal",
-        }
-        from_text = _handler(offered, FromText, [prompt])
-        events: list[Any] = [
-            generate.click(from_text, [prompt, *settings, past], api_name="generate", **common),
-            prompt.submit(from_text, [prompt, *settings, past], api_visibility="private", **common),
-            vary.click(
-                _handler(offered, FromPicture, [picture]),
-                [picture, *settings, past],
-                api_name="vary",
-                **common,
-            ),
-            edit.click(_handler(offered, Edit, drawn), [*drawn, *settings, past], api_name="edit", **common),
-        ]
-        stop.click(None, cancels=events)
+                inputs.settings.extend(_settings(list(offered.served), generator.parts.sampling))
+            with gr.Column(min_width=0, elem_id="results"):
+                made, said = pictures("Pictures", "made"), _status()
+            with gr.Column(min_width=0, elem_id="more"):
+                near, history = pictures("Nearest", "near"), pictures("History", "history", "select")
+                past = gr.State([])
+        shown = [made, said, near, history, past]
+        _link(page, answers, inputs, buttons, shown, stop)
+        _link_history(inputs, tabs, history, past)
+        _link_browse(Browse(offered), browsing, inputs.settings[0], made, said)
     return page
 
 
-def _subjects() -> tuple[gr.Textbox, gr.Button, gr.Image, gr.Button, list[Any], gr.Button]:
+def _theme() -> gr.Theme:
+    """Colours with a contrast of 4.5 at least, in both modes."""
+    theme = gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    filled = {"button_primary_text_color": "white", "button_primary_text_color_dark": "white"}
+    for name in ("background_fill", "background_fill_dark", "border_color", "border_color_dark"):
+        filled[f"button_primary_{name}"] = "*primary_700"
+    for name in ("background_fill_hover", "background_fill_hover_dark"):
+        filled[f"button_primary_{name}"] = "*primary_800"
+    return theme.set(**filled, color_accent="*primary_700")
+
+
+def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
     """A prompt, a picture, or a picture to paint on with a prompt, each with its button."""
-    with gr.Tab("From a text"):
+    with gr.Tab("Text", id="text"):
         prompt = gr.Textbox(
-            label="Prompt", placeholder=EXAMPLES[0], max_length=MAX_PROMPT_LENGTH, elem_id="prompt"
+            label="Prompt",
+            placeholder="What the pictures should show",
+            max_length=MAX_PROMPT_LENGTH,
+            elem_id="prompt",
         )
-        gr.Examples(EXAMPLES, prompt)
+        if examples:
+            gr.Examples(list(examples), prompt)
         generate = gr.Button("Generate", variant="primary", elem_id="generate")
-    with gr.Tab("From a picture"):
-        picture = gr.Image(label="Picture", type="pil", image_mode="RGB", elem_id="picture")
+    with gr.Tab("Picture", id="picture"):
+        picture = gr.Image(label="Picture", elem_id="picture", sources=["upload", "clipboard"])
+        picture.preprocess = _file  # type: ignore[method-assign]  # else Gradio decodes, and shows paths
         vary = gr.Button("Make variations", variant="primary", elem_id="vary")
-    with gr.Tab("Edit a picture"):
-        drawn = [
-            gr.ImageMask(
-                label="Paint over what is to change",
-                type="pil",
-                format="png",
-                brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
-                elem_id="drawn",
-            ),
-            gr.Textbox(
-                label="Prompt",
-                placeholder="What the whole picture should show; empty: what it shows now",
-                max_length=MAX_PROMPT_LENGTH,
-                elem_id="wanted",
-            ),
-        ]
+    with gr.Tab("Edit", id="edit"):
+        painted = gr.ImageMask(
+            label="Paint over what is to change",
+            format="png",
+            brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
+            elem_id="drawn",
+        )
+        painted.convert_and_format_image = _file  # type: ignore[assignment]
+        change = gr.Textbox(
+            label="Prompt",
+            placeholder="What the whole picture should show; empty: what it shows now",
+            max_length=MAX_PROMPT_LENGTH,
+            elem_id="wanted",
+        )
         edit = gr.Button("Edit", variant="primary", elem_id="edit")
-    return prompt, generate, picture, vary, drawn, edit
+    return Inputs(prompt, picture, painted, change, []), [generate, vary, edit]
+
+
+def _training_images(visible: bool) -> list[Any]:
+    """What is looked for among the training images, the buttons, and the list of rejects."""
+    with gr.Tab("Training images", id="training", visible=visible):
+        query = gr.Textbox(label="Search", placeholder="What they show; empty: any", elem_id="query")
+        where = gr.Textbox(
+            label="Filter in SQL", placeholder="width >= 256 AND format = 'JPEG'", elem_id="where"
+        )
+        search = gr.Button("Search", variant="primary", elem_id="search")
+        with gr.Row():
+            similar = gr.Button("Near-duplicates", size="sm", elem_id="similar")
+            rejected = gr.Button("Rejects", size="sm", elem_id="rejects")
+        listed = gr.HTML(None, html_template=(FILES / "rejects.html").read_text(), elem_id="rejected")
+    return [query, where, search, similar, rejected, listed]
+
+
+def _file(sent: Any, **_: Any) -> bytes | None:
+    """The bytes of a file that was sent, which is in memory or in the temporary folder."""
+    if sent is None or isinstance(sent, bytes):
+        return sent
+    return Path(sent.path).read_bytes() if sent.path else None
 
 
 def _settings(models: Sequence[str], sampling: SamplingConfig) -> list[Any]:
-    """The inputs between subject and history of `_handler`, with the model's defaults."""
-    with gr.Accordion("Settings", open=True):
+    """The settings of a request, with the model's defaults."""
+    with gr.Accordion("Settings", open=False, elem_id="settings"):
+        model = gr.Dropdown(list(models), value=models[0], label="Model")
+        second = gr.Dropdown(
+            [("no other model", ""), *models], value="", label="Compare with", visible=len(models) > 1
+        )
         return [
-            gr.Dropdown(list(models), value=models[0], label="Model"),
+            model,
             gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
-            gr.Number(0, precision=0, minimum=0, label="Seed", elem_id="seed"),
+            gr.Number(0, precision=0, label="Seed", elem_id="seed"),
             gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
             gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
+            second,
         ]
 
 
-def _galleries() -> list[Any]:
-    """What is shown: the pictures, the status, the nearest training pictures, the history."""
-    return [
-        gr.Gallery(
-            label="Pictures, the best first",
-            format="png",
-            height="auto",
-            object_fit="contain",
-            elem_id="made",
-        ),
-        gr.Markdown(elem_id="said"),
-        gr.Gallery(label="Nearest training pictures", format="png", height="auto", elem_id="near"),
-        gr.Gallery(label="History", format="png", height="auto", elem_id="history"),
+def _status() -> gr.HTML:
+    """A line that screen readers read out when it changes."""
+    return gr.HTML(
+        "Your pictures will appear here.",
+        label="Status",
+        html_template="{{value}}",
+        js_on_load="element.setAttribute('role', 'status')",
+        elem_id="said",
+    )
+
+
+def _link(
+    page: gr.Blocks,
+    answers: Answers,
+    inputs: Inputs,
+    buttons: Sequence[gr.Button],
+    shown: Sequence[Any],
+    stop: gr.Button,
+) -> None:
+    """Let the buttons generate, and the address say what was generated from a prompt."""
+    _, said, *_, past = shown
+    generate, vary, edit = buttons
+    rest = [*inputs.settings, past]
+    answered: dict[str, Any] = {
+        "outputs": list(shown),
+        "concurrency_id": "sampling",
+        "show_progress": "minimal",
+    }
+    asked = [
+        (generate.click, answers.generate, [inputs.prompt, *rest], "public"),
+        (inputs.prompt.submit, answers.generate, [inputs.prompt, *rest], "private"),
+        (vary.click, answers.vary, [inputs.picture, *rest], "public"),
+        (edit.click, answers.edit, [inputs.painted, inputs.change, *rest], "public"),
     ]
+    events: list[Any] = []
+    for on, answer, given, visible in asked:
+        on(None, js="() => clipgen.begin()", outputs=said)
+        event = on(answer, given, api_visibility=visible, **answered)
+        event.failure(None, said, said, js="(said) => clipgen.failed(said)")
+        if answer == answers.generate:
+            event.success(None, [inputs.prompt, *inputs.settings], js="(...given) => clipgen.link(given)")
+        events.append(event)
+    # Gradio ends a handler only while it waits between two of its answers, and what waits in the queue
+    stop.click(answers.stop, outputs=said, cancels=events, api_visibility="private", queue=False)
+    linked = [inputs.prompt, *inputs.settings]
+    page.load(None, linked, linked, js="(...given) => clipgen.linked(given)").then(
+        None, js="() => clipgen.run()"
+    )
 
 
-def _handler(offered: Models, subject_of: Callable[..., Subject], inputs: Sequence[Any]) -> Handler:
-    """The handler of a button, whose first inputs make the subject of the request."""
+def _link_history(inputs: Inputs, tabs: gr.Tabs, history: gr.HTML, past: gr.State) -> None:
+    """Let a click on a picture of the history bring back what it was generated from."""
 
-    def handle(*given: Any) -> Iterator[tuple[Any, ...]]:
-        """Yield what the page shows: previews while codes are sampled, then pictures, scores, neighbours and
-        history."""
-        model, n, seed, guidance, temperature, past = given[len(inputs) :]
-        parameters: dict[str, Any] = {"n": int(n), "seed": int(seed)}
-        parameters |= {"guidance_scale": guidance, "temperature": temperature}
-        try:
-            subject = subject_of(*given[: len(inputs)])
-            with observed(subject.kind):
-                served = offered.find(model)
-                generator, origin = offered.load(served), offered.origin(served)
-                with Sampling(generator, subject, parameters) as sampling:
-                    for images, progress in sampling.previews():
-                        yield images, f"{progress:.0%} of the codes sampled", gr.skip(), gr.skip(), gr.skip()
-        except ClipgenError as error:
-            raise gr.Error(str(error)) from error
-        row = sampling.generated
-        PICTURES.labels(subject.kind).inc(len(row))
-        for one in row:
-            score = round(one.clip_score, 4)
-            with_parameters(
-                one.image, {**subject.recorded, **parameters, "model": origin, "clip_score": score}
-            )
-        captioned = [(one.image, f"{one.clip_score:.3f}") for one in row]
-        past = ([(one.image, f"{subject.label}, seed {int(seed)}") for one in row[:1]] + past)[:HISTORY]
-        notes = (f"Note: {one}." for one in subject.notes(generator))
-        said = " ".join(["The CLIP score is below each picture.", *notes])
-        yield captioned, said, _neighbours(generator, row[0]), past, past
+    def bring_back(past: Past, event: gr.EventData) -> list[Any]:
+        one = past[event.index]
+        return [gr.Tabs(selected=one["kind"]), one["prompt"], one["prompt"], *one["settings"]]
 
-    return handle
+    fields = [tabs, inputs.prompt, inputs.change, *inputs.settings]
+    history.select(bring_back, past, fields, api_visibility="private", queue=False, show_progress="hidden")
 
 
-def _neighbours(generator: TextToImage, generated: Generated) -> list[tuple[Image.Image, str]]:
-    """The training images nearest to a generated one, if the images table is available."""
-    codes = Checkpoint(generator.parts.transformer).codes
-    table = find_table(codes.images) if codes.images else None
-    if table is None or generator.embeddings is None:
-        return []
-    cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
-    images = shown_by_id(table, cosines)
-    return [(unique(images[id]), f"{cosine:.3f}") for id, cosine in cosines.items() if id in images]
+def _link_browse(browse: Browse, browsing: list[Any], model: Any, made: gr.HTML, said: gr.HTML) -> None:
+    """Let the buttons of the tab for training images show them where generated pictures are shown."""
+    query, where, search, similar, rejected, listed = browsing
+    quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    for on in (search.click, query.submit, where.submit):
+        on(browse.search, [query, where, model], [made, said], **quick)
+    similar.click(browse.duplicates, model, [made, said], **quick)
+    rejected.click(browse.rejects, model, listed, **quick)

@@ -4,7 +4,6 @@ import contextvars
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +11,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from clipgen_core.data.pixels import with_parameters
-from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated
 from clipgen_core.serving.subjects import Subject
+from clipgen_core.serving.work import Stopped
 
 REST = 4.0  # times as long as a preview took, until the next one
 
@@ -49,13 +47,20 @@ class Sampling:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stop_requested.set()
+        self.stop()
         self._thread.join()
+
+    def stop(self) -> None:
+        """Let the sampling end with its next step; `previews` then raises Stopped."""
+        self._stop_requested.set()
 
     def previews(self) -> Iterator[tuple[list[Image.Image], float]]:
         """Yield the unfinished pictures and the share of codes known, when a row of codes more is known.
 
         Previews take a fifth of the time at most, so that with many users there are fewer of them.
+
+        Raises:
+            Stopped: `stop` was called. What else the sampling raised is raised as well.
         """
         side, rows, rest_until = self.generator.vqgan.config.grid, 0, 0.0
         while (codes := self._codes.get()) is not None:
@@ -63,7 +68,7 @@ class Sampling:
             if known // side > rows and begin >= rest_until:
                 rows = known // side
                 shown = self.generator.decode_partly(codes[: self.parameters["n"]])
-                yield [unique(image) for image in shown], known / side**2
+                yield shown, known / side**2
                 end = time.monotonic()
                 rest_until = end + REST * (end - begin)
         if self._error:
@@ -78,11 +83,5 @@ class Sampling:
 
     def _step(self, codes: torch.Tensor) -> None:
         if self._stop_requested.is_set():
-            raise ClipgenError("stopped")
+            raise Stopped
         self._codes.put(codes)
-
-
-def unique(image: Image.Image) -> Image.Image:
-    """The image with unique content: Gradio names files by their content, and would write a file while
-    another user reads it."""
-    return with_parameters(image, {"shown": uuid.uuid4().hex})

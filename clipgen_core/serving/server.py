@@ -51,11 +51,8 @@ def serve(models: Sequence[str], *, host: str, port: int, token_file: Path | Non
             server_header=False,
             timeout_graceful_shutdown=round(GRACE) + 5,
         )
-        for one in (signal.SIGINT, signal.SIGTERM):  # which uvicorn repeats after it has stopped
-            signal.signal(one, signal.SIG_IGN)
-        address, at = listener.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        logs.line(f"serving {', '.join(offered.served)} at http://{shown}:{at}/v1")
+        ignore_stops()
+        logs.line(f"serving {', '.join(offered.served)} at {url_of(listener)}/v1")
         Server(config, work).run([listener])
     logs.line("stopped")
 
@@ -106,9 +103,21 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ClipgenError(
-            f"`clipgen serve` cannot listen at {host}:{port} ({why}): choose another --host or --port"
+            f"clipgen cannot listen at {host}:{port} ({why}): choose another --host or --port"
         ) from error
     return listener
+
+
+def ignore_stops() -> None:
+    """Ignore signals that request a stop, which uvicorn takes itself and repeats after it has stopped."""
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+
+
+def url_of(listener: socket.socket) -> str:
+    """The address of a server that listens at a socket."""
+    address, port = listener.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def is_local(listener: socket.socket) -> bool:

@@ -4,13 +4,12 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from clipgen_core.data.colour import to_rgb
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.requests import Generated, not_read
 from clipgen_core.generation.sampling import OnStep
+from clipgen_core.serving.uploads import decoded, opaque
 
 
 class Subject(ABC):
@@ -18,7 +17,7 @@ class Subject(ABC):
 
     Attributes:
         kind: text, picture or edit.
-        label: Names it in the history.
+        label: Says what its pictures show.
         recorded: What is written into its pictures.
         prompt: What the pictures should show; empty if it was not said.
     """
@@ -55,9 +54,9 @@ class FromText(Subject):
     kind = "text"
 
     def __init__(self, prompt: str) -> None:
-        if not prompt:
+        if not prompt.strip():
             raise ClipgenError("Enter a prompt first.")
-        self.prompt, self.label = prompt, prompt[:40]
+        self.prompt, self.label = prompt, prompt
         self.recorded = {"prompt": prompt}
 
     def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
@@ -68,12 +67,12 @@ class FromText(Subject):
 class FromPicture(Subject):
     """Variations of a picture."""
 
-    kind, label = "picture", "variation"
+    kind, label = "picture", "a variation of the picture"
 
-    def __init__(self, picture: Image.Image | None) -> None:
+    def __init__(self, picture: bytes | None) -> None:
         if picture is None:
             raise ClipgenError("Choose a picture first.")
-        self.picture, self.recorded = picture, {"picture": True}
+        self.picture, self.recorded = decoded("picture", picture), {"picture": True}
 
     def _sample(self, generator: TextToImage, parameters: dict[str, Any]) -> list[Generated]:
         (row,) = generator.variations(self.picture, **parameters)
@@ -83,16 +82,16 @@ class FromPicture(Subject):
 class Edit(Subject):
     """A picture with a part anew."""
 
-    kind, label = "edit", "edit"
+    kind, label = "edit", "the edited picture"
 
     def __init__(self, drawn: dict[str, Any] | None, prompt: str) -> None:
-        """`drawn` is what Gradio's image mask gives: the picture, and layers whose paint is opaque."""
+        """`drawn` is what the page sends: files of the picture, and of layers whose paint is opaque."""
         if not drawn or drawn["background"] is None:
             raise ClipgenError("Choose a picture first.")
-        self.picture = to_rgb(drawn["background"])
+        self.picture = decoded("picture", drawn["background"])
         painted = np.zeros((self.picture.height, self.picture.width), dtype=bool)
         for layer in drawn["layers"]:
-            painted |= np.asarray(layer.convert("RGBA"))[..., 3] > 0
+            painted |= opaque("paint", layer, self.picture.size)
         if not painted.any():
             raise ClipgenError("Paint over the part that is to change first.")
         self.painted, self.prompt = painted, prompt

@@ -5,6 +5,7 @@ Knows OpenAI's masks, which are transparent there, and white ones; knows nothing
 
 import io
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from clipgen_core.data.decode import decode
@@ -30,24 +31,55 @@ def image_and_mask(image: bytes, mask: bytes | None) -> tuple[Image.Image, Image
     Raises:
         ClipgenError: A file is no usable image, or nothing marks what is to change.
     """
-    decoded = _decoded("image", image)
+    whole = decoded("image", image)
     if mask is not None:
-        shades = _decoded("mask", mask).convert("L")
-        return decoded, _transparent(mask) or shades
+        shades = decoded("mask", mask).convert("L")
+        return whole, _transparent(mask) or shades
     clear = _transparent(image)
     if clear is None:
         raise ClipgenError(
             "there is no mask, and the image has no transparent part: send a mask of the image's size that "
             "is transparent, or white, where the image is to change"
         )
-    return decoded, clear
+    return whole, clear
 
 
-def _decoded(name: str, data: bytes) -> Image.Image:
+def decoded(name: str, data: bytes) -> Image.Image:
+    """Decode an image file that was sent.
+
+    Args:
+        name: What it is called, for messages.
+        data: The file's bytes.
+
+    Returns:
+        The image in RGB, on white.
+
+    Raises:
+        ClipgenError: It is no usable image, or too large.
+    """
     try:
         return decode(data, LARGEST).image
     except Rejected as error:
         raise ClipgenError(f"the {name} cannot be used ({error.detail}): send another file") from error
+
+
+def opaque(name: str, data: bytes, size: tuple[int, int]) -> np.ndarray:
+    """Where an image file is not transparent at all.
+
+    Args:
+        name: What it is called, for messages.
+        data: The file's bytes.
+        size: Width and height that it must have.
+
+    Returns:
+        Bool [h, w].
+
+    Raises:
+        ClipgenError: It is no usable image, or of another size.
+    """
+    if decoded(name, data).size != size:
+        raise ClipgenError(f"the {name} has another size than the picture: paint on the picture itself")
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))[..., 3] > 0
 
 
 def _transparent(data: bytes) -> Image.Image | None:

@@ -54,6 +54,7 @@ def tab(browser: Browser) -> Iterator[Watched]:
 
 def watch(browser: Browser, scheme: str) -> Iterator[Watched]:
     page = browser.new_page(color_scheme=scheme, viewport={"width": 1280, "height": 900})  # type: ignore[arg-type]
+    page.set_default_timeout(120_000)  # of milliseconds: the machine may be busy
     seen = Watched(page)
     page.on("pageerror", lambda error: seen.problems.append(str(error)))
     page.on("console", lambda said: seen.problems.append(said.text) if said.type == "error" else None)

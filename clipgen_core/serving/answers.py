@@ -1,0 +1,225 @@
+"""What the buttons of the page do: previews while codes are sampled, then pictures, neighbours and history.
+
+Knows requests and models; knows nothing of how the page is laid out.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from clipgen_core.data.images import shown_by_id
+from clipgen_core.data.pixels import with_parameters
+from clipgen_core.errors import ClipgenError
+from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.requests import Generated
+from clipgen_core.serving.browse import root_behind
+from clipgen_core.serving.models import Models
+from clipgen_core.serving.monitoring import PICTURES, observed
+from clipgen_core.serving.pictures import file_name, group, picture, training_picture
+from clipgen_core.serving.sampling import Sampling
+from clipgen_core.serving.subjects import Edit, FromPicture, FromText, Subject
+from clipgen_core.serving.work import Stopped
+
+HISTORY = 24  # requests
+NEAREST = 8
+LARGEST_SEED = 2**53 - 1  # the largest integer that browsers count to
+SCORES = "The CLIP score is below each picture, the best first."
+STOPPED = "Stopped."
+Past = list[dict[str, Any]]  # requests, the newest first: their first picture and their settings
+Shown = tuple[Any, Any, Any, Any, Any]  # pictures, status, nearest training pictures, history, past
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The settings of a request, as the page has them; a number is None where its field is empty."""
+
+    model: str
+    n: float | None
+    seed: float | None
+    guidance_scale: float | None
+    temperature: float | None
+    compare_with: str | None
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(filter(None, [self.model, self.compare_with])))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Keyword arguments of the generator's call.
+
+        Raises:
+            ClipgenError: A field is empty, or the seed is no integer that a browser counts to.
+        """
+        names = {"n": "Pictures", "seed": "Seed", "guidance_scale": "Guidance", "temperature": "Temperature"}
+        given = {name: getattr(self, name) for name in names}
+        if empty := [label for name, label in names.items() if given[name] is None]:
+            raise ClipgenError(f"{empty[0]} is empty: enter a number.")
+        if not 0 <= given["seed"] <= LARGEST_SEED or given["seed"] % 1:
+            raise ClipgenError(f"The seed is {given['seed']:g}: enter an integer from 0 to {LARGEST_SEED:,}.")
+        return given | {"n": int(given["n"]), "seed": int(given["seed"])}
+
+
+class Answers:
+    """The answers to the page's requests.
+
+    Args:
+        offered: The models.
+    """
+
+    def __init__(self, offered: Models) -> None:
+        self._offered = offered
+        self._running: defaultdict[str | None, list[Sampling]] = defaultdict(list)  # by session
+
+    def generate(
+        self,
+        prompt: str,
+        model: str,
+        n: float,
+        seed: float,
+        guidance_scale: float,
+        temperature: float,
+        compare_with: str,
+        past: Past,
+        visitor: gr.Request,
+    ) -> Iterator[Shown]:
+        """Generate pictures of what a prompt says, also with a second model to compare with."""
+        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
+        yield from self._answer(lambda: FromText(prompt), chosen, past, visitor)
+
+    def vary(
+        self,
+        picture: bytes | None,
+        model: str,
+        n: float,
+        seed: float,
+        guidance_scale: float,
+        temperature: float,
+        compare_with: str,
+        past: Past,
+        visitor: gr.Request,
+    ) -> Iterator[Shown]:
+        """Generate variations of a picture."""
+        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
+        yield from self._answer(lambda: FromPicture(picture), chosen, past, visitor)
+
+    def edit(
+        self,
+        picture: dict[str, Any] | None,
+        prompt: str,
+        model: str,
+        n: float,
+        seed: float,
+        guidance_scale: float,
+        temperature: float,
+        compare_with: str,
+        past: Past,
+        visitor: gr.Request,
+    ) -> Iterator[Shown]:
+        """Generate the painted part of a picture anew."""
+        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
+        yield from self._answer(lambda: Edit(picture, prompt), chosen, past, visitor)
+
+    def stop(self, visitor: gr.Request) -> str:
+        """Stop what is being sampled for a visitor."""
+        for sampling in list(self._running[visitor.session_hash]):
+            sampling.stop()
+        return STOPPED
+
+    def _answer(
+        self, subject_of: Callable[[], Subject], chosen: Chosen, past: Past, visitor: gr.Request
+    ) -> Iterator[Shown]:
+        running = self._running[visitor.session_hash]
+        try:
+            yield from self._sampled(subject_of(), chosen, past, running)
+        except Stopped:
+            yield gr.skip(), STOPPED, gr.skip(), gr.skip(), gr.skip()
+        except ClipgenError as error:
+            yield gr.skip(), str(error), gr.skip(), gr.skip(), gr.skip()
+            raise gr.Error(str(error)) from error
+        finally:
+            if not running:
+                self._running.pop(visitor.session_hash, None)
+
+    def _sampled(
+        self, subject: Subject, chosen: Chosen, past: Past, running: list[Sampling]
+    ) -> Iterator[Shown]:
+        parameters, groups, nearest = chosen.parameters, list[dict[str, Any]](), gr.skip()
+        notes: list[str] = []
+        for name in chosen.models:
+            title = name if len(chosen.models) > 1 else ""
+            with observed(subject.kind):
+                yield groups, "Sampling has begun.", gr.skip(), gr.skip(), gr.skip()
+                served = self._offered.find(name)
+                generator, origin = self._offered.load(served), self._offered.origin(served)
+                with Sampling(generator, subject, parameters) as sampling, _listed(sampling, running):
+                    for images, progress in sampling.previews():
+                        unfinished = [picture(one, f"{subject.label}, not finished") for one in images]
+                        said = f"{progress:.0%} of the codes are sampled."
+                        yield [*groups, group(unfinished, title)], said, gr.skip(), gr.skip(), gr.skip()
+            row = sampling.generated
+            PICTURES.labels(subject.kind).inc(len(row))
+            finished = _finished(row, subject, parameters | {"model": origin})
+            if not groups:
+                nearest, notes = _neighbours(generator, row[0]), subject.notes(generator)
+                past = [_remembered(finished[0], subject, chosen), *past][:HISTORY]
+            groups.append(group(finished, title))
+        said = " ".join([SCORES, *(f"Note: {one}." for one in notes)])
+        yield groups, said, nearest, _history(past), past
+
+
+@contextmanager
+def _listed(sampling: Sampling, running: list[Sampling]) -> Iterator[None]:
+    """Within the `with`, a sampling is among the running ones of its visitor."""
+    running.append(sampling)
+    try:
+        yield
+    finally:
+        running.remove(sampling)
+
+
+def _finished(row: list[Generated], subject: Subject, parameters: dict[str, Any]) -> list[dict[str, str]]:
+    """The pictures of a request, with their parameters in their files."""
+    shown = []
+    for number, one in enumerate(row, 1):
+        recorded = {**subject.recorded, **parameters, "clip_score": round(one.clip_score, 4)}
+        alt = f"{subject.label}, picture {number} of {len(row)}"
+        file = file_name(subject.label, parameters["seed"], number)
+        shown.append(picture(with_parameters(one.image, recorded), alt, f"{one.clip_score:.3f}", file))
+    return shown
+
+
+def _remembered(first: dict[str, str], subject: Subject, chosen: Chosen) -> dict[str, Any]:
+    """A request in the history."""
+    seed = f"seed {chosen.seed:.0f}"
+    shown = first | {"alt": f"{subject.label}, {seed}: use these settings again", "file": ""}
+    settings = [chosen.model, chosen.n, chosen.seed, chosen.guidance_scale, chosen.temperature]
+    return {
+        "picture": shown | {"caption": f"{subject.label}, {seed}"},
+        "kind": subject.kind,
+        "prompt": subject.prompt,
+        "settings": [*settings, chosen.compare_with],
+    }
+
+
+def _history(past: Past) -> list[dict[str, Any]]:
+    return [group([one["picture"] for one in past], "History: a click brings the settings back")]
+
+
+def _neighbours(generator: TextToImage, generated: Generated) -> list[dict[str, Any]]:
+    """The training images nearest to a generated one, if the images table is available."""
+    root = root_behind(generator)
+    if root is None or generator.embeddings is None:
+        return []
+    cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
+    images = shown_by_id(root.table, cosines)
+    shown = [
+        training_picture(images[one], f"training picture, cosine {cosine:.3f}", f"{cosine:.3f}")
+        for one, cosine in cosines.items()
+        if one in images
+    ]
+    return [group(shown, "Nearest training pictures")] if shown else []
