@@ -125,7 +125,7 @@ def serving(model: str, scratch: Path) -> Iterator[str]:
 
 def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> str:
     """The URL, once it answers."""
-    for _ in range(240):
+    for _ in range(1200):
         if server.poll() is not None:
             raise SystemExit(log.read_text())
         try:

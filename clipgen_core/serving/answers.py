@@ -140,7 +140,7 @@ class Answers:
             yield gr.skip(), STOPPED, gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
             yield gr.skip(), str(error), gr.skip(), gr.skip(), gr.skip()
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from error
         finally:
             if not running:
                 self._running.pop(visitor.session_hash, None)

@@ -141,7 +141,7 @@ def _said() -> Iterator[None]:
     try:
         yield
     except ClipgenError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _shown(root: Root, notes: dict[str, str]) -> list[dict[str, Any]]:

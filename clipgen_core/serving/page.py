@@ -176,7 +176,7 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
 
 def _training_images(visible: bool) -> list[Any]:
     """What is looked for among the training images, the buttons, and the list of rejects."""
-    with gr.Tab("Training images", id="training", visible=visible):
+    with gr.Tab("Browse", id="browse", visible=visible):
         query = gr.Textbox(label="Search", placeholder="What they show; empty: any", elem_id="query")
         where = gr.Textbox(
             label="Filter in SQL", placeholder="width >= 256 AND format = 'JPEG'", elem_id="where"
