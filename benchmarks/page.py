@@ -107,13 +107,13 @@ def pixels(answer: tuple[Any, ...]) -> bytes:
 
 
 @contextmanager
-def serving(model: str, scratch: Path) -> Iterator[str]:
-    """The page as a process of its own, at a free port."""
+def serving(model: str, scratch: Path, *options: str, **environment: str) -> Iterator[str]:
+    """The page as a process of its own, at a free port, with further options and `environment`."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    command = [sys.executable, "-m", "clipgen_core.cli", "ui", "-m", model, "--port", str(port)]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")}
+    command = [sys.executable, "-m", "clipgen_core.cli", "ui", "-m", model, "--port", str(port), *options]
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")} | environment
     with (scratch / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     try:

@@ -61,7 +61,8 @@ def serve(models: Sequence[str], *, host: str, port: int, root_path: str, waitin
         ClipgenError: The first model cannot be loaded, or the address or port cannot be used.
     """
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="clipgen-ui-") as scratch:
-        os.environ.setdefault("GRADIO_TEMP_DIR", scratch)  # the usual one may be another user's
+        if not os.environ.get("GRADIO_TEMP_DIR"):  # the usual one may be another user's
+            os.environ["GRADIO_TEMP_DIR"] = scratch
         config = uvicorn.Config(
             app(models, root_path=root_path, waiting=waiting),
             log_config=None,

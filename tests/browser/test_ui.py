@@ -23,6 +23,7 @@ from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.browser.conftest import Watched, watch
+from tests.browser.proxy import proxied
 from tests.conftest import COLOURS, SHAPES, SIZE, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
@@ -182,6 +183,29 @@ def test_an_upload_that_cannot_be_used_is_a_sentence(
     said = page.get_by_text("the picture cannot be used").first
     said.wait_for()
     assert "/" not in said.inner_text() and "send another file" in said.inner_text()
+
+
+def test_the_page_works_behind_proxies_and_beside_another_users_files(
+    checkpoint: str, tab: Watched, pictures: Path, tmp_path: Path
+) -> None:
+    """One offers it below a path; one for calls to elsewhere does not answer; and Gradio's usual folder for
+    uploads cannot be written to."""
+    page, taken = tab.page, tmp_path / "gradio"
+    taken.write_text("of another user")
+    nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    started = serving(
+        checkpoint, tmp_path, "--root-path", "/shop", TMPDIR=str(tmp_path), GRADIO_TEMP_DIR="", **nowhere
+    )
+    with started as upstream, proxied(upstream, "/shop") as url:
+        page.goto(url)
+        page.get_by_role("tab", name="Picture").click()
+        page.locator("#picture input[type=file]").set_input_files(
+            str(pictures / "pictures" / "disc" / "red 32.png")
+        )
+        page.wait_for_selector("#picture img")
+        finish(page, "#vary")
+        assert page.locator("#made img").count() == 4
+    assert tab.problems == []
 
 
 def test_a_part_of_a_picture_is_painted_over_and_generated_anew(
