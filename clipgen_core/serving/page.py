@@ -155,7 +155,7 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
         generate = gr.Button("Generate", variant="primary", elem_id="generate")
     with gr.Tab("Picture", id="picture"):
         picture = gr.Image(label="Picture", elem_id="picture", sources=["upload", "clipboard"])
-        picture.preprocess = _file  # type: ignore[method-assign]  # else Gradio decodes, and shows paths
+        picture.preprocess = _file  # type: ignore[assignment]  # else Gradio decodes, and shows paths
         vary = gr.Button("Make variations", variant="primary", elem_id="vary")
     with gr.Tab("Edit", id="edit"):
         painted = gr.ImageMask(
