@@ -97,6 +97,7 @@ def app(models: Sequence[str], *, root_path: str, waiting: int) -> FastAPI:
         theme=_theme(),
         css=(FILES / "page.css").read_text(),
         js=SCRIPT,
+        show_error=False,  # of errors that are not for visitors, which may show paths
         max_file_size="20mb",
         run_history=False,
         ssr_mode=False,

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import socket
 import zipfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from clipgen_core.data.pixels import with_parameters
 from clipgen_core.errors import ClipgenError
 from clipgen_core.serving.answers import LARGEST_SEED, Chosen
+from clipgen_core.serving.page import serve
 from clipgen_core.serving.pictures import file_name, group, picture, training_picture
 from clipgen_core.serving.subjects import Edit, FromPicture, FromText
 
@@ -98,3 +100,12 @@ def test_a_training_image_is_shown_small_and_cannot_be_saved() -> None:
     shown = training_picture(Image.new("RGB", (3000, 1000)), "a training image")
     read = Image.open(io.BytesIO(base64.b64decode(shown["src"].partition(",")[2])))
     assert read.size == (256, 85) and group([shown, shown])["zip"] == ""
+
+
+def test_a_port_in_use_is_named_before_a_model_is_loaded() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClipgenError, match=rf"cannot listen at 127\.0\.0\.1:{port} \(Address already"):
+            serve(["no model"], host="127.0.0.1", port=port, root_path="", waiting=1)
