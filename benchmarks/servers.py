@@ -12,7 +12,9 @@ from pathlib import Path
 
 
 @contextmanager
-def serving(command: str, model: str, scratch: Path, *options: str, health: str = "") -> Iterator[str]:
+def serving(
+    command: str, model: str, scratch: Path, *options: str, health: str = "", **environment: str
+) -> Iterator[str]:
     """A server as a process of its own, at a free port.
 
     Args:
@@ -21,6 +23,7 @@ def serving(command: str, model: str, scratch: Path, *options: str, health: str 
         scratch: A folder for its log and its files.
         options: Further ones of the command.
         health: The path that answers when it is ready.
+        environment: Further variables of it.
 
     Yields:
         Its address.
@@ -29,9 +32,9 @@ def serving(command: str, model: str, scratch: Path, *options: str, health: str 
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     line = [sys.executable, "-m", "clipgen_core.cli", command, "-m", model, "--port", str(port), *options]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")}
+    variables = os.environ | {"GRADIO_TEMP_DIR": str(scratch / "gradio")} | environment
     with (scratch / "log").open("wb") as log:
-        server = subprocess.Popen(line, stdout=log, stderr=log, env=environment)
+        server = subprocess.Popen(line, stdout=log, stderr=log, env=variables)
     url = f"http://127.0.0.1:{port}"
     try:
         _wait_for(f"{url}{health}", server, scratch / "log")
@@ -42,7 +45,7 @@ def serving(command: str, model: str, scratch: Path, *options: str, health: str 
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
+    for _ in range(1200):
         if server.poll() is not None:
             raise SystemExit(log.read_text())
         try:

@@ -3,7 +3,6 @@
 Knows requests and models; knows nothing of how the page is laid out.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ class Answers:
 
     def __init__(self, offered: Models) -> None:
         self._offered = offered
-        self._running: defaultdict[str | None, list[Sampling]] = defaultdict(list)  # by session
+        self._running: list[tuple[str | None, Sampling]] = []  # with the session of each
 
     def generate(
         self,
@@ -126,37 +125,32 @@ class Answers:
 
     def stop(self, visitor: gr.Request) -> str:
         """Stop what is being sampled for a visitor."""
-        for sampling in list(self._running[visitor.session_hash]):
-            sampling.stop()
+        for session, sampling in list(self._running):
+            if session == visitor.session_hash:
+                sampling.stop()
         return STOPPED
 
     def _answer(
         self, subject_of: Callable[[], Subject], chosen: Chosen, past: Past, visitor: gr.Request
     ) -> Iterator[Shown]:
-        running = self._running[visitor.session_hash]
         try:
-            yield from self._sampled(subject_of(), chosen, past, running)
+            yield from self._sampled(subject_of(), chosen, past, visitor.session_hash)
         except Stopped:
             yield gr.skip(), STOPPED, gr.skip(), gr.skip(), gr.skip()
         except ClipgenError as error:
             yield gr.skip(), str(error), gr.skip(), gr.skip(), gr.skip()
-            raise gr.Error(str(error)) from error
-        finally:
-            if not running:
-                self._running.pop(visitor.session_hash, None)
+            raise gr.Error(str(error), print_exception=False) from error
 
-    def _sampled(
-        self, subject: Subject, chosen: Chosen, past: Past, running: list[Sampling]
-    ) -> Iterator[Shown]:
+    def _sampled(self, subject: Subject, chosen: Chosen, past: Past, session: str | None) -> Iterator[Shown]:
         parameters, groups, nearest = chosen.parameters, list[dict[str, Any]](), gr.skip()
         notes: list[str] = []
         for name in chosen.models:
             title = name if len(chosen.models) > 1 else ""
             with observed(subject.kind):
-                yield groups, "Sampling has begun.", gr.skip(), gr.skip(), gr.skip()
+                yield [*groups], "Sampling has begun.", gr.skip(), gr.skip(), gr.skip()
                 served = self._offered.find(name)
                 generator, origin = self._offered.load(served), self._offered.origin(served)
-                with Sampling(generator, subject, parameters) as sampling, _listed(sampling, running):
+                with Sampling(generator, subject, parameters) as sampling, self._listed(session, sampling):
                     for images, progress in sampling.previews():
                         unfinished = [picture(one, f"{subject.label}, not finished") for one in images]
                         said = f"{progress:.0%} of the codes are sampled."
@@ -171,15 +165,15 @@ class Answers:
         said = " ".join([SCORES, *(f"Note: {one}." for one in notes)])
         yield groups, said, nearest, _history(past), past
 
-
-@contextmanager
-def _listed(sampling: Sampling, running: list[Sampling]) -> Iterator[None]:
-    """Within the `with`, a sampling is among the running ones of its visitor."""
-    running.append(sampling)
-    try:
-        yield
-    finally:
-        running.remove(sampling)
+    @contextmanager
+    def _listed(self, session: str | None, sampling: Sampling) -> Iterator[None]:
+        """Within the `with`, a sampling is among those that its visitor can stop."""
+        running = session, sampling
+        self._running.append(running)
+        try:
+            yield
+        finally:
+            self._running.remove(running)
 
 
 def _finished(row: list[Generated], subject: Subject, parameters: dict[str, Any]) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from clipgen_core.data.selection import require_condition
 from clipgen_core.data.tables import find_table, one_of
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.schema import TokenManifest
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.pictures import group, training_picture
 from clipgen_core.storage import Storage
@@ -50,7 +51,9 @@ class Root:
 def root_behind(generator: TextToImage) -> Root | None:
     """The root that a model was trained under; None if its images table is not available."""
     codes = Checkpoint(generator.parts.transformer).codes
-    table = find_table(codes.images) if codes.images and codes.images.endswith(TABLE) else None
+    if not isinstance(codes, TokenManifest) or not codes.images.endswith(TABLE):
+        return None
+    table = find_table(codes.images)
     return table and Root(table, Storage(codes.images.removesuffix(TABLE)), codes.clip_key)
 
 
@@ -141,7 +144,7 @@ def _said() -> Iterator[None]:
     try:
         yield
     except ClipgenError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _shown(root: Root, notes: dict[str, str]) -> list[dict[str, Any]]:

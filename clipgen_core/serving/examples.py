@@ -24,7 +24,7 @@ def examples_of(generator: TextToImage, count: int) -> list[str]:
     named = [name for name in ("caption", "uri") if name in root.table.schema.names]
     texts = dict[str, None]()
     for row in root.table.to_table(columns=named, limit=READ).to_pylist():
-        *_, folder, file = ["", *row["uri"].split("/")]
+        folder, file = f"/{row['uri']}".split("/")[-2:]
         words = (row.get("caption") or "").split() or words_of(file) or words_of(f"{folder}/{file}")
         if 0 < len(words) <= LONGEST:
             texts[" ".join(words)] = None

@@ -61,7 +61,8 @@ def serve(models: Sequence[str], *, host: str, port: int, root_path: str, waitin
         ClipgenError: The first model cannot be loaded, or the address or port cannot be used.
     """
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="clipgen-ui-") as scratch:
-        os.environ.setdefault("GRADIO_TEMP_DIR", scratch)  # the usual one may be another user's
+        if not os.environ.get("GRADIO_TEMP_DIR"):  # the usual one may be another user's
+            os.environ["GRADIO_TEMP_DIR"] = scratch
         config = uvicorn.Config(
             app(models, root_path=root_path, waiting=waiting),
             log_config=None,
@@ -96,6 +97,7 @@ def app(models: Sequence[str], *, root_path: str, waiting: int) -> FastAPI:
         theme=_theme(),
         css=(FILES / "page.css").read_text(),
         js=SCRIPT,
+        show_error=False,  # of errors that are not for visitors, which may show paths
         max_file_size="20mb",
         run_history=False,
         ssr_mode=False,
@@ -154,7 +156,7 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
         generate = gr.Button("Generate", variant="primary", elem_id="generate")
     with gr.Tab("Picture", id="picture"):
         picture = gr.Image(label="Picture", elem_id="picture", sources=["upload", "clipboard"])
-        picture.preprocess = _file  # type: ignore[method-assign]  # else Gradio decodes, and shows paths
+        picture.preprocess = _file  # type: ignore[assignment]  # else Gradio decodes, and shows paths
         vary = gr.Button("Make variations", variant="primary", elem_id="vary")
     with gr.Tab("Edit", id="edit"):
         painted = gr.ImageMask(
@@ -176,7 +178,7 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
 
 def _training_images(visible: bool) -> list[Any]:
     """What is looked for among the training images, the buttons, and the list of rejects."""
-    with gr.Tab("Training images", id="training", visible=visible):
+    with gr.Tab("Browse", id="browse", visible=visible):
         query = gr.Textbox(label="Search", placeholder="What they show; empty: any", elem_id="query")
         where = gr.Textbox(
             label="Filter in SQL", placeholder="width >= 256 AND format = 'JPEG'", elem_id="where"

@@ -24,6 +24,7 @@ from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
 from tests.browser.conftest import Watched, watch
+from tests.browser.proxy import proxied
 from tests.conftest import COLOURS, SHAPES, SIZE, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
@@ -120,6 +121,39 @@ def test_a_seed_that_cannot_be_used_is_a_sentence(url: str, tab: Watched) -> Non
         page.wait_for_function(begins, arg=sentence)
 
 
+def test_the_training_images_are_searched_and_filtered(url: str, tab: Watched) -> None:
+    page = tab.page
+    page.goto(url)
+    page.get_by_role("tab", name="Browse").click()
+    page.get_by_label("Filter in SQL").fill("folder = 'disc'")
+    page.locator("#search").click()
+    page.wait_for_function("document.querySelector('#said').innerText === '24 of 24 training images.'")
+    page.get_by_label("Search", exact=True).fill("a red square")
+    page.locator("#search").click()
+    page.wait_for_function("document.querySelector('#said').innerText.includes('nearest to the text')")
+    shown = page.locator("#made img")
+    assert 0 < shown.count() <= 24
+    named = [shown.nth(i).get_attribute("alt") for i in range(shown.count())]
+    assert all(name and name.endswith(".png") and "/" not in name for name in named)
+    page.locator("#similar").click()
+    page.get_by_text("near-duplicates were not looked for").first.wait_for()
+    page.locator("#rejects").click()
+    page.get_by_text("Rejected files: none.").wait_for()
+
+
+def test_nothing_is_cut_off_on_a_phone_and_pictures_come_first(url: str, themed: Watched) -> None:
+    page = themed.page
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{url}?prompt=a red disc")
+    page.wait_for_function(FINISHED)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert page.locator("#made img").last.bounding_box()["y"] < page.locator("#prompt").bounding_box()["y"]  # type: ignore[index]
+    assert not page.get_by_label("Temperature").first.is_visible()  # the settings are folded
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
+
+
 def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) -> None:
     page = tab.page
     page.goto(url)
@@ -150,6 +184,36 @@ def test_an_upload_that_cannot_be_used_is_a_sentence(
     said = page.get_by_text("the picture cannot be used").first
     said.wait_for()
     assert "/" not in said.inner_text() and "send another file" in said.inner_text()
+
+
+def test_the_page_works_behind_proxies_and_beside_another_users_files(
+    checkpoint: str, tab: Watched, pictures: Path, tmp_path: Path
+) -> None:
+    """One offers it below a path; one for calls to elsewhere does not answer; and Gradio's usual folder for
+    uploads cannot be written to."""
+    page, taken = tab.page, tmp_path / "gradio"
+    taken.write_text("of another user")
+    nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    started = serving(
+        "ui",
+        checkpoint,
+        tmp_path,
+        "--root-path",
+        "/shop",
+        TMPDIR=str(tmp_path),
+        GRADIO_TEMP_DIR="",
+        **nowhere,
+    )
+    with started as upstream, proxied(upstream, "/shop") as url:
+        page.goto(url)
+        page.get_by_role("tab", name="Picture").click()
+        page.locator("#picture input[type=file]").set_input_files(
+            str(pictures / "pictures" / "disc" / "red 32.png")
+        )
+        page.wait_for_selector("#picture img")
+        finish(page, "#vary")
+        assert page.locator("#made img").count() == 4
+    assert tab.problems == []
 
 
 def test_a_part_of_a_picture_is_painted_over_and_generated_anew(

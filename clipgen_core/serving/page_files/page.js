@@ -5,7 +5,7 @@
   window.clipgen = {
     /* Shows at once that a request was taken. */
     begin() {
-      document.getElementById("results").scrollIntoView({ block: "nearest" });
+      document.getElementById("results").scrollIntoView({ block: "start" });
       return waiting;
     },
     /* What is said after a request that failed before its answer began. */
