@@ -15,6 +15,11 @@ SAME = 1  # of 255: the most that a profile's colours may differ and count as sR
 SPACES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of profiles, as the modes of Pillow
 ANY = Accepted(scale="depth")
 SRGB = ImageCms.createProfile("sRGB")
+LINEAR = (0.9, 1.1)  # the gamma of images of light; others are near 0.45, that of sRGB
+FROM_LINEAR = [
+    round(255 * (12.92 * v if v <= 0.0031308 else 1.055 * v ** (1 / 2.4) - 0.055))
+    for v in (value / 255 for value in range(256))
+]
 
 
 def to_rgb(image: Image.Image, accepted: Accepted = ANY) -> Image.Image:
@@ -30,18 +35,25 @@ def to_rgb(image: Image.Image, accepted: Accepted = ANY) -> Image.Image:
     Raises:
         Rejected: The image has more than 8 bits, and nothing tells the range of its values.
     """
-    profile = image.info.get("icc_profile")
+    profile, linear = image.info.get("icc_profile"), _is_linear(image)
     if is_deep(image):
         image = to_eight_bits(image, accepted)
     elif image.has_transparency_data:
         image = _eight_bit_key(image).convert("RGBA")
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     colours = _in_srgb(_without_alpha(image), profile)
+    colours = colours.point(FROM_LINEAR * 3) if linear else colours
     if alpha is None:
         return colours
     sheet = Image.new("RGB", image.size, "white")
     sheet.paste(colours, mask=alpha)
     return sheet
+
+
+def _is_linear(image: Image.Image) -> bool:
+    """Whether a PNG says that its values are proportional to light, by a gamma of 1 and by nothing better."""
+    better = image.info.keys() & {"icc_profile", "srgb"}
+    return not better and LINEAR[0] < image.info.get("gamma", 0.0) < LINEAR[1]
 
 
 def _eight_bit_key(image: Image.Image) -> Image.Image:

@@ -19,6 +19,7 @@ from clipgen_core.data.colour import to_rgb
 from clipgen_core.data.depth import bands_of_tiff, is_deep, require_bright
 from clipgen_core.data.kinds import READ, TIFF, function_of, opened_by_plugin, unread_kind, way_out
 from clipgen_core.data.rejected import Rejected, require_size
+from clipgen_core.data.unread import undecoded, why_unread
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.images import Accepted
 
@@ -77,6 +78,8 @@ def decode(data: bytes, accepted: Accepted = ANY, side: int | None = None) -> De
     except Image.DecompressionBombError as error:
         raise Rejected("too_large", str(error)) from error
     except Exception as error:
+        if opened_only := undecoded(data):
+            raise Rejected("unsupported", opened_only) from error
         unread = str(error).startswith("Unsupported")  # as Pillow says of kinds of BMP files
         reason = "unsupported" if unread else "damaged"
         raise Rejected(reason, f"{type(error).__name__}: {error}") from error
@@ -128,10 +131,7 @@ def _open(data: bytes, accepted: Accepted) -> tuple[Image.Image, str]:
     except UnidentifiedImageError as error:
         if accepted.decoder and (made := function_of(accepted.decoder)(data)) is not None:
             return made, kind or "other"
-        if kind or data.startswith(TIFF):
-            unread = kind or "TIFF of samples that Pillow does not read"
-            raise Rejected("unsupported", unread + way_out(kind or "TIFF")) from error
-        raise Rejected("not_an_image", f"none of {', '.join(READ)}") from error
+        raise why_unread(data, READ) from error
     if _holds_raw(image):
         return _developed(data, accepted), "camera RAW"
     named = "JPEG" if image.format == "MPO" else image.format  # two photos in one file, of which the first

@@ -105,11 +105,12 @@ def _with_images(rows: pa.Table) -> Images:
     if REFERENCE.name not in rows.schema.names:
         return Images(rows, {})
     ids, data, gone = rows["id"].to_pylist(), rows["image"].to_pylist(), dict[str, str]()
+    folders = rows["folder"].to_pylist() if "folder" in rows.schema.names else [""] * len(ids)
     reading: dict[int, Future[bytes]] = {}
     for row, reference in enumerate(rows[REFERENCE.name].to_pylist()):
         if reference is not None:
             pool = _pool(reference["file"].startswith("file:"))
-            reading[row] = pool.submit(_read, ids[row], reference)
+            reading[row] = pool.submit(_read, ids[row], reference, folders[row])
     try:
         for row, future in reading.items():
             try:
@@ -179,8 +180,8 @@ def require_address(filesystem: Any, root: str, uri: str) -> None:
         )
 
 
-def _read(image_id: str, reference: Reference) -> bytes:
-    """The bytes of an image.
+def _read(image_id: str, reference: Reference, folder: str) -> bytes:
+    """The bytes of an image in a top-level folder of its source.
 
     Raises:
         Gone: The file is no longer there, or holds other bytes there.
@@ -191,7 +192,7 @@ def _read(image_id: str, reference: Reference) -> bytes:
     try:
         data = retried(_range, reader, path, reference["offset"], reference["length"])
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
-        if not _holds_files(reader.filesystem, path.rpartition("/")[0]):
+        if not any(_holds_files(reader.filesystem, one) for one in _around(path, folder)):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
                 "its source is there, or read the new address of the source first by `clipgen embed` or by "
@@ -221,6 +222,12 @@ def _range(reader: Reader, path: str, start: int, length: int) -> bytes:
         if reader.filesystem.info(path)["size"] >= start + length:
             raise OSError(f"got {len(data)} of {length} bytes")
     return data
+
+
+def _around(path: str, folder: str) -> list[str]:
+    """The folder of a file, and the top-level folder of the source that it is in."""
+    before, found, _ = path.rpartition(f"/{folder}/")
+    return [path.rpartition("/")[0], *([f"{before}/{folder}"] if folder and found else [])]
 
 
 def _holds_files(filesystem: Any, folder: str) -> bool:

@@ -242,6 +242,30 @@ def test_a_source_that_is_not_there_stops_the_run_and_loses_nothing(
     assert rows(storage).keys() == {"a.png", "b.png"} and not lance.dataset(storage.rejects).count_rows()
 
 
+def test_an_image_of_a_folder_that_was_removed_becomes_a_reject(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a/deep/1.png": RED, "a/2.png": BLUE, "b/3.png": GREEN})
+    ingest(source, storage)
+    shutil.rmtree(source / "a" / "deep")
+    assert embed(storage, clip_reference) == 2 and rows(storage).keys() == {"2.png", "3.png"}
+    (reject,) = lance.dataset(storage.rejects).to_table().to_pylist()
+    assert reject["uri"].endswith("a/deep/1.png") and reject["reason"] == "unreadable"
+
+
+def test_images_of_a_folder_that_may_not_be_mounted_are_kept(
+    clip_reference: str, storage: Storage, tmp_path: Path
+) -> None:
+    source = write(tmp_path / "in", {"a/deep/1.png": RED, "a/2.png": BLUE, "b/3.png": GREEN})
+    ingest(source, storage)
+    shutil.rmtree(source / "a")
+    for _ in ("gone", "empty"):
+        with pytest.raises(ClipgenError, match=r"nor any file beside it: .* `clipgen forget [0-9a-f]{64}`"):
+            embed(storage, clip_reference)
+        (source / "a").mkdir(exist_ok=True)
+    assert len(rows(storage)) == 3
+
+
 def test_members_of_a_rewritten_archive_are_found_at_their_new_place(
     storage: Storage, tmp_path: Path
 ) -> None:
