@@ -106,6 +106,7 @@ class Project:
             lambda: podman(*check, check=False).returncode == 0,
             f"{service}: {self.services[service]['healthcheck']['test']}",
             alive=lambda: self.running(service) or pytest.fail(self.logs(service)),
+            seconds=900,
             pause=2,
         )
 

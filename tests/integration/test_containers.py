@@ -51,7 +51,7 @@ def wait_until(name: str, *command: str) -> None:
         inside = podman("inspect", "-f", "{{.State.Running}}", name).stdout.strip() == "true"
         return inside or pytest.fail(podman("logs", name).stderr[-5000:])
 
-    wait_for(lambda: succeeds(name, *command), " ".join(command), alive=running, pause=2)
+    wait_for(lambda: succeeds(name, *command), " ".join(command), alive=running, seconds=900, pause=2)
 
 
 def get(url: str, **headers: str) -> tuple[str, ...]:
