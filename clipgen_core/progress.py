@@ -99,3 +99,12 @@ def track(
         return
     with meter.bar:
         yield meter
+
+
+def duration(hours: float) -> str:
+    """A time in the unit that a person would use, such as "3 hours"."""
+    for unit, size in (("years", 24 * 365.25), ("days", 24.0), ("hours", 1.0)):
+        if hours >= 2 * size:
+            return f"{hours / size:,.0f} {unit}"
+    minutes = max(round(60 * hours), 1)
+    return f"{minutes} minute{'s' * (minutes > 1)}"

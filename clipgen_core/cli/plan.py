@@ -9,6 +9,7 @@ from rich.table import Column, Table
 
 from clipgen_core.cli.options import Command, app, console
 from clipgen_core.cli.train_stage import read_value
+from clipgen_core.progress import duration
 
 if TYPE_CHECKING:
     from clipgen_core.plan import Line
@@ -58,7 +59,7 @@ def plan(
     )
     console.print(stages(estimate.lines), "", memory(estimate.verdicts), "")
     if gpu is None:
-        console.print("The times are lower bounds: the discriminator and the reading of data come on top.")
+        console.print("The times are lower bounds: reading data and validations come on top.")
     else:
         console.print("The times are not known: they are measured where this runs, without --gpu.")
     for asset, verdict in estimate.verdicts.items():
@@ -69,9 +70,9 @@ def stages(lines: Sequence["Line"]) -> Table:
     """The needs of each stage, and of all together."""
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "time")), box=None)
     for line in lines:
-        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), duration(line.hours))
+        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), hours(line.hours))
     disk, memory = sum(line.disk for line in lines), max(line.memory for line in lines)
-    sheet.add_row("in all", gigabytes(disk), gigabytes(memory), duration(sum(line.hours for line in lines)))
+    sheet.add_row("in all", gigabytes(disk), gigabytes(memory), hours(sum(line.hours for line in lines)))
     return sheet
 
 
@@ -111,11 +112,5 @@ def gigabytes(size: float) -> str:
     return f"{size / 1e9:.3g} GB" if size else "-"
 
 
-def duration(hours: float) -> str:
-    """A time in the unit that a person would use; a dash where it is not known."""
-    if not hours:
-        return "-"
-    for unit, size in (("years", 24 * 365.25), ("days", 24.0), ("hours", 1.0)):
-        if hours >= 2 * size:
-            return f"{hours / size:,.0f} {unit}"
-    return f"{max(hours * 60, 1):.0f} min"
+def hours(known: float) -> str:
+    return duration(known) if known else "-"

@@ -1,8 +1,7 @@
 """Estimates what a training will need before it starts: `clipgen plan FOLDER`.
 
-Counts the files and decodes a sample, times each model for some seconds on this machine, and counts the
-memory of the trainings on tensors without values. The times leave out the discriminator and data loading, so
-they are lower bounds.
+Counts the files and decodes a sample, times some steps of each training on this machine, and counts their
+memory on tensors without values. The times leave out data loading and validations, so they are lower bounds.
 """
 
 import os
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 import open_clip
 import torch
 
-from clipgen_core.device import default_device
+from clipgen_core.device import default_device, fast_dtype
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.plan.source import Survey, survey
 from clipgen_core.plan.speed import Speed, measure
@@ -151,6 +150,7 @@ class UntrainedClip(ClipEncoder):
 
     def __init__(self, config: clip.Config | None = None) -> None:
         self.reference, self.device = "untrained", torch.device(default_device())
+        self.dtype = fast_dtype(self.device)
         shape = config.open_clip_config() if config else open_clip.get_model_config("ViT-B-32")
         self.model = open_clip.CLIP(**shape).eval().requires_grad_(False).to(self.device)
         self.visual = self.model.visual

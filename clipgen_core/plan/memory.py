@@ -5,29 +5,19 @@ allocates inside one operation, and what the allocator loses by fragments.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from clipgen_core.device import resolved
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.discriminator import PatchDiscriminator
-from clipgen_core.models.layout import Layout
-from clipgen_core.models.transformer import Transformer
-from clipgen_core.models.vqgan import Vqgan
 from clipgen_core.plan.tally import Tally, fake, fake_tensors
+from clipgen_core.plan.tasks import TransformerWithoutShards, VqganWithoutImages
 from clipgen_core.recipes import Recipe
 from clipgen_core.settings.training import Precision, TrainConfig
-from clipgen_core.stages.transformer import TransformerTask
-from clipgen_core.stages.vqgan import VqganTask
-from clipgen_core.training.batches import Batch
-from clipgen_core.training.losses import ClipFeatureDistance, Lpips
 from clipgen_core.training.optim import ExponentialAverage
-from clipgen_core.training.orders import draw_order
-from clipgen_core.training.task import Metrics, Optimizers, train_step
+from clipgen_core.training.task import Optimizers, train_step
 
 CONTEXT = 1.0e9  # of CUDA and its libraries, with their workspaces
 COUNTED = 2  # backward passes of a step; further ones are like the second
@@ -91,7 +81,9 @@ def need_of(stage: str, recipe: Recipe, clip: ClipEncoder, gpu: bool) -> Need:
     """
     train: TrainConfig = getattr(recipe, stage).train
     train = train.model_copy(update={"precision": _precision(train.precision, gpu)})
-    task: _Vqgan | _Transformer = (_Vqgan if stage == "vqgan" else _Transformer)(recipe, clip)
+    task = (VqganWithoutImages if stage == "vqgan" else TransformerWithoutShards)(
+        recipe, _without_weights(clip), "meta"
+    )
     with fake_tensors(gpu) as tally:
         need = _count(fake(task, task.modules()), train, tally)
     return replace(need, context=CONTEXT if gpu else 0.0)
@@ -103,7 +95,7 @@ def _precision(precision: Precision, gpu: bool) -> Precision:
     return resolved(precision, "cuda" if gpu else "cpu")
 
 
-def _count(task: "_Vqgan | _Transformer", train: TrainConfig, tally: Tally) -> Need:
+def _count(task: VqganWithoutImages | TransformerWithoutShards, train: TrainConfig, tally: Tally) -> Need:
     task.live = lambda: tally.live
     every = train.passes()
     rows, passes = train.batch_size // every, min(every, COUNTED)
@@ -156,103 +148,11 @@ def _size(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _nothing() -> int:
-    return 0
-
-
 def _without_weights(clip: ClipEncoder) -> ClipEncoder:
     """A copy that shares the model and computes on a CPU, without what reads images and texts."""
     clip.blocks, clip.dim  # noqa: B018 (cached in the copy: fake tensors tell neither)
     shared = copy.copy(clip)
     shared.device, shared.preprocess, shared.tokenizer = torch.device("cpu"), None, None
-    shared.__dict__.pop("mean_std", None)  # real tensors, which are made anew
+    for computed in ("mean_std", "_fast"):  # real tensors, which are made anew if they are needed
+        shared.__dict__.pop(computed, None)
     return shared
-
-
-def _vqgan(recipe: Recipe) -> Vqgan:
-    with torch.device("meta"):
-        return Vqgan(recipe.vqgan.model)
-
-
-class _Vqgan(VqganTask):
-    """A training of the VQGAN without images, whose discriminator has joined.
-
-    Attributes:
-        live: Gives the bytes at present.
-        live_after: The bytes after the backward passes of the first loss; 0 before.
-    """
-
-    def __init__(self, recipe: Recipe, clip: ClipEncoder) -> None:
-        self.config = config = recipe.vqgan
-        self.live, self.live_after = _nothing, 0
-        self.model = self.vqgan = _vqgan(recipe)
-        self.vqgan.set_recompute(config.recompute)
-        with torch.device("meta"):
-            self.discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
-        self.extras = {"discriminator": self.discriminator}
-        self.clip = _without_weights(clip)
-        self.distance = ClipFeatureDistance(self.clip, config.perceptual_blocks)
-        if config.lpips_weights:
-            self.distance = Lpips(config.lpips_weights)
-
-    def modules(self) -> list[nn.Module]:
-        """All models."""
-        return [self.vqgan, self.discriminator, self.clip.model, self.distance]
-
-    def few(self, rows: int) -> Tensor:
-        """A batch of so many rows."""
-        size = self.config.model.image_size
-        return torch.empty(rows, 3, size, size, dtype=torch.uint8)
-
-    def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
-        for loss in super().losses(batch, progress):
-            yield loss
-            self.live_after = self.live_after or self.live()
-
-    def after_step(self, step: int) -> Metrics:
-        return {}  # what the codebook learns depends on values, and takes little
-
-
-class _Transformer(TransformerTask):
-    """A training of the transformer without token shards; its attributes are those of `_Vqgan`."""
-
-    def __init__(self, recipe: Recipe, clip: ClipEncoder) -> None:
-        self.config = config = recipe.transformer
-        self.live, self.live_after = _nothing, 0
-        shape = recipe.vqgan.model
-        with torch.device("meta"):
-            self.model = self.transformer = Transformer(
-                config.model, shape.quantizer.codebook_size, shape.grid, clip.dim, config.gap
-            )
-        self.transformer.recompute = config.recompute
-        self.extras = {}
-        self.vqgan, self.clip = _vqgan(recipe).eval().requires_grad_(False), _without_weights(clip)
-
-    def modules(self) -> list[nn.Module]:
-        """All models."""
-        return [self.transformer, self.vqgan, self.clip.model]
-
-    def few(self, rows: int) -> Batch:
-        """A batch of so many rows."""
-        config, count = self.config, self.transformer.positions
-        raster, dim = config.model.order == "raster", self.transformer.embedding_dim
-        codes = torch.zeros(rows, count, dtype=torch.long)
-        return Batch(
-            codes,
-            codes[:, :-1].clone() if raster else codes.clone(),
-            torch.empty(rows, dim),
-            torch.empty(rows, dim),
-            torch.empty(rows, config.model.neighbours, dim),
-            torch.zeros(rows, dtype=torch.bool),
-            None if raster else self._layout(rows, count),
-        )
-
-    def _layout(self, rows: int, count: int) -> Layout:
-        tokens = draw_order(np.random.default_rng(0), self.config.model.order, count, 0.0)
-        one = Layout.stack([tokens])
-        return Layout(*(part.repeat(rows, 1) for part in (one.positions, one.targets, one.steps)))
-
-    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
-        for loss in super().losses(batch, progress):
-            yield loss
-            self.live_after = self.live_after or self.live()

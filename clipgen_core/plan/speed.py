@@ -1,27 +1,32 @@
-"""Seconds an image of each model, measured on this machine with batches like those of its training."""
+"""Seconds an image of each model, measured on this machine by steps of its training.
+
+On CPUs one thread computes, and the time that it had on a core counts, not the clock: so other programs on
+the machine change little. Threads that share their cores with other programs wait for each other: steps were
+measured at up to twenty times of what they take alone.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import open_clip
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from clipgen_core.device import autocast, default_device
-from clipgen_core.generation.steps import generation_loss
+from clipgen_core.data.transfer import moved
+from clipgen_core.device import autocast, default_device, fast_dtype, fp32_products
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.models.transformer import Transformer
 from clipgen_core.models.vqgan import Vqgan
+from clipgen_core.plan.tasks import ClipWithoutImages, TransformerWithoutShards, VqganWithoutImages
 from clipgen_core.recipes import Recipe
 from clipgen_core.settings.training import TrainConfig
-from clipgen_core.training.optim import adamw
+from clipgen_core.training.task import train_step
 
-TIMED_SECONDS = 3.0
+TIMED_SECONDS = 0.2
 FEW = 2  # images of the smallest batch
-LONGEST = 1.0  # seconds; a batch that takes longer is large enough
+ENOUGH = 16  # images to embed or to encode at once: more are hardly faster
+LONGEST = 0.5  # seconds; a batch that takes longer is large enough
+GAIN = 0.6  # n threads are n ** GAIN times as fast as one: 1.5 times with two cores, as measured
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Speed:
         clip: Of a training step of the recipe's own CLIP.
         embed: By the CLIP.
         encode: By the VQGAN.
-        vqgan: Of a training step of the VQGAN without the discriminator.
+        vqgan: Of a training step of the VQGAN.
         transformer: Of a training step of the transformer.
     """
 
@@ -54,109 +59,92 @@ def measure(recipe: Recipe, clip: ClipEncoder, own_clip: bool = False) -> Speed:
     Returns:
         The seconds.
     """
+    device, config = default_device(), recipe.vqgan
+    vqgan = VqganWithoutImages(recipe, clip, device)
+    transformer = TransformerWithoutShards(recipe, clip, device)
+    adversarial = config.adversarial_from if config.adversarial else 1.0
 
     def embed(rows: int) -> None:
-        with torch.no_grad(), autocast(clip.device.type):
-            clip.embed(torch.randn(rows, 3, *clip.image_size, device=clip.device))
+        clip.encode_prepared(torch.zeros(rows, 3, *clip.image_size))
 
-    encode, vqgan = _of_vqgan(recipe, clip)
-    return Speed(
-        clip=_of_clip(recipe) if own_clip else 0.0,
-        embed=_per_image(embed, recipe.embeddings.batch_size),
-        encode=encode,
-        vqgan=vqgan,
-        transformer=_of_transformer(recipe, clip),
-    )
-
-
-def _of_clip(recipe: Recipe) -> float:
-    """Seconds of a training step for an image."""
-    device, config = default_device(), recipe.clip
-    model = open_clip.CLIP(**config.open_clip_config(config.patch_dropout)).to(device)
-    size, length = config.image_size, config.context_length
-
-    def contrast(rows: int) -> Tensor:
-        images = model.encode_image(torch.randn(rows, 3, size, size, device=device), normalize=True)
-        texts = model.encode_text(torch.randint(9, 99, (rows, length), device=device), normalize=True)
-        return F.cross_entropy((images @ texts.T).float(), torch.arange(rows, device=device))
-
-    return _training(model, contrast, config.train)
+    with _one_thread() as gain, fp32_products(device, "high"):
+        return Speed(
+            clip=_training(ClipWithoutImages(recipe, device), recipe.clip.train) / gain if own_clip else 0.0,
+            embed=_per_image(embed, ENOUGH) / gain,
+            encode=_per_image(partial(_encode, vqgan.vqgan), ENOUGH) / gain,
+            vqgan=_training(vqgan, config.train, adversarial) / gain,
+            transformer=_training(transformer, recipe.transformer.train) / gain,
+        )
 
 
-def _of_vqgan(recipe: Recipe, clip: ClipEncoder) -> tuple[float, float]:
-    """(seconds of encoding an image, seconds of a training step for an image)."""
-    device, size = default_device(), recipe.vqgan.model.image_size
-    vqgan = Vqgan(recipe.vqgan.model).to(device)
-    vqgan.set_recompute(recipe.vqgan.recompute)
-
-    def encode(rows: int) -> None:
-        with torch.no_grad():
-            vqgan.encode(torch.randn(rows, 3, size, size, device=device))
-
-    def reconstruct(rows: int) -> Tensor:
-        images = torch.randn(rows, 3, size, size, device=device)
-        output, _, commitment = vqgan(images)
-        vqgan.quantizer.passes.clear()
-        return F.l1_loss(output.float(), images) + commitment + clip.embed(output.float()).square().mean()
-
-    return _per_image(encode, recipe.tokens.batch_size), _training(vqgan, reconstruct, recipe.vqgan.train)
+@contextmanager
+def _one_thread() -> Iterator[float]:
+    """Compute in one thread on CPUs; yields how many times as fast all threads are."""
+    if torch.cuda.is_available():
+        yield 1.0
+        return
+    fast_dtype("cpu")  # which all threads together decide
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads**GAIN
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _of_transformer(recipe: Recipe, clip: ClipEncoder) -> float:
-    """Seconds of a training step for an image."""
-    device, shape, config = default_device(), recipe.vqgan.model, recipe.transformer
-    codebook, dim = shape.quantizer.codebook_size, clip.dim
-    transformer = Transformer(config.model, codebook, shape.grid, dim).to(device)
-    transformer.recompute = config.recompute
-
-    def predict(rows: int) -> Tensor:
-        codes = torch.randint(codebook, (rows, shape.grid**2), device=device)
-        condition = F.normalize(torch.randn(rows, 1 + config.model.neighbours, dim, device=device), dim=-1)
-        return generation_loss(transformer, codes, condition, config.sampling.steps)
-
-    return _training(transformer, predict, config.train)
+def _encode(vqgan: Vqgan, rows: int) -> None:
+    size = vqgan.config.image_size
+    with torch.no_grad(), autocast(default_device()):
+        vqgan.encode(torch.zeros(rows, 3, size, size, device=default_device()))
 
 
-def _training(model: nn.Module, loss: Callable[[int], Tensor], train: TrainConfig) -> float:
-    """Seconds of a training step for an image; the step of the optimizer is that of AdamW."""
-    passes, optimizer = train.passes(), adamw([model], train.learning_rate)
+def _training(
+    task: VqganWithoutImages | TransformerWithoutShards | ClipWithoutImages,
+    train: TrainConfig,
+    changes: float = 1.0,
+) -> float:
+    """Seconds of a training step for an image.
 
-    def backward(rows: int) -> None:
-        with autocast(default_device(), train.precision):
-            value = loss(rows)
-        value.backward()  # type: ignore[no-untyped-call]
+    Args:
+        task: The training.
+        train: Its settings.
+        changes: The share of the steps after which a step has more to do.
 
-    def update() -> None:
-        optimizer.step()
+    Returns:
+        The mean of all steps.
+    """
+    optimizers, passes = task.optimizers(), train.passes()
+    task.model.train()
 
-    of_pass = _per_image(backward, train.batch_size // passes)
-    return of_pass + _seconds(update) / train.batch_size
+    def step(number: int, rows: int) -> None:
+        train_step(task, optimizers, [moved(task.few(rows), default_device())], number, train)
+
+    early = _per_image(partial(step, 0), train.batch_size // passes) if changes else 0.0
+    late = _per_image(partial(step, train.steps - 1), train.batch_size // passes) if changes < 1 else 0.0
+    return changes * early + (1 - changes) * late
 
 
 def _per_image(call: Callable[[int], object], most: int) -> float:
     """Seconds of a call for each of its rows, in the largest batch up to `most` that is not too slow."""
     rows = min(FEW, most)
     while True:
-        call(rows)
-        _wait()
-        began = time.perf_counter()
-        call(rows)
-        _wait()
-        if rows == most or time.perf_counter() - began > LONGEST:
-            return _seconds(partial(call, rows)) / rows
-        rows = min(4 * rows, most)
+        seconds = _seconds(partial(call, rows))
+        if rows == most or seconds > LONGEST:
+            return seconds / rows
+        rows = min(8 * rows, most)
 
 
 def _seconds(call: Callable[[], object]) -> float:
     """Seconds of a call: the fewest of those in TIMED_SECONDS, since other work only makes it slower."""
+    now = time.perf_counter if torch.cuda.is_available() else time.thread_time
     call()
     _wait()
-    times, began = list[float](), time.perf_counter()
-    while not times or time.perf_counter() - began < TIMED_SECONDS:
-        start = time.perf_counter()
+    times = list[float]()
+    while not times or sum(times) < TIMED_SECONDS:
+        began = now()
         call()
         _wait()
-        times.append(time.perf_counter() - start)
+        times.append(now() - began)
     return min(times)
 
 

@@ -10,13 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clipgen_core.data.prompts import NAMES, read_prompts, require_scorable
 from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.plan import plan
-from clipgen_core.proposal.clips import choose
 from clipgen_core.proposal.run import EVALUATION, ON_TOP, Proposal
 from clipgen_core.recipes import named
 from clipgen_core.storage import SAFE_PART
@@ -62,10 +58,18 @@ def propose(
     """
     if minutes and minutes <= 60 * EVALUATION:
         raise _too_few(minutes, LEAST_MINUTES)
-    source, fitting = _full(source), _fitting() if recipe == AUTO else recipe
-    name, given = _name(source, name), {"evaluation.shown": []} | dict(overrides or {})
-    named(fitting).override(given)
+    if recipe != AUTO:
+        named(recipe)
+    source = _full(source)
+    name = _name(source, name)
     _require_files(source)
+
+    from clipgen_core.plan import plan  # with torch, for which a wrong folder need not wait
+    from clipgen_core.proposal.clips import choose
+
+    fitting = _fitting() if recipe == AUTO else recipe
+    given = {"evaluation.shown": []} | dict(overrides or {})
+    named(fitting).override(given)
     choice = choose(source, clip, _full(captions) if captions else None)
     if prompts:
         prompts = _full(prompts)
@@ -104,6 +108,8 @@ def _require_files(source: str) -> None:
 
 def _fitting() -> str:
     """The recipe for this machine."""
+    import torch
+
     if not torch.cuda.is_available():
         return "demo"
     memory = torch.cuda.get_device_properties().total_memory

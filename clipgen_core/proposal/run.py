@@ -6,20 +6,23 @@ Knows the shape of Dagster's run configs; knows nothing of how the run was chose
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clipgen_core import filesystem
 from clipgen_core.assets import ASSETS
 from clipgen_core.data.prompts import NAMES
 from clipgen_core.extras import needed_for
-from clipgen_core.plan import Plan
-from clipgen_core.proposal.clips import ClipChoice
+from clipgen_core.progress import duration
 from clipgen_core.recipes import Recipe, named
 from clipgen_core.settings.catalogue import nested
 from clipgen_core.storage import DEFAULT_ROOT
 
+if TYPE_CHECKING:
+    from clipgen_core.plan import Plan
+    from clipgen_core.proposal.clips import ClipChoice
+
 HOME = Path(DEFAULT_ROOT).parent
-ON_TOP = 1.3  # of a plan's times: the discriminator, data and validations
+ON_TOP = 1.15  # of a plan's times: data and validations
 EVALUATION = 0.05  # hours, on a small machine
 
 
@@ -41,9 +44,9 @@ class Proposal:
     source: str
     recipe: str
     overrides: Mapping[str, Any]
-    clip: ClipChoice
+    clip: "ClipChoice"
     prompts: str | None
-    plan: Plan
+    plan: "Plan"
 
     @property
     def settings(self) -> Recipe:
@@ -119,10 +122,3 @@ class Proposal:
             text = f"# dagster job execute -m pipelines.definitions -j {job} -c {files[job]}\n"
             filesystem.write_bytes(str(files[job]), (text + yaml.safe_dump(config, sort_keys=False)).encode())
         return files
-
-
-def duration(hours: float) -> str:
-    """A time in the unit that a person would use."""
-    if hours < 2:
-        return f"{max(round(60 * hours), 1)} minutes"
-    return f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"

@@ -14,9 +14,6 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
 from clipgen_core.schema import VALIDATION_SHARE
 
-with needed_for("training a CLIP"):
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
 SOME = 16  # images that are held out where 2 % of all would be fewer
 WORDS = 4096  # the most frequent ones tell which captions are alike
 
@@ -92,6 +89,8 @@ def require_variety(named: str, captions: Iterable[Sequence[str]], tokenizer: An
 
 def word_vectors(captions: list[list[str]]) -> Any:
     """TF-IDF vectors of the words of each image's captions: sparse [images, WORDS], rows of length 1."""
+    with needed_for("training a CLIP"):
+        from sklearn.feature_extraction.text import TfidfVectorizer
     words = TfidfVectorizer(analyzer=str.split, binary=True, max_features=WORDS, dtype=np.float32)
     return words.fit_transform(" ".join(own).lower() for own in captions)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from clipgen_core.models.transformer import Transformer
 from clipgen_core.plan import UntrainedClip
-from clipgen_core.plan.memory import Need, _Transformer, need_of
+from clipgen_core.plan.memory import Need, need_of
+from clipgen_core.plan.tasks import TransformerWithoutShards
 from clipgen_core.plan.verdict import USABLE, judge
 from clipgen_core.recipes import Recipe, named
 from clipgen_core.stages.vqgan import VqganTask
@@ -54,11 +54,8 @@ def test_the_count_of_the_vqgan_is_that_of_a_real_step(clip: UntrainedClip) -> N
 
 @pytest.mark.slow
 def test_the_count_of_the_transformer_is_that_of_a_real_step(clip: UntrainedClip) -> None:
-    task, shape, config = _Transformer(DEMO, clip), DEMO.vqgan.model, DEMO.transformer
-    task.model = task.transformer = Transformer(
-        config.model, shape.quantizer.codebook_size, shape.grid, clip.dim, config.gap
-    )
-    real = allocated(task, config.train, lambda: task.few(config.train.batch_size))
+    task, train = TransformerWithoutShards(DEMO, clip, "cpu"), DEMO.transformer.train
+    real = allocated(task, train, lambda: task.few(train.batch_size))
     assert grown(need_of("transformer", DEMO, clip, gpu=False)) == pytest.approx(real, rel=0.2)
 
 

@@ -1,15 +1,21 @@
+import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from clipgen_core import recipes
 from clipgen_core.cli import app
-from clipgen_core.cli.plan import duration
+from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.plan import plan, speed
+from clipgen_core.progress import duration
 from clipgen_core.recipes import Recipe
 from tests.pipelines.test_assets import TINY
+
+TRAINED_STAGES = ("clip", "vqgan", "transformer")
 
 
 @pytest.fixture(autouse=True)
@@ -109,8 +115,8 @@ def test_bad_input_gives_one_sentence(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hours", "said"),
     [
-        (0.001, "1 min"),
-        (0.5, "30 min"),
+        (0.001, "1 minute"),
+        (0.5, "30 minutes"),
         (3.2, "3 hours"),
         (31, "31 hours"),
         (72, "3 days"),
@@ -129,3 +135,19 @@ def test_the_large_recipes_take_no_more_passes_than_needed(recipe: str, processe
         passes = train.passes(processes)
         assert train.batch_size // (processes * passes) <= train.micro_batch
         assert passes == 1 or train.batch_size // (processes * (passes // 2)) > train.micro_batch
+
+
+def test_the_time_of_a_step_is_that_of_a_core_whatever_else_the_machine_does() -> None:
+    def spent(rows: int) -> None:
+        until = time.thread_time() + 0.002 * rows
+        while time.thread_time() < until:
+            pass
+        time.sleep(0.05)  # while another program has the core
+
+    assert speed._per_image(spent, 16) == pytest.approx(0.002, rel=0.3)
+
+
+def test_as_many_threads_compute_after_a_measurement_as_before(clip_reference: str) -> None:
+    threads, fp32 = torch.get_num_threads(), {f"{one}.train.precision": "fp32" for one in TRAINED_STAGES}
+    measured = speed.measure(TINY.override(fp32), ClipEncoder(clip_reference), own_clip=True)
+    assert min(dataclasses.astuple(measured)) > 0 and torch.get_num_threads() == threads

@@ -2,6 +2,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -94,8 +95,8 @@ def test_what_can_be_known_at_once_is_refused_before_anything_is_listed_or_measu
     def never(*_: object) -> None:
         raise AssertionError("looked at the folder, or measured")
 
-    monkeypatch.setattr(proposal, "choose", never)
-    monkeypatch.setattr(proposal, "plan", never)
+    monkeypatch.setattr(clips, "choose", never)
+    monkeypatch.setattr(plans, "plan", never)
     source = str(pictures / "pictures")
     for given, said in (
         ({"minutes": 1}, "^1 minute is too few .*: give at least 5$"),
@@ -131,8 +132,8 @@ def test_the_machine_decides_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
         total_memory = 80e9
 
     assert proposal._fitting() == "demo"
-    monkeypatch.setattr(proposal.torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(proposal.torch.cuda, "get_device_properties", lambda: Device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: Device)
     assert proposal._fitting() == "l"
     Device.total_memory = 24e9
     assert proposal._fitting() == "b"
