@@ -23,15 +23,29 @@ WITH_RECORDS = re.compile(  # the artefacts of a root whose records name others
 
 Record = TypeVar("Record")
 
-JOB = "dagster job execute -m pipelines.definitions -j"
 ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command that makes it
     "clip": ("clip_checkpoint", "clipgen train-stage clip"),
-    "embeddings": ("clip_embeddings", "clipgen embed"),
+    "embeddings": ("clip_embeddings", "clipgen embed FOLDER"),
     "vqgan": ("vqgan_checkpoint", "clipgen train-stage vqgan"),
-    "tokens": ("token_shards", f"{JOB} clip_gen -c CONFIG.yaml"),
+    "images": ("raw_images", "clipgen embed FOLDER"),
+    "tokens": ("token_shards", "clipgen train FOLDER"),
     "transformer": ("transformer_checkpoint", "clipgen train-stage transformer"),
-    "evaluation": ("evaluation_report", f"{JOB} evaluation -c CONFIG.yaml"),
+    "evaluation": ("evaluation_report", "clipgen train FOLDER"),
 }
+
+
+def remedy(stage: str, when: str = "again") -> str:
+    """How to write the artefact of a stage, in words for Dagster and for the command line.
+
+    Args:
+        stage: A key of ASSETS.
+        when: Ends both ways: `again` or `first`.
+
+    Returns:
+        The end of a sentence.
+    """
+    asset, command = ASSETS[stage]
+    return f"materialise {asset} {when} in Dagster, or run `{command}` {when}"
 
 
 class Pointer(Frozen):
@@ -145,18 +159,18 @@ class Storage:
         Raises:
             ClipgenError: The stage has not finished under this root yet, or its pointer is damaged.
         """
-        path, (asset, command) = self.path("current", f"{stage}.json"), ASSETS[stage]
+        path, asset = self.path("current", f"{stage}.json"), ASSETS[stage][0]
         if not exists(path):
             raise ClipgenError(
-                f"there is no {asset} under {self.root} yet, which {needed_for} needs: materialise {asset}, "
-                f"or run `{command}` first"
+                f"there is no {asset} under {self.root} yet, which {needed_for} needs: "
+                f"{remedy(stage, 'first')}"
             )
         try:
             pointer = Pointer.model_validate_json(read_bytes(path))
         except ValidationError as error:
             raise ClipgenError(
                 f"{path}, which says where the newest {asset} is, is damaged ({first_line(error)}): "
-                f"materialise {asset} again, which writes it anew and keeps what is finished"
+                f"{remedy(stage)}, which writes it anew and keeps what is finished"
             ) from error
         moved = pointer.root and located(portable(pointer.path, pointer.root), self.root)
         return Pointer(path=moved or pointer.path, digest=pointer.digest)

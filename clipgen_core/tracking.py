@@ -209,8 +209,8 @@ def find_version(client: Any, model_uri: str) -> Any:
         return find(name, version)
     except MlflowException as error:
         raise ClipgenError(
-            f"the registry has no {model_uri} ({why(error)}): check the name, or materialise "
-            "evaluation_report first"
+            f"the registry has no {model_uri} ({why(error)}): check the name; a model is "
+            "registered by the asset evaluation_report, and by `clipgen register`"
         ) from None
 
 

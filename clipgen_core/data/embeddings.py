@@ -14,7 +14,7 @@ import torch
 from clipgen_core.data.keys import joined
 from clipgen_core.data.tables import nearest, open_table, scan_keys, vectors
 from clipgen_core.errors import ClipgenError
-from clipgen_core.storage import located, root_of
+from clipgen_core.storage import located, remedy, root_of
 
 # A search for near-duplicates.
 NEAR: dict[str, Any] = {"metric": "cosine", "nprobes": 16, "refine_factor": 10}
@@ -114,7 +114,7 @@ class EmbeddingTable:
         value = (self.table.schema.metadata or {}).get(name.encode())
         if value is None:
             raise ClipgenError(
-                f"the table {self.url} does not say which CLIP it is of: materialise clip_embeddings again"
+                f"the table {self.url} does not say which CLIP it is of: {remedy('embeddings')}"
             )
         return str(value.decode())
 

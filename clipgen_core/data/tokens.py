@@ -20,7 +20,7 @@ from clipgen_core.data.prefetch import bounded_map
 from clipgen_core.data.tables import vectors
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Part, TokenManifest
-from clipgen_core.storage import located, portable, root_of
+from clipgen_core.storage import located, portable, remedy, root_of
 
 MANIFEST = "manifest.json"
 READERS = 4  # files that are read at once
@@ -62,15 +62,12 @@ def read_manifest(url: str) -> TokenManifest:
     path = f"{url}/{MANIFEST}"
     if not filesystem.exists(path):
         raise ClipgenError(
-            f"there are no token shards at {url}: check the path, or run the Dagster job clip_gen, which "
-            "writes token_shards"
+            f"there are no token shards at {url}: check the path, or {remedy('tokens', 'first')}"
         )
     try:
         stored = TokenManifest.model_validate_json(filesystem.read_bytes(path))
     except ValidationError as error:
-        raise ClipgenError(
-            f"{path} is damaged ({first_line(error)}): materialise token_shards again"
-        ) from error
+        raise ClipgenError(f"{path} is damaged ({first_line(error)}): {remedy('tokens')}") from error
     return located(stored, root_of(url))
 
 
@@ -137,7 +134,7 @@ class TokenShards:
     def __init__(self, url: str, seed: int) -> None:
         self.url, self.manifest = url, read_manifest(url)
         if not self.manifest.train or not self.manifest.validation:
-            raise ClipgenError(f"the token shards at {url} hold no rows: materialise token_shards again")
+            raise ClipgenError(f"the token shards at {url} hold no rows: {remedy('tokens')}")
         self.order = ShuffledOrder([part.rows for part in self.manifest.train], seed)
         self._part = functools.lru_cache(2 * self.order.window)(self._read)
 
@@ -182,8 +179,8 @@ class TokenShards:
         data = _read(self.url, part)
         if data is None:
             raise ClipgenError(
-                f"{self.url}/{part.file} is not the file that its manifest names: materialise token_shards "
-                "again, which mends it"
+                f"{self.url}/{part.file} is not the file that its manifest names: {remedy('tokens')}, "
+                "which mends it"
             )
         table = pq.read_table(pa.BufferReader(data), columns=["codes", "embedding"])
         codes = table["codes"].combine_chunks()

@@ -105,7 +105,8 @@ def _codebook_in_use(metrics: Mapping[str, float], thresholds: Thresholds) -> Ve
     usage = metrics.get("tokens/codebook_usage", metrics.get("vqgan/codebook_usage"))
     if usage is None:
         reason = (
-            "the usage of the codebook is not known: materialise token_shards, train on them and evaluate"
+            "the usage of the codebook is not known, as the token shards are of an earlier version: train "
+            "and evaluate again"
         )
         return Verdict(name, False, {}, reason, measured=False)
     reason = f"{usage:.0%} of the codebook is in use, at least {least:.0%} is needed"
@@ -116,7 +117,7 @@ def _not_memorised(metrics: Mapping[str, float], thresholds: Thresholds) -> Verd
     name, most = "not_memorised", thresholds.max_copies
     copies = metrics.get("memory/copies")
     if copies is None:
-        reason = "no training image is left to compare with: materialise raw_images again, and evaluate"
+        reason = "no training image is left to compare with: read the images again, and evaluate"
         return Verdict(name, False, {}, reason, measured=False)
     reason = f"{copies:.0%} of the images are memorised copies, {most:.0%} is allowed"
     return Verdict(name, copies <= most, {"copies": copies}, reason)

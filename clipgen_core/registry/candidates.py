@@ -16,7 +16,7 @@ from clipgen_core.mlflow_tracker import MlflowTracker
 from clipgen_core.registry.evaluation import Evaluation
 from clipgen_core.registry.lineage import lineage
 from clipgen_core.registry.versions import CHECK, PARAMS, SCORE, Evaluated, description, judgement, log_model
-from clipgen_core.storage import Storage, portable, root_of
+from clipgen_core.storage import Storage, portable, remedy, root_of
 
 CANDIDATE = "candidate"
 JUDGED_AGAINST = "judged_against"
@@ -48,7 +48,7 @@ class Candidates:
             of = "an earlier version of clipgen" if found is None else f"the model {found.model}"
             raise ClipgenError(
                 f"the newest evaluation under {self.out.root} ({folder}) is of {of}, so {self.name} cannot "
-                "be registered from it: materialise evaluation_report"
+                f"be registered from it: {remedy('evaluation')}"
             )
         return found
 

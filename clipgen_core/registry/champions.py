@@ -22,7 +22,7 @@ from clipgen_core.judging.checks import NOT_MEASURED, PASSED
 from clipgen_core.registry.candidates import CANDIDATE, JUDGED_AGAINST, Candidates
 from clipgen_core.registry.versions import CHECK
 from clipgen_core.schema import CHAMPIONS
-from clipgen_core.storage import Storage
+from clipgen_core.storage import Storage, remedy
 from clipgen_core.tracking import find_version, mlflow_client, why, without_password
 
 MODEL = "clip-gen"
@@ -117,14 +117,14 @@ class Registry(Candidates):
         found, tags, history = str(registered.version), registered.tags, self.history()
         self._refuse_unless_passed(found, tags, named=version is not None)
         if JUDGED_AGAINST not in tags:
-            raise ClipgenError(f"{self.name} version {found} was not judged: materialise evaluation_report")
+            raise ClipgenError(f"{self.name} version {found} was not judged: {remedy('evaluation')}")
         champion = history[-1].version if history else ""
         if found == champion:
             return self._follow()
         if tags[JUDGED_AGAINST] != (champion or "none"):
             raise ClipgenError(
                 f"{self.name} version {found} was compared with version {tags[JUDGED_AGAINST]}, but the "
-                f"champion is {champion or 'none'} now: materialise evaluation_report again"
+                f"champion is {champion or 'none'} now: {remedy('evaluation')}"
             )
         before = "" if champion in self._lost() else champion  # no way back to a version that is lost
         return self._append(history, found, "promotion", before=before)
@@ -237,7 +237,7 @@ class Registry(Candidates):
         if not mine and self.champion() != version:
             raise ClipgenError(
                 f"another promotion of {self.name} came first: version {self.champion()} is champion now; "
-                "compare with that one (materialise evaluation_report) before trying again"
+                f"compare with that one before trying again: {remedy('evaluation')}"
             )
         return self._follow()
 

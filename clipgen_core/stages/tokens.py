@@ -203,7 +203,7 @@ class _Shards:
         missing = int((self.embedding_rows < 0).sum())
         if missing:
             raise ClipgenError(
-                f"{missing} images have no embedding in {embeddings.url}: materialise clip_embeddings"
+                f"{missing} images have no embedding in {embeddings.url}: {storage.remedy('embeddings')}"
             )
 
     def leave_out(self, redundant: set[bytes]) -> None:

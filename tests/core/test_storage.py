@@ -100,5 +100,8 @@ def test_a_pointer_is_in_full_and_follows_its_root(storage: Storage, tmp_path: P
 def test_a_damaged_pointer_is_one_sentence_with_the_way_out(storage: Storage) -> None:
     storage.publish_current("tokens", "/somewhere", "abc")
     Path(storage.path("current", "tokens.json")).write_text("{")
-    with pytest.raises(ClipgenError, match=r"tokens.json, .* is damaged .*: materialise token_shards again"):
+    with pytest.raises(
+        ClipgenError,
+        match=r"tokens.json, .* is damaged .*: materialise .* again in Dagster, or run `clipgen train",
+    ):
         storage.current("tokens", "the transformer")

@@ -193,7 +193,7 @@ def test_names_with_brackets_are_printed_as_they_are(
         (["generate", "x", "-m", "models:/clip-gen@candidate"], "set MLFLOW_TRACKING_URI"),
         (
             ["search", "x", "--root", "/no/such/root"],
-            "materialise clip_embeddings, or run `clipgen embed` first",
+            "materialise clip_embeddings first in Dagster, or run `clipgen embed FOLDER` first",
         ),
         (["vary", "photo.png", "-m", "/no/such/model"], "there is no file photo.png: check the path"),
         (["folders", "--root", "bogus://x"], "bogus://x cannot be opened"),
