@@ -15,9 +15,9 @@ from typing import Any
 import open_clip
 from torch import device, nn, uint8
 
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
-from clipgen_core.filesystem import local_copy
 from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
 from clipgen_core.settings.catalogue import suggestion
 
