@@ -74,6 +74,16 @@ Candidates = Annotated[
     int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
 ]
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "--override",
+        "-o",
+        help="A setting, such as vqgan.train.steps=900; may be repeated. `clipgen settings` lists them.",
+    ),
+]
+
 Name = Annotated[str, typer.Option("--name", help="The registered model.")]
 
 app = typer.Typer(

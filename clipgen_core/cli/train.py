@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipgen_core.cli.options import ENDED, Command, app, console
+from clipgen_core.cli.options import ENDED, Command, Overrides, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
@@ -46,10 +46,6 @@ Prompts = Annotated[
 ]
 Minutes = Annotated[
     float | None, typer.Option(min=1, help="How long the run may take; scales the steps of the recipe.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", "-o", help="A setting, such as vqgan.train.steps=900; may be repeated."),
 ]
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -281,6 +282,14 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("clipgen_core.cli.generate.loaded", pressed)
     result = runner.invoke(app, ["generate", "x", "-o", str(tmp_path / "a.png")])
     assert result.exit_code == 130 and "Traceback" not in result.output
+
+
+def test_an_option_has_the_same_names_in_all_commands() -> None:
+    names = dict[str, list[str]]()
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in (one for one in command.params if one.param_type_name == "option"):
+            assert names.setdefault(option.name, option.opts) == option.opts, command.name
+    assert names["overrides"][0] == "--set" and len(names) > 40
 
 
 def test_the_version_is_that_of_the_package() -> None:
