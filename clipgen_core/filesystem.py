@@ -1,7 +1,4 @@
-"""Files and folders on any fsspec filesystem: atomic writes, folders that appear whole, local copies.
-
-Knows no artefact and no root.
-"""
+"""Files and folders on any fsspec filesystem: atomic writes, folders that appear whole. Knows no artefact."""
 
 import errno
 import os
@@ -15,13 +12,11 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsspec import core
 from fsspec.implementations.local import LocalFileSystem
-from platformdirs import user_cache_path
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from clipgen_core.cache import DRAFT, cached, remove_unused
+from clipgen_core.cache import DRAFT
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
-from clipgen_core.schema import digest_of
 
 ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -260,30 +255,6 @@ def inside(folder: str, relative: str) -> str:
     if not relative or relative.startswith("/") or ".." in parts or "://" in relative:
         raise ClipgenError(f"the file name {relative!r} leaves the folder {folder}: make it relative")
     return f"{folder.rstrip('/')}/{relative}"
-
-
-def local_copy(url: str) -> Path:
-    """A local path with the content of `url`: the path itself if it is local, else a download.
-
-    Downloads stay in the user's cache and are used again as long as the store lists the same content. Each
-    download removes the copies that were not used for a day.
-    """
-    filesystem, path = url_to_fs(url)
-    if isinstance(filesystem, LocalFileSystem):
-        return Path(path)
-    filesystem.invalidate_cache()
-    listing = retried(filesystem.find, path, detail=True)
-    state = [(name, stamp(entry, entry["size"])) for name, entry in sorted(listing.items())]
-    name = url.rstrip("/").rsplit("/", 1)[-1]
-    copies = user_cache_path("clipgen") / "copies"
-    folder = copies / digest_of([url, state])
-    folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
-    if not (folder / name).exists():
-        remove_unused(copies)
-    return cached(
-        f"copies/{folder.name}", name, lambda draft: retried(filesystem.get, path, str(draft), recursive=True)
-    )
 
 
 def stamp(entry: Mapping[str, Any], size: int) -> str:

@@ -12,6 +12,7 @@ GROUND = {
     "errors",
     "extras",
     "device",
+    "downloads",
     "filesystem",
     "logs",
     "mlflow_folder",

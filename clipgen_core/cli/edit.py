@@ -20,10 +20,10 @@ from clipgen_core.cli.options import (
     TopP,
     app,
     console,
-    last_model,
     read_image,
 )
-from clipgen_core.cli.sheets import given, require_writable, shown_by, write_sheet
+from clipgen_core.cli.sheets import chosen, given, loaded, shown_by, write_sheet
+from clipgen_core.progress import track
 
 ImageFile = Annotated[Path, typer.Argument(help="The image file; its central square is used.")]
 Wanted = Annotated[
@@ -38,7 +38,7 @@ def vary(
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Variations of each image.")] = 4,
     seed: Seed = 0,
-    output: Output = Path("out.png"),
+    output: Output = None,
     strength: Annotated[
         float,
         typer.Option(help="The share of codes that change; below 1 needs a model of any order."),
@@ -51,10 +51,7 @@ def vary(
     candidates: Candidates = None,
 ) -> None:
     """Generate variations of images: one row an image, those most like it first."""
-    from clipgen_core.generation.generator import TextToImage
-    from clipgen_core.progress import track
-
-    require_writable(output)
+    output = chosen(output)
     images = [read_image(file) for file in image]
     settings = given(
         guidance_scale=guidance_scale,
@@ -64,13 +61,19 @@ def vary(
         top_p=top_p,
         candidates=candidates,
     )
-    generator = TextToImage.from_pretrained(model or last_model(root))
+    generator, source = loaded(model, root)
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.variations(images, n, seed, strength=strength, on_step=shown_by(meter), **settings)
     write_sheet(
         rows,
         output,
-        {"variations_of": [file.name for file in image], "seed": seed, "strength": strength, **settings},
+        {
+            "variations_of": [file.name for file in image],
+            "seed": seed,
+            "strength": strength,
+            **settings,
+            "model": source,
+        },
     )
 
 
@@ -89,7 +92,7 @@ def edit(
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Images to generate.")] = 4,
     seed: Seed = 0,
-    output: Output = Path("out.png"),
+    output: Output = None,
     guidance_scale: Guidance = None,
     steps: Steps = None,
     temperature: Temperature = None,
@@ -98,10 +101,7 @@ def edit(
     candidates: Candidates = None,
 ) -> None:
     """Generate a part of an image anew. Needs a model of any order (transformer.model.order any)."""
-    from clipgen_core.generation.generator import TextToImage
-    from clipgen_core.progress import track
-
-    require_writable(output)
+    output = chosen(output)
     before, marked = read_image(image), read_image(mask)
     settings = given(
         guidance_scale=guidance_scale,
@@ -111,11 +111,15 @@ def edit(
         top_p=top_p,
         candidates=candidates,
     )
-    generator = TextToImage.from_pretrained(model or last_model(root))
+    generator, source = loaded(model, root)
     with track("sampling", generator.transformer.positions, "codes") as meter:
         row = generator.edit(before, marked, prompt, n, seed, on_step=shown_by(meter), **settings)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
-    write_sheet([row], output, {"edit_of": image.name, "prompt": prompt, "seed": seed, **settings})
+    write_sheet(
+        [row],
+        output,
+        {"edit_of": image.name, "prompt": prompt, "seed": seed, **settings, "model": source},
+    )
 
 
 @app.command(cls=Command)
@@ -133,7 +137,7 @@ def extend(
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Images to generate.")] = 4,
     seed: Seed = 0,
-    output: Output = Path("out.png"),
+    output: Output = None,
     guidance_scale: Guidance = None,
     steps: Steps = None,
     temperature: Temperature = None,
@@ -143,9 +147,7 @@ def extend(
 ) -> None:
     """Generate what lies beyond the border of an image. Needs a model of any order (transformer.model.order
     any)."""
-    from clipgen_core.generation.generator import TextToImage
-
-    require_writable(output)
+    output = chosen(output)
     before = read_image(image)
     settings = given(
         guidance_scale=guidance_scale,
@@ -155,7 +157,7 @@ def extend(
         top_p=top_p,
         candidates=candidates,
     )
-    generator = TextToImage.from_pretrained(model or last_model(root))
+    generator, source = loaded(model, root)
     row = generator.extend(
         before, prompt, n, seed, left=left, right=right, top=top, bottom=bottom, **settings
     )
@@ -163,7 +165,7 @@ def extend(
     say_rounded(margins, generator.vqgan.config.downsampling)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
     parameters = {"extension_of": image.name, "margins": list(margins.values()), "prompt": prompt}
-    write_sheet([row], output, {**parameters, "seed": seed, **settings})
+    write_sheet([row], output, {**parameters, "seed": seed, **settings, "model": source})
 
 
 def say_rounded(margins: Mapping[str, int], side: int) -> None:

@@ -1,5 +1,7 @@
 """Commands that generate images or search for them."""
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,6 +10,7 @@ from rich.table import Column, Table
 
 from clipgen_core import logs
 from clipgen_core.cli.options import (
+    AsJson,
     Candidates,
     Command,
     Guidance,
@@ -23,10 +26,11 @@ from clipgen_core.cli.options import (
     app,
     console,
     is_file,
-    last_model,
     read_image,
 )
-from clipgen_core.cli.sheets import given, require_writable, shown_by, write_sheet
+from clipgen_core.cli.sheets import chosen, given, loaded, shown_by, write_sheet
+from clipgen_core.errors import ClipgenError
+from clipgen_core.progress import track
 from clipgen_core.settings.sampling import Condition
 from clipgen_core.storage import Storage, last_root
 
@@ -35,12 +39,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 @app.command(cls=Command)
 def generate(
-    prompt: Annotated[list[str], typer.Argument(help="What the images should show.")],
+    prompt: Annotated[
+        list[str], typer.Argument(help="What the images should show; - reads prompts from stdin, one a line.")
+    ],
     model: Model = None,
     root: Root = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Images for each prompt.")] = 4,
     seed: Seed = 0,
-    output: Output = Path("out.png"),
+    output: Output = None,
     guidance_scale: Guidance = None,
     steps: Steps = None,
     temperature: Temperature = None,
@@ -58,12 +64,10 @@ def generate(
     neighbours: Annotated[
         int | None, typer.Option(help="How many nearest image embeddings are used.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Generate images for one or more prompts: one row a prompt, the best first."""
-    from clipgen_core.generation.generator import TextToImage
-    from clipgen_core.progress import track
-
-    require_writable(output)
+    output, prompt = chosen(output), prompts_of(prompt)
     settings = given(
         guidance_scale=guidance_scale,
         steps=steps,
@@ -74,13 +78,38 @@ def generate(
         condition=condition,
         neighbours=neighbours,
     )
-    generator = TextToImage.from_pretrained(model or last_model(root))
+    generator, source = loaded(model, root)
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.generate_scored(prompt, n, seed, on_step=shown_by(meter), **settings)
-    for text, row in zip(prompt, rows, strict=True):
-        scores = "  ".join(f"{one.clip_score:.3f}" for one in row)
-        console.print(f"{text}: CLIP score {scores}")
-    write_sheet(rows, output, {"prompts": prompt, "seed": seed, **settings})
+    made = {"prompts": prompt, "seed": seed, **settings, "model": source}
+    scores = [[round(one.clip_score, 4) for one in row] for row in rows]
+    if not as_json:
+        for text, row in zip(prompt, scores, strict=True):
+            console.print(f"{text}: CLIP score {'  '.join(f'{score:.3f}' for score in row)}")
+    write_sheet(rows, output, made, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps({"file": str(output), **made, "clip_scores": scores}, ensure_ascii=False))
+
+
+def prompts_of(given: list[str]) -> list[str]:
+    """The given prompts, with the lines of stdin in place of a `-`.
+
+    Raises:
+        ClipgenError: Stdin has no line, or is not encoded in UTF-8.
+    """
+    prompts = list[str]()
+    for text in given:
+        if text != "-":
+            prompts.append(text)
+            continue
+        try:
+            lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise ClipgenError("the prompts on stdin are not encoded in UTF-8: convert them") from error
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise ClipgenError("there is no prompt on stdin: write one a line")
+    return prompts
 
 
 @app.command(cls=Command)
@@ -119,6 +148,7 @@ def search(
     ] = None,
     root: Root = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many images to show.")] = 10,
+    as_json: AsJson = False,
 ) -> None:
     """Show the images of the embeddings table, or of a model, that are nearest to a text or to an image."""
     from clipgen_core.data.tables import find_table, one_of
@@ -135,6 +165,10 @@ def search(
     if images and (table := find_table(images)):
         rows = table.to_table(columns=["id", "uri"], filter=one_of("id", [one for one, _ in found]))
         uris = dict(zip(rows["id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+    if as_json:
+        said = [{"id": one, "uri": uris.get(one), "cosine": round(cosine, 4)} for one, cosine in found]
+        typer.echo(json.dumps(said, ensure_ascii=False))
+        return
     sheet = Table("cosine", Column("image", overflow="fold"), box=None)
     for one, cosine in found:
         sheet.add_row(f"{cosine:.3f}", uris.get(one, one))

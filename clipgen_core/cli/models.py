@@ -12,7 +12,8 @@ from rich.text import Text
 
 from clipgen_core.cli.options import Command, Model, Name, Root, app, console, last_model
 from clipgen_core.cli.sheets import require_writable
-from clipgen_core.filesystem import is_local
+from clipgen_core.errors import ClipgenError
+from clipgen_core.filesystem import is_local, list_folder
 from clipgen_core.schema import LOCAL
 from clipgen_core.storage import ASSETS, Storage, last_root
 
@@ -230,4 +231,7 @@ def _registry(root: str | None, name: str) -> "Registry":
     from clipgen_core.registry.champions import Registry
     from clipgen_core.tracking import registry_uri
 
-    return Registry.at(registry_uri(), Storage(root or last_root("evaluation")), name)
+    out = Storage(root or last_root("evaluation"))
+    if root and not list_folder(out.root):  # else a table of champions would begin there
+        raise ClipgenError(f"there is nothing at {out.root}: name the root of the model by --root")
+    return Registry.at(registry_uri(), out, name)

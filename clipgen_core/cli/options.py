@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from clipgen_core import __version__
 from clipgen_core.cli.faults import fault
 from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.extras import needed_for
@@ -16,6 +17,7 @@ from clipgen_core.storage import Storage, last_root
 console = Console(markup=False, highlight=False, soft_wrap=True)
 errors = Console(markup=False, highlight=False, soft_wrap=True, stderr=True)
 BAD_INPUT = 2
+ENDED = 128 + 2  # as a shell reports Ctrl-C
 STOPPED = 128 + 15  # as a shell reports SIGTERM
 
 Root = Annotated[
@@ -46,7 +48,16 @@ Models = Annotated[
 ]
 
 Seed = Annotated[int, typer.Option(help="The same seed gives the same images.")]
-Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o",
+        "--output",
+        help="The PNG file to write, over an older one; by default the first of out.png, out-2.png and so on "
+        "that does not exist.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 Guidance = Annotated[
     float | None, typer.Option(help="Strength of guidance; higher follows the input more, 1 is off.")
@@ -63,6 +74,16 @@ Candidates = Annotated[
     int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
 ]
 
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "--override",
+        "-o",
+        help="A setting, such as vqgan.train.steps=900; may be repeated. `clipgen settings` lists them.",
+    ),
+]
+
 Name = Annotated[str, typer.Option("--name", help="The registered model.")]
 
 app = typer.Typer(
@@ -70,6 +91,21 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"clipgen {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def clipgen(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version, and stop.")
+    ] = False,
+) -> None:
+    pass
 
 
 class Command(typer.core.TyperCommand):
@@ -81,6 +117,8 @@ class Command(typer.core.TyperCommand):
                 return super().invoke(ctx)
         except ClipgenError as error:
             said, code = str(error), STOPPED if isinstance(error, Interrupted) else BAD_INPUT
+        except KeyboardInterrupt:
+            raise typer.Exit(ENDED) from None
         except Exception as error:
             sentence = fault(error, ctx.params.get("root"), _in_stores(ctx.params))
             if sentence is None:

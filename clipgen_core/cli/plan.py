@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.options import Command, Overrides, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.progress import duration
 
@@ -30,18 +30,11 @@ PARTS = {  # of a Need, and what they are called
 @app.command(cls=Command)
 def plan(
     folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
-    recipe: Annotated[
-        str, typer.Option("--recipe", "--preset", help="demo, quick, long, paper, b, l or xl.")
-    ],
+    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
     clip: Annotated[
         str | None, typer.Option(help="The CLIP to use; `trained`: the recipe's own; ViT-B/32 by default.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--override", "-o", help="A setting, such as vqgan.train.micro_batch=8; may be repeated."
-        ),
-    ] = None,
+    overrides: Overrides = None,
     gpu: Annotated[
         float | None, typer.Option(min=1, help="Count for a GPU of so many GB instead of this machine.")
     ] = None,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Column, Table
 
-from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.options import AsJson, Command, app, console
 from clipgen_core.errors import ClipgenError
 from clipgen_core.recipes import DEFAULT, RECIPES, Recipe, named
 from clipgen_core.settings.catalogue import Setting, meaning, settings_of, suggestion
@@ -32,7 +32,7 @@ values of one recipe.
 def settings(
     stage: Annotated[str | None, typer.Argument(help="Show this stage only.")] = None,
     recipe: Annotated[str, typer.Option(help="Whose values to show.")] = DEFAULT,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/settings.md.")] = False,
 ) -> None:
     """List all settings: their names, their values in a recipe, and what they mean."""

@@ -1,17 +1,20 @@
 """What the commands share that generate images: their settings, their progress, and the file they write."""
 
+import itertools
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from clipgen_core.cli.options import console
+from clipgen_core import __version__
+from clipgen_core.cli.options import console, last_model
 from clipgen_core.errors import ClipgenError
 from clipgen_core.progress import Meter
 
 if TYPE_CHECKING:  # commands without images start without torch
     from torch import Tensor
 
+    from clipgen_core.generation.generator import TextToImage
     from clipgen_core.generation.requests import Generated
 
 
@@ -23,6 +26,51 @@ def shown_by(meter: Meter) -> "Callable[[Tensor], None]":
 def given(**settings: Any) -> dict[str, Any]:
     """The sampling settings that were given; the others keep the model's defaults."""
     return {name: value for name, value in settings.items() if value is not None}
+
+
+def chosen(output: Path | None) -> Path:
+    """The PNG file to write: the given one, or one that does not exist yet.
+
+    Raises:
+        ClipgenError: It cannot be written.
+    """
+    names = itertools.chain([Path("out.png")], (Path(f"out-{number}.png") for number in itertools.count(2)))
+    output = output or next(name for name in names if not name.exists())
+    require_writable(output)
+    return output
+
+
+def loaded(model: str | None, root: str | None) -> "tuple[TextToImage, str]":
+    """The generator of a command, and what its images say they are from.
+
+    Args:
+        model: As it was given.
+        root: Whose newest model is used if none was given.
+
+    Returns:
+        Both.
+
+    Raises:
+        ClipgenError: There is no such model.
+    """
+    source = model or last_model(root)
+    said = origin(source)
+
+    from clipgen_core.generation.generator import TextToImage
+
+    return TextToImage.from_pretrained(source), said
+
+
+def origin(model: str) -> str:
+    """What an image says it is from: the version of the registry, else the end of the model's address."""
+    if model.startswith("models:/"):
+        from clipgen_core.tracking import describe
+
+        return f"{model.partition('@')[0]}/{describe(model)['version']}" if "@" in model else model
+    if model.startswith("hf://"):
+        return model
+    parts = PurePath(model).parts
+    return "/".join(parts[-2:] if parts[-1].startswith("step-") else parts[-1:])
 
 
 def require_writable(output: Path, ending: str = ".png") -> None:
@@ -49,13 +97,16 @@ def require_writable(output: Path, ending: str = ".png") -> None:
         raise ClipgenError(f"{output} does not end in {ending}: a {written} file is written there")
 
 
-def write_sheet(rows: "list[list[Generated]]", output: Path, parameters: Mapping[str, Any]) -> None:
+def write_sheet(
+    rows: "list[list[Generated]]", output: Path, parameters: Mapping[str, Any], quiet: bool = False
+) -> None:
     """Write one row of images a request, as a PNG file that says how it was generated.
 
     Args:
         rows: The images of each request.
         output: The file.
         parameters: How they were generated.
+        quiet: Whether not to print the name of the file.
 
     Raises:
         ClipgenError: The file cannot be written.
@@ -65,9 +116,11 @@ def write_sheet(rows: "list[list[Generated]]", output: Path, parameters: Mapping
 
     sheet = grid([one.image for row in rows for one in row], columns=len(rows[0]))
     try:
-        write_bytes(str(output), png_bytes(with_parameters(sheet, parameters)))
+        made = {**parameters, "software": f"clipgen {__version__}"}
+        write_bytes(str(output), png_bytes(with_parameters(sheet, made)))
     except OSError as error:
         raise ClipgenError(
             f"{output} cannot be written ({error.strerror or error}): make room, or choose another --output"
         ) from error
-    console.print(f"wrote {output} ({sheet.width}x{sheet.height})")
+    if not quiet:
+        console.print(f"wrote {output} ({sheet.width}x{sheet.height})")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.options import ENDED, Command, Overrides, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.errors import ClipgenError
 from clipgen_core.extras import needed_for
@@ -28,7 +28,6 @@ concurrency:
   pools:
     default_limit: 1
 """
-INTERRUPTED = 128 + 2
 
 Folder = Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Of the model; by default the folder's.")]
@@ -47,10 +46,6 @@ Prompts = Annotated[
 ]
 Minutes = Annotated[
     float | None, typer.Option(min=1, help="How long the run may take; scales the steps of the recipe.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--override", "-o", help="A setting, such as vqgan.train.steps=900; may be repeated."),
 ]
 
 
@@ -158,7 +153,7 @@ def execute(job: str, file: Path, home: str) -> None:
         status = process.wait()
     except KeyboardInterrupt:  # the process has got it, too, and saves what it has
         process.wait()
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(ENDED) from None
     finally:
         signal.signal(signal.SIGTERM, previous)
     if status:

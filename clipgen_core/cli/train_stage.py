@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipgen_core.cli.options import Command, app, console
+from clipgen_core.cli.options import Command, Overrides, app, console
 from clipgen_core.errors import ClipgenError
 from clipgen_core.train import TrainingStage, train
 
@@ -16,10 +16,7 @@ def train_stage(
     stage: Annotated[TrainingStage, typer.Argument(help="What to train.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts are stored.")],
     recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="A setting's value, such as train.steps=1000; may be repeated."),
-    ] = None,
+    overrides: Overrides = None,
     captions: Annotated[
         str | None, typer.Option(help="For clip: a CSV file with the columns file and caption.")
     ] = None,
@@ -42,12 +39,11 @@ def train_stage(
     """
     from clipgen_core.training import distributed
 
-    overrides = read_settings(stage, settings or [])
     checkpoint = train(
         stage,
         root,
         recipe,
-        overrides,
+        read_settings(stage, overrides or []),
         captions=captions,
         clip=clip,
         tokens=tokens,

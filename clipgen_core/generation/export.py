@@ -19,6 +19,7 @@ import clipgen_core
 from clipgen_core import filesystem
 from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.tables import vectors
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.model_file import (
     CARD,
@@ -122,7 +123,7 @@ def _write(parts: Parts, file: Path, name: str, version: str | None, weights: We
             by_alias=True
         )
     if parts.clip.startswith(LOCAL):
-        folder = filesystem.local_copy(parts.clip.removeprefix(LOCAL))
+        folder = local_copy(parts.clip.removeprefix(LOCAL))
         stored, included["clip_key"] = _clip(f"{LOCAL}{folder}", weights)
         tensors |= stored | _clip_files(folder)
         metadata[f"{CLIP}/{CLIP_CONFIG}"] = (folder / CLIP_CONFIG).read_text()

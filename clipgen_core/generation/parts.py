@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from clipgen_core import filesystem, logs
 from clipgen_core.data.tables import find_table, open_table
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.models.clip import LOCAL
 from clipgen_core.schema import Frozen, TokenManifest
@@ -74,10 +75,10 @@ def _copy(parts: Parts, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     clip = parts.clip
     if clip.startswith(LOCAL):
-        shutil.copytree(filesystem.local_copy(clip.removeprefix(LOCAL)), folder / "clip")
+        shutil.copytree(local_copy(clip.removeprefix(LOCAL)), folder / "clip")
         clip = f"{LOCAL}clip"
     for name in CHECKPOINTS:
-        checkpoint = filesystem.local_copy(getattr(parts, name))
+        checkpoint = local_copy(getattr(parts, name))
         shutil.copytree(checkpoint, folder / name, ignore=shutil.ignore_patterns("training.pt"))
     if parts.embeddings:
         import lance

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from clipgen_core import filesystem, tracking
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.generation.model_file import unpacked
 from clipgen_core.generation.parts import FILE
@@ -33,9 +34,9 @@ def folder_of(source: str) -> str:
     if source.endswith(ENDINGS) or Path(source).is_file():
         if not filesystem.exists(source):
             raise ClipgenError(f"there is no file {source}: check the path")
-        return source if Path(source).is_dir() else str(unpacked(filesystem.local_copy(source)))
+        return source if Path(source).is_dir() else str(unpacked(local_copy(source)))
     if _exported(source):
-        return str(unpacked(filesystem.local_copy(f"{source}/{WEIGHTS}")))
+        return str(unpacked(local_copy(f"{source}/{WEIGHTS}")))
     return source
 
 

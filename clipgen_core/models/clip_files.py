@@ -15,9 +15,9 @@ from typing import Any
 import open_clip
 from torch import device, nn, uint8
 
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
-from clipgen_core.filesystem import local_copy
 from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
 from clipgen_core.settings.catalogue import suggestion
 
@@ -37,7 +37,7 @@ def load(reference: str) -> tuple[nn.Module, Any, Any]:
     name, pretrained = _parse(reference)
     try:
         settings = _model_config(name)
-        with needed_for(f"CLIP {reference}"), _without_messages():
+        with needed_for(f"CLIP {reference}"), without_messages():
             if settings["text_cfg"].get("hf_model_name"):
                 import transformers  # noqa: F401  # open_clip raises no ImportError of its own
             model, preprocess = open_clip.create_model_from_pretrained(
@@ -83,7 +83,7 @@ def unfilled(reference: str, most: int) -> nn.Module:
     if layers > most or any(value > 2**20 for _, value in numbers):
         raise ValueError(f"{CLIP_CONFIG} describes another model than the weights")
     own = _own_text_tower(reference, settings)
-    with device("meta"), _without_messages():
+    with device("meta"), without_messages():
         model: nn.Module = open_clip.create_model(
             reference, load_weights=False, pretrained_text=False, device="meta", **own
         )
@@ -180,7 +180,7 @@ def _own_text_tower(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _tokenizer(reference: str, name: str) -> Any:
     try:
-        with needed_for(f"the tokenizer of {reference}"), _without_messages():
+        with needed_for(f"the tokenizer of {reference}"), without_messages():
             return open_clip.get_tokenizer(name)
     except ClipgenError:
         raise
@@ -208,7 +208,7 @@ def _unusable(reference: str, error: Exception) -> ClipgenError:
 
 
 @contextmanager
-def _without_messages() -> Iterator[None]:
+def without_messages() -> Iterator[None]:
     """Leave out what open_clip logs, such as that a model without weights has none."""
 
     def is_other(record: logging.LogRecord) -> bool:

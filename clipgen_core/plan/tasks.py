@@ -89,6 +89,15 @@ class VqganWithoutImages(VqganTask):
         return torch.zeros(rows, 3, size, size, dtype=torch.uint8)
 
     def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """Those of the training, between which the live bytes are noted.
+
+        Args:
+            batch: As `few` returns it.
+            progress: The share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
         for loss in super().losses(batch, progress):
             yield loss
             self.live_after = self.live_after or self.live()
@@ -139,6 +148,15 @@ class TransformerWithoutShards(TransformerTask):
         return Layout(*(part.repeat(rows, 1) for part in (one.positions, one.targets, one.steps)))
 
     def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """Those of the training, between which the live bytes are noted.
+
+        Args:
+            batch: As `few` returns it.
+            progress: The share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
         for loss in super().losses(batch, progress):
             yield loss
             self.live_after = self.live_after or self.live()

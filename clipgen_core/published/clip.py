@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from clipgen_core import filesystem
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.models.clip_files import hub_name
+from clipgen_core.models.clip_files import hub_name, without_messages
 from clipgen_core.published.files import read_state_dict
 from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HUB
 
@@ -37,7 +37,8 @@ def import_clip(file: Path, reference: str, folder: Path) -> None:
     shape: dict[str, Any] = {**open_clip.get_model_config(name)}
     if published.get("quick_gelu"):
         shape["quick_gelu"] = True
-    model: Any = open_clip.create_model(name, force_quick_gelu=bool(published.get("quick_gelu")))
+    with without_messages():
+        model: Any = open_clip.create_model(name, force_quick_gelu=bool(published.get("quick_gelu")))
     full = f"the disk is full, so {folder} was not written: make room and run again"
     with filesystem.room_needed(full), filesystem.draft_folder(str(folder)) as scratch:
         draft = Path(scratch) / "clip"
@@ -53,7 +54,8 @@ def import_clip(file: Path, reference: str, folder: Path) -> None:
 def _fit(model: Any, stored: Path, file: Path, reference: str) -> None:
     """Load the weights, so that those of another model are refused now."""
     try:
-        open_clip.load_checkpoint(model, str(stored))
+        with without_messages():
+            open_clip.load_checkpoint(model, str(stored))
     except (RuntimeError, KeyError, AttributeError, ValueError) as error:
         raise ClipgenError(
             f"{file} does not hold the weights of {reference.removeprefix(HUB)} as open_clip names them "

@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError
-from clipgen_core.filesystem import exists, local_copy, write_bytes
+from clipgen_core.filesystem import exists, write_bytes
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.mlflow_tracker import MlflowTracker
 from clipgen_core.registry.evaluation import Evaluation

@@ -3,6 +3,7 @@
 Knows the fields and the sentences of refusals; knows no server and no model.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -185,6 +186,12 @@ def said_of(error: Mapping[str, Any], fields: Mapping[str, Any]) -> Refused:
         return Refused(400, "the prompt is empty: say what the image should show", param=name)
     rule = allowed(error["msg"])
     return Refused(400, f"{name} is {_short(error['input'])}: {rule}", param=name, code="invalid_value")
+
+
+def named_in(sentence: str) -> str | None:
+    """The field that a refusal of the generator is about: the first one that it names before the advice."""
+    fields = Generation.model_fields.keys() | EditForm.model_fields.keys()
+    return next((word for word in re.findall(r"\w+", sentence.partition(":")[0]) if word in fields), None)
 
 
 def _short(value: object) -> str:

@@ -19,8 +19,8 @@ from torch import Tensor
 from clipgen_core import logs
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.generation.sampling import OnStep
-from clipgen_core.serving.messages import ErrorAnswer, Images, Refused
+from clipgen_core.generation.sampling import Busy, OnStep
+from clipgen_core.serving.messages import ErrorAnswer, Images, Refused, named_in
 from clipgen_core.serving.monitoring import REQUESTS
 from clipgen_core.serving.work import Full, Job, Stopped, Work
 
@@ -66,9 +66,7 @@ class Sampled(Response):
             job = self.work.start(self.call)
         except Full:
             REQUESTS.labels(self.kind, "refused").inc()
-            raise Refused(
-                429, BUSY, headers=LATER, type="rate_limit_error", code="rate_limit_exceeded"
-            ) from None
+            raise too_many(BUSY) from None
         watch = asyncio.create_task(_stop_when_gone(job, receive))
         try:
             await (await self._response(job))(scope, receive, send)
@@ -123,12 +121,19 @@ def refusal_of(error: Exception) -> Refused:
     """How an error is answered. One that is not for the client is written to the log."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, Busy):
+        return too_many(str(error))
     if isinstance(error, ClipgenError):
-        return Refused(400, str(error))
+        param = named_in(str(error))
+        return Refused(400, str(error), **({"param": param} if param else {}))
     if isinstance(error, Stopped):
         return Refused(503, STOPS, headers=LATER, type="server_error", code="stopping")
     logs.line(f"a request failed: {type(error).__name__}: {first_line(error)}")
     return Refused(500, FAILED, type="server_error")
+
+
+def too_many(message: str) -> Refused:
+    return Refused(429, message, headers=LATER, type="rate_limit_error", code="rate_limit_exceeded")
 
 
 def error_response(refused: Refused) -> JSONResponse:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipgen_core import filesystem
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.schema import Frozen, TokenManifest
 from clipgen_core.storage import located, root_of
@@ -57,7 +58,7 @@ class Checkpoint:
     @cached_property
     def folder(self) -> Path:
         """A local folder with its files."""
-        return filesystem.local_copy(self.url)
+        return local_copy(self.url)
 
     @cached_property
     def provenance(self) -> Provenance:

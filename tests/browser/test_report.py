@@ -40,11 +40,16 @@ def test_the_report_opens_without_errors_in_both_schemes(
     assert page.locator(".gauge").count() >= 1 and page.locator("tr.ours").count() >= 3
     assert page.locator("h3:text('Against the champion')").count() == 1
     page.locator(".gallery summary").first.click()
-    assert page.locator(".gallery details[open] .large img").first.is_visible()
+    enlarged = page.locator(".gallery details[open]").first
+    image, nearest = (enlarged.locator(f"{one} img").bounding_box() for one in ("summary", ".large"))
+    assert image and nearest and image["width"] == nearest["width"] >= 200
+    assert nearest["x"] > image["x"] + image["width"] and abs(nearest["y"] - image["y"]) < 2
     wide = page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     assert not wide
     page.set_viewport_size({"width": 390, "height": 800})
     assert not page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+    below = enlarged.locator(".large img").bounding_box()
+    assert below and below["x"] + below["width"] <= 390
     page.screenshot(path=tmp_path / "report.png")
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
     corner = Image.open(tmp_path / "report.png").convert("L").getpixel((2, 2))

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.torch import save_file
 
 from clipgen_core import filesystem
+from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError
 
 
@@ -67,10 +69,10 @@ def test_folders_are_published_and_read_back(tmp_path: Path, scheme: str) -> Non
             (draft / "sub" / "data").write_bytes(content)
             (draft / "done").write_bytes(b"yes")
             filesystem.publish_folder(draft, url, "done")
-        assert (filesystem.local_copy(url) / "sub" / "data").read_bytes() == content
+        assert (local_copy(url) / "sub" / "data").read_bytes() == content
     assert filesystem.read_bytes(f"{url}/sub/data") == b"2"
     assert filesystem.list_folder(f"{scheme}{tmp_path}/run") == ["step-1"]
-    assert filesystem.local_copy(f"{url}/sub/data").name == "data"
+    assert local_copy(f"{url}/sub/data").name == "data"
     filesystem.remove_folder(url, "done")
     assert not filesystem.exists(f"{url}/done")
 
@@ -82,12 +84,39 @@ def test_local_copies_unused_for_a_day_are_removed_by_the_next_download(
     for name in ("a", "b", "c"):
         filesystem.write_bytes(f"memory:/{tmp_path}/{name}", name.encode())
     unused, used = (
-        filesystem.local_copy(f"memory:/{tmp_path}/a"),
-        filesystem.local_copy(f"memory:/{tmp_path}/b"),
+        local_copy(f"memory:/{tmp_path}/a"),
+        local_copy(f"memory:/{tmp_path}/b"),
     )
     for copy in (unused, used):
         os.utime(copy.parent, (0, 0))
-    assert filesystem.local_copy(f"memory:/{tmp_path}/b") == used
-    assert filesystem.local_copy(f"memory:/{tmp_path}/c").read_bytes() == b"c"
+    assert local_copy(f"memory:/{tmp_path}/b") == used
+    assert local_copy(f"memory:/{tmp_path}/c").read_bytes() == b"c"
     assert used.read_bytes() == b"b"
     assert not unused.exists()
+
+
+def test_a_copy_that_lost_bytes_or_files_is_fetched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(filesystem, "ATTEMPTS", 1)
+    folder = f"memory:/{tmp_path}/step-1"
+    for name in ("model", "sub/state"):
+        filesystem.write_bytes(f"{folder}/{name}", b"0123456789")
+    copy = local_copy(folder)
+    (copy / "model").write_bytes(b"0123")
+    assert (local_copy(folder) / "model").read_bytes() == b"0123456789"
+    (copy / "sub" / "state").unlink()
+    assert (local_copy(folder) / "sub" / "state").read_bytes() == b"0123456789"
+    file = local_copy(f"{folder}/model")
+    file.write_bytes(b"")
+    assert local_copy(f"{folder}/model").read_bytes() == b"0123456789"
+
+    def cut(memory: MemoryFileSystem, path: str, draft: str, **_: object) -> None:
+        Path(draft).write_bytes(b"0")
+
+    monkeypatch.setattr(MemoryFileSystem, "get", cut)
+    file.unlink()
+    with pytest.raises(OSError, match="model was cut short"):
+        local_copy(f"{folder}/model")
+    assert not file.exists()

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+import clipgen_core
 from clipgen_core.cli import app
 from clipgen_core.generation.export import export_file
 from clipgen_core.generation.parts import read_parts
@@ -201,7 +203,10 @@ def test_names_with_brackets_are_printed_as_they_are(
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "no model is available"),
         (["lineage", "models:/clip-gen@champion"], "set MLFLOW_TRACKING_URI"),
-        (["promote", "--root", "somewhere"], "set MLFLOW_TRACKING_URI"),
+        (["promote", "--root", "TYPO"], "there is nothing at"),
+        (["champions", "--root", "TYPO"], "there is nothing at"),
+        (["ui", "--port", "80000"], "less than or equal to 65535"),
+        (["serve", "--port", "80000"], "less than or equal to 65535"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(
@@ -226,6 +231,69 @@ def test_a_registry_that_is_down_is_one_sentence(tmp_path: Path) -> None:
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and "is not available from MLflow at http://127.0.0.1:9" in said
     assert "secret" not in said and "Traceback" not in said and list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_exists_is_written_over_by_name_only(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for asked, written in (
+        ([], "out.png"),
+        ([], "out-2.png"),
+        (["-o", "out.png"], "out.png"),
+        ([], "out-3.png"),
+    ):
+        result = runner.invoke(app, ["generate", "a disc", "-n", "1", "-m", checkpoint, *asked])
+        assert result.exit_code == 0 and f"wrote {written} (" in result.output, result.output
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["out-2.png", "out-3.png", "out.png"]
+
+
+def test_prompts_from_stdin_and_answers_in_json_for_programs(checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    args = ["generate", "a star", "-", "-n", "2", "-m", checkpoint, "-o", str(out), "--json"]
+    result = runner.invoke(app, args, input="a red disc\n\nein großer Kreis\n")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["prompts"] == ["a star", "a red disc", "ein großer Kreis"]
+    assert said["file"] == str(out) and [len(row) for row in said["clip_scores"]] == [2, 2, 2]
+    image = Image.open(out)
+    written = json.loads(image.info["parameters"])
+    assert written["model"] == "/".join(Path(checkpoint).parts[-2:]) == said["model"]
+    assert written["software"].startswith("clipgen ")
+    for sent, message in ((b"", "there is no prompt on stdin"), (b"\xff\xfe", "not encoded in UTF-8")):
+        result = runner.invoke(app, ["generate", "-", "-m", checkpoint, "-o", str(out)], input=sent)
+        assert result.exit_code == 2 and message in " ".join(result.output.split())
+
+
+def test_what_cannot_be_written_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:
+    code = "import sys; from clipgen_core.cli.options import app; import clipgen_core.cli\n"
+    code += "try: app(['generate', 'x', '-o', '/no/such/a.png'])\n"
+    code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["2", "False"]
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clipgen_core.cli.generate.loaded", pressed)
+    result = runner.invoke(app, ["generate", "x", "-o", str(tmp_path / "a.png")])
+    assert result.exit_code == 130 and "Traceback" not in result.output
+
+
+def test_an_option_has_the_same_names_in_all_commands() -> None:
+    names = dict[str, list[str]]()
+    for command in typer.main.get_command(app).commands.values():  # type: ignore[attr-defined]
+        for option in (one for one in command.params if one.param_type_name == "option"):
+            assert names.setdefault(option.name, option.opts) == option.opts, command.name
+    assert names["overrides"][0] == "--set" and len(names) > 40
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert runner.invoke(app, ["--version"]).output == f"clipgen {clipgen_core.__version__}\n"
 
 
 def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_time_of_training_a_clip_counts_where_the_plan_trains_one(
 
 @pytest.fixture
 def output(pictures: Path, clip_reference: str) -> Iterator[str]:
-    asked = ["plan", str(pictures / "pictures"), "--preset", "tiny", "--clip", clip_reference]
+    asked = ["plan", str(pictures / "pictures"), "--recipe", "tiny", "--clip", clip_reference]
     yield CliRunner().invoke(app, asked).output
 
 
@@ -103,11 +103,11 @@ def test_the_command_proposes_the_override_that_fits(
 
 def test_bad_input_gives_one_sentence(pictures: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke
-    assert run(app, ["plan", str(tmp_path), "--preset", "tiny"]).exit_code == 2
+    assert run(app, ["plan", str(tmp_path), "--recipe", "tiny"]).exit_code == 2
     (tmp_path / "x.png").write_bytes(b"no picture")
-    assert run(app, ["plan", str(tmp_path), "--preset", "tiny"]).exit_code == 2
-    assert run(app, ["plan", str(tmp_path), "--preset", "nothing"]).exit_code == 2
-    asked = ["plan", str(pictures / "pictures"), "--preset", "tiny"]
+    assert run(app, ["plan", str(tmp_path), "--recipe", "tiny"]).exit_code == 2
+    assert run(app, ["plan", str(tmp_path), "--recipe", "nothing"]).exit_code == 2
+    asked = ["plan", str(pictures / "pictures"), "--recipe", "tiny"]
     assert run(app, [*asked, "-o", "vqgan.train.steps"]).exit_code == 2
     assert run(app, [*asked, "-o", "vqgan.train.step=1"]).exit_code == 2
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from clipgen_core.data.pixels import fit_square, png_bytes
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.generation.sampling import Job, Sampler
+from clipgen_core.generation.sampling import Busy, Job, Sampler
 from clipgen_core.serving.api import LARGEST_BODY, build
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.work import Work
@@ -160,13 +161,13 @@ REFUSALS: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"prompt": "a", "n": 0}, 400, "n", "n is 0: it should be greater than or equal to 1"),
     ({"prompt": "a", "n": 11}, 400, "n", "n is 11: it should be less"),
     ({"prompt": "a", "n": "2"}, 400, "n", "n is '2'"),
-    ({"prompt": "a", "n": 10, "candidates": 100}, 400, None, "n x candidates is 10 x 100"),
+    ({"prompt": "a", "n": 10, "candidates": 100}, 400, "n", "n x candidates is 10 x 100"),
     ({"prompt": "a", "size": "1024x1024"}, 400, "size", "size is 1024x1024"),
     ({"prompt": "a", "size": "large"}, 400, "size", "size is 'large'"),
     ({"prompt": "a", "response_format": "url"}, 400, "response_format", "response_format is 'url'"),
     ({"prompt": "a", "model": "gpt"}, 404, "model", "there is no model 'gpt'"),
     ({"prompt": "a", "guidance": 2}, 400, "guidance", "did you mean 'guidance_scale'?"),
-    ({"prompt": "a", "guidance_scale": -1}, 400, None, "guidance_scale"),
+    ({"prompt": "a", "guidance_scale": -1}, 400, "guidance_scale", "guidance_scale"),
     ({"prompt": "a", "seed": 2**64}, 400, "seed", "seed is 18446744073709551616"),
     ({"prompt": "a", "partial_images": 4}, 400, "partial_images", "partial_images is 4"),
 ]
@@ -213,6 +214,7 @@ def test_images_and_masks_that_cannot_be_used_are_refused(client: TestClient, of
     for files, sentence in cases:
         answer = client.post(EDIT, data={"model": of_any_order, "prompt": "a"}, files=files)
         assert answer.status_code == 400 and sentence in answer.json()["error"]["message"], answer.text
+        assert answer.json()["error"]["param"] == ("mask" if sentence.startswith("the mask") else ANY)
     answer = client.post(EDIT, data={"prompt": "a"}, files={"image": half_transparent(image)})
     assert answer.status_code == 400 and "order any" in answer.json()["error"]["message"]
 
@@ -239,7 +241,8 @@ def test_a_model_that_is_gone_is_said_without_the_servers_folder(
 @pytest.mark.parametrize(
     ("error", "kind", "sentence"),
     [
-        (ClipgenError("the model is tired: let it rest"), "invalid_request_error", "the model is tired"),
+        (ClipgenError("steps of rest: let it rest"), "invalid_request_error", "steps of rest"),
+        (Busy("256 requests are being worked on"), "rate_limit_error", "256 requests"),
         (RuntimeError("secret of /srv"), "server_error", "the server failed; its log says why"),
     ],
 )
@@ -262,7 +265,10 @@ def test_an_error_in_the_middle_ends_a_stream_and_is_a_status_elsewhere(
         stream = client.post(GENERATE, json={"prompt": "a", "stream": True})
         whole = client.post(GENERATE, json={"prompt": "a"})
     (event,) = events(stream.text)
-    assert stream.status_code == 200 and whole.status_code == (400 if kind.startswith("invalid") else 500)
+    status = {"invalid_request_error": 400, "rate_limit_error": 429, "server_error": 500}[kind]
+    assert stream.status_code == 200 and whole.status_code == status
+    assert whole.headers.get("Retry-After") == ("5" if status == 429 else None)
+    assert whole.json()["error"]["param"] == ("steps" if status == 400 else None)
     for said in (event["error"], whole.json()["error"]):
         assert said["type"] == kind and sentence in said["message"]
     assert ("secret of /srv" in capfd.readouterr().err) == (kind == "server_error")
