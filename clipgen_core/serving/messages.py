@@ -157,7 +157,7 @@ class Refused(Exception):
     """
 
     def __init__(
-        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, **fields: str
+        self, status: int, message: str, *, headers: Mapping[str, str] | None = None, **fields: Any
     ) -> None:
         super().__init__(message)
         self.status, self.problem, self.headers = status, Problem(message=message, **fields), headers

@@ -124,8 +124,7 @@ def refusal_of(error: Exception) -> Refused:
     if isinstance(error, Busy):
         return too_many(str(error))
     if isinstance(error, ClipgenError):
-        param = named_in(str(error))
-        return Refused(400, str(error), **({"param": param} if param else {}))
+        return Refused(400, str(error), param=named_in(str(error)))
     if isinstance(error, Stopped):
         return Refused(503, STOPS, headers=LATER, type="server_error", code="stopping")
     logs.line(f"a request failed: {type(error).__name__}: {first_line(error)}")
