@@ -369,7 +369,7 @@ def test_the_helm_values_say_what_the_instance_profile_says() -> None:
     assert values["runLauncher"]["type"] == profile["run_launcher"]["class"] == "K8sRunLauncher"
     assert not values["telemetry"]["enabled"] and not values["generatePostgresqlPasswordSecret"]
     (code,) = values["dagster-user-deployments"]["deployments"]
-    assert code["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions"]
+    assert code["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions", "--location-name", code["name"]]
     assert code["envSecrets"] == [{"name": "clipgen"}] and "env" not in code
     for part in (code, values["runLauncher"]["config"]["k8sRunLauncher"]):
         assert part["labels"] == {"clipgen": "true"}

@@ -3,7 +3,7 @@
 # the profile that DAGSTER_PROFILE names. A run's or a step's container joins the Ray cluster that RAY_ADDRESS
 # (HOST:PORT) names, as a node without CPUs: from there it starts workers elsewhere. A code location does not,
 # so that it lives when Ray is away. In Compose, runs are processes of the code location's container: those that
-# a lost one left under way are marked as failed when the next one starts, which frees their slots.
+# a lost one left under way are marked as failed once the next one can be reached, which frees their slots.
 set -euo pipefail
 while IFS='=' read -r name path; do
   if [[ ! -r "$path" ]]; then
@@ -19,7 +19,13 @@ if [[ -n "${MLFLOW_PASSWORD:-}" ]]; then # of MLflow's own database
   export MLFLOW_BACKEND_STORE_URI="postgresql+psycopg2://mlflow:$MLFLOW_PASSWORD@${DAGSTER_PG_HOST:-postgres}/mlflow"
 fi
 if [[ "${DAGSTER_PROFILE:-}" == compose && "${1:-} ${2:-} ${3:-}" == "dagster code-server start" ]]; then
-  python -m pipelines.killed
+  lost=$(python -m pipelines.killed --list)
+  if [[ -n "$lost" ]]; then # the daemon tries once to start a failed run again, and reloads the location each minute
+    (until dagster api grpc-health-check -p 4000 >/dev/null 2>&1; do sleep 5; done
+     sleep 75
+     # shellcheck disable=SC2086 # each id is an argument
+     exec python -m pipelines.killed $lost) &
+  fi
 fi
 if [[ -n "${RAY_ADDRESS:-}" && "${1:-} ${2:-} ${3:-}" =~ ^dagster\ api\ execute_(run|step) ]]; then
   address=$RAY_ADDRESS

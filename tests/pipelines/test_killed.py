@@ -16,9 +16,10 @@ import pytest
 import yaml
 from dagster._core.events import EngineEventData
 from dagster._core.test_utils import freeze_time
+from dagster._daemon.controller import RELOAD_WORKSPACE_INTERVAL
 from dagster._daemon.monitoring.concurrency import execute_concurrency_slots_iteration
 
-from pipelines.killed import end_killed
+from pipelines.killed import end, killed
 from tests.conftest import wait_for
 
 INFRA = Path(__file__).parents[2] / "infra"
@@ -61,14 +62,15 @@ def test_a_killed_run_is_failed_and_leaves_its_slot(
 
         try:
             (run_id,) = wait_for(slots, "the step", alive=lambda: run.poll() is None)
-            assert end_killed(instance) == []
+            assert killed(instance) == []
         finally:
             run.send_signal(signal.SIGKILL)
             run.wait()
         assert slots() == [run_id]
-        assert end_killed(instance) == [run_id]
+        assert killed(instance) == [run_id]
+        assert end(instance, [run_id]) == [run_id]
         assert slots() == []
-        assert end_killed(instance) == []
+        assert killed(instance) == end(instance, [run_id]) == []
         made = instance.get_run_by_id(run_id)
         assert made is not None and made.status is dg.DagsterRunStatus.FAILURE
 
@@ -99,7 +101,7 @@ def under_way(instance: dg.DagsterInstance, pid: int, hours_ago: float = 0) -> s
 def test_a_run_lives_though_the_clock_was_set_forward_after_its_event(tmp_path: Path) -> None:
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, process(tmp_path) as pid:
         run_id = under_way(instance, pid, hours_ago=1)  # the process began a moment ago
-        assert end_killed(instance) == []
+        assert killed(instance) == []
         run = instance.get_run_by_id(run_id)
         assert run is not None and run.status is dg.DagsterRunStatus.STARTED
 
@@ -108,7 +110,7 @@ def test_a_later_process_with_the_same_number_is_not_the_runs(tmp_path: Path) ->
     """In a restarted container the numbers begin anew, so that even this process may have the run's."""
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance, process(tmp_path / "other") as pid:
         ours = [under_way(instance, one) for one in (pid, os.getpid(), os.getppid())]
-        assert sorted(end_killed(instance)) == sorted(ours)
+        assert sorted(killed(instance)) == sorted(ours)
 
 
 def test_a_new_container_of_the_code_location_ends_the_runs_of_a_lost_one(tmp_path: Path) -> None:
@@ -122,7 +124,14 @@ def test_a_new_container_of_the_code_location_ends_the_runs_of_a_lost_one(tmp_pa
     with dg.DagsterInstance.from_config(str(home)) as instance:
         run_id = under_way(instance, lost)
     settings = {"DAGSTER_HOME": str(home), "DAGSTER_PROFILE": "compose", "CLIPGEN_PROFILES": str(profiles)}
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    real = Path(sys.executable).with_name("dagster")
+    for name, line in (
+        ("dagster", f'[[ "$2" == grpc-health-check ]] || exec {real} "$@"'),  # it can be reached at once
+        ("sleep", f'echo "$1" >> {tmp_path}/slept'),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
     for command, status in (
         (["dagster", "code-server", "--help"], dg.DagsterRunStatus.STARTED),
         (["dagster", "code-server", "start", "--help"], dg.DagsterRunStatus.FAILURE),
@@ -135,6 +144,9 @@ def test_a_new_container_of_the_code_location_ends_the_runs_of_a_lost_one(tmp_pa
         with dg.DagsterInstance.from_config(str(home)) as instance:
             run = instance.get_run_by_id(run_id)
             assert run is not None and run.status is status
+    assert (
+        int((tmp_path / "slept").read_text()) > RELOAD_WORKSPACE_INTERVAL
+    )  # or the daemon starts none again
 
 
 @pytest.mark.parametrize("profile", ["compose", "kubernetes"])
