@@ -86,7 +86,22 @@ class Answers:
         past: Past,
         visitor: gr.Request,
     ) -> Iterator[Shown]:
-        """Generate pictures of what a prompt says, also with a second model to compare with."""
+        """Generate pictures of what a prompt says.
+
+        Args:
+            prompt: What they should show.
+            model: The name of a model.
+            n: How many.
+            seed: Determines them.
+            guidance_scale: Higher values follow the prompt more closely.
+            temperature: Lower values take the likeliest codes more often.
+            compare_with: The name of a second model to compare with; empty for none.
+            past: Earlier requests.
+            visitor: Who asks.
+
+        Yields:
+            What the page shows.
+        """
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
         yield from self._answer(lambda: FromText(prompt), chosen, past, visitor)
 
@@ -102,7 +117,15 @@ class Answers:
         past: Past,
         visitor: gr.Request,
     ) -> Iterator[Shown]:
-        """Generate variations of a picture."""
+        """Generate variations of a picture.
+
+        Args:
+            picture: The file's bytes.
+            model, n, seed, guidance_scale, temperature, compare_with, past, visitor: See `generate`.
+
+        Yields:
+            See `generate`.
+        """
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
         yield from self._answer(lambda: FromPicture(picture), chosen, past, visitor)
 
@@ -119,7 +142,16 @@ class Answers:
         past: Past,
         visitor: gr.Request,
     ) -> Iterator[Shown]:
-        """Generate the painted part of a picture anew."""
+        """Generate the painted part of a picture anew.
+
+        Args:
+            picture: The bytes of its file and of those of the layers painted on it.
+            prompt: What the whole picture should show; empty for what it shows now.
+            model, n, seed, guidance_scale, temperature, compare_with, past, visitor: See `generate`.
+
+        Yields:
+            See `generate`.
+        """
         chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
         yield from self._answer(lambda: Edit(picture, prompt), chosen, past, visitor)
 

@@ -66,7 +66,16 @@ def picture(image: Image.Image, alt: str, caption: str = "", file: str = "") -> 
 
 
 def training_picture(image: Image.Image, alt: str, caption: str = "") -> dict[str, str]:
-    """A small copy of a training image; see `picture`."""
+    """A small copy of a training image, which cannot be saved.
+
+    Args:
+        image: The image.
+        alt: What it shows.
+        caption: Shown below it.
+
+    Returns:
+        What the page shows.
+    """
     small = image.copy()
     small.thumbnail((SMALL, SMALL))
     return picture(small, alt, caption)
