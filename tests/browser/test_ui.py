@@ -13,6 +13,7 @@ from typing import Any
 import gradio_client
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -149,8 +150,7 @@ def test_nothing_is_cut_off_on_a_phone_and_pictures_come_first(url: str, themed:
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#made img").last.bounding_box()["y"] < page.locator("#prompt").bounding_box()["y"]  # type: ignore[index]
     assert not page.get_by_label("Temperature").first.is_visible()  # the settings are folded
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found = axe.Axe().run(page).response["violations"]
+    found = Axe().run(page).response["violations"]
     assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
