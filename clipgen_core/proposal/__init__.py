@@ -19,6 +19,7 @@ from clipgen_core.storage import SAFE_PART
 
 AUTO = "auto"
 LARGE, MEDIUM = 40e9, 16e9  # bytes of GPU memory for the recipes l and b
+SMALL = "photos"  # the recipe for less memory, and for CPUs
 FEWEST_STEPS = 20
 LEAST_MINUTES = 5  # that are worth a try on a fast machine
 LONGER = 4.0  # times the recipe's steps at the most; more make copies of the training images
@@ -111,9 +112,9 @@ def _fitting() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "demo"
+        return SMALL
     memory = torch.cuda.get_device_properties().total_memory
-    return "l" if memory >= LARGE else "b" if memory >= MEDIUM else "demo"
+    return "l" if memory >= LARGE else "b" if memory >= MEDIUM else SMALL
 
 
 def _within(proposal: Proposal, minutes: float) -> Proposal:

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+if not os.environ.get("GRADIO_TEMP_DIR"):  # read when Gradio is imported; the usual one may be another user's
+    SCRATCH = tempfile.TemporaryDirectory(prefix="clipgen-ui-")
+    os.environ["GRADIO_TEMP_DIR"] = SCRATCH.name
 
 import gradio as gr
 import uvicorn
@@ -241,7 +244,7 @@ def _link(
     answered: dict[str, Any] = {
         "outputs": list(shown),
         "concurrency_id": "sampling",
-        "show_progress": "minimal",
+        "show_progress": "hidden",  # the status line says more; Gradio would write "Error" after a stop
     }
     asked = [
         (generate.click, answers.generate, [inputs.prompt, *rest], "public"),

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from benchmarks import callers, edits, gap, guidance, orders, reading, serve
+from benchmarks import callers, edits, gap, guidance, orders, photos, reading, serve
 from benchmarks.baseline import PlainGpt
 from benchmarks.growing import growing
 from benchmarks.shards import write_shards
@@ -20,6 +20,7 @@ from benchmarks.static_cache import StaticCacheGpt
 from benchmarks.timing import in_turn, ratio, seconds
 from benchmarks.year import year
 from clipgen_core.data.captions import read_captions
+from clipgen_core.data.images import ImageTable
 from clipgen_core.data.tokens import TokenShards
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.models.clip import ClipEncoder
@@ -113,6 +114,25 @@ def test_orders_are_trained_and_scored(
         ("any", 4),
     ]
     assert all(row["recall"].keys() == {"train", "paraphrased"} for row in rows)
+
+
+def test_images_of_small_recipes_are_compared_with_real_ones(pipeline: Storage, clip_reference: str) -> None:
+    judged = photos.Judged(ImageTable(pipeline.images), ClipEncoder(clip_reference))
+    real = judged.table.images(np.concatenate([judged.table.train, judged.table.validation]))
+    sharp = [image.resize((SIZE, SIZE)) for image in real]
+    soft = [image.filter(ImageFilter.GaussianBlur(3)) for image in sharp]
+    own, blurred = judged.against_real(sharp, SIZE), judged.against_real(soft, SIZE)
+    assert own["1000 kid"] < blurred["1000 kid"] and own["sharpness"] > 2 * blurred["sharpness"]
+    assert {"1000 kid", "sharpness", "shape", "variety"} == set(own)
+
+
+def test_the_steps_of_some_minutes_come_from_the_time_of_a_step() -> None:
+    def trained(steps: int, _: Storage) -> None:
+        until = time.process_time() + 0.3 + 0.01 * steps
+        while time.process_time() < until:
+            pass
+
+    assert photos.steps_in(0.01, trained) == pytest.approx(120, rel=0.3)
 
 
 def test_settings_that_do_not_change_sample_as_the_generator_does(checkpoint: str) -> None:

@@ -33,11 +33,11 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_folder_with_names_becomes_a_run_that_dagster_takes(pictures: Path) -> None:
     source = str(pictures / "pictures")
     one = propose(source, overrides=QUICK)
-    assert one.name == "pictures" and one.recipe == "demo"
+    assert one.name == "pictures" and one.recipe == "photos"
     assert one.clip.reference == "trained" and one.prompts == f"names:{source}"
     lines = one.lines()
     assert len(lines) == 5 and "about 72 of 33 px" in lines[0] and "24 different ones" in lines[1]
-    assert "64 px in 8 x 8 codes" in lines[2] and "660 steps of 8 images" in lines[2]
+    assert "64 px in 16 x 16 codes" in lines[2] and "1,400 steps of 8 images" in lines[2]
     assert one.settings.evaluation.thresholds.min_prompts == 24
     files = one.write()
     assert list(files) == ["clip_training", "clip_gen"]
@@ -131,7 +131,7 @@ def test_the_machine_decides_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
     class Device:
         total_memory = 80e9
 
-    assert proposal._fitting() == "demo"
+    assert proposal._fitting() == "photos"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: Device)
     assert proposal._fitting() == "l"
