@@ -39,6 +39,7 @@ MAY_IMPORT["run_config"] = GROUND | {"assets", "config_files", "recipes"}
 MAY_IMPORT["preflight"] = MAY_IMPORT["plan"] | {"assets", "plan", "run_config"}
 MAY_IMPORT["proposal"] = MAY_IMPORT["preflight"] | {"preflight"}
 MAY_IMPORT["cli"] = MAY_IMPORT["proposal"] | {"proposal", "train", "serving", "published", "config_files"}
+MAY_IMPORT["__main__"] = {"cli"}
 MAY_IMPORT["generator"] = {"generation"}  # an alias for models registered by version 0.1
 ONE_FILE_EACH = {"stages"}  # whose modules meet in files alone and never import each other
 

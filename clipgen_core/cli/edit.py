@@ -51,7 +51,7 @@ def vary(
     candidates: Candidates = None,
 ) -> None:
     """Generate variations of images: one row an image, those most like it first."""
-    output = chosen(output)
+    output = chosen(output, *image)
     images = [read_image(file) for file in image]
     settings = given(
         guidance_scale=guidance_scale,
@@ -101,7 +101,7 @@ def edit(
     candidates: Candidates = None,
 ) -> None:
     """Generate a part of an image anew. Needs a model of any order (transformer.model.order any)."""
-    output = chosen(output)
+    output = chosen(output, image, mask)
     before, marked = read_image(image), read_image(mask)
     settings = given(
         guidance_scale=guidance_scale,
@@ -147,7 +147,7 @@ def extend(
 ) -> None:
     """Generate what lies beyond the border of an image. Needs a model of any order (transformer.model.order
     any)."""
-    output = chosen(output)
+    output = chosen(output, image)
     before = read_image(image)
     settings = given(
         guidance_scale=guidance_scale,

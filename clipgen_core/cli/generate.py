@@ -147,7 +147,7 @@ def search(
         ),
     ] = None,
     root: Root = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many images to show.")] = 10,
+    k: Annotated[int, typer.Option("-k", "-n", min=1, help="How many images to show.")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Show the images of the embeddings table, or of a model, that are nearest to a text or to an image."""

@@ -190,6 +190,11 @@ def lineage(
     from clipgen_core.registry.lineage import way_back
     from clipgen_core.tracking import describe
 
+    if not model.startswith("models:/"):
+        raise ClipgenError(
+            f"{model} is no registered model: give its address in the registry, models:/NAME@ALIAS or "
+            "models:/NAME/VERSION"
+        )
     tags = describe(model)
     console.print(f"{model} is version {tags['version']}, run {tags.get('mlflow_run', '?')}")
     own = Storage(root).root if root else None

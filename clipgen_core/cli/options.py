@@ -118,6 +118,7 @@ class Command(typer.core.TyperCommand):
         except ClipgenError as error:
             said, code = str(error), STOPPED if isinstance(error, Interrupted) else BAD_INPUT
         except KeyboardInterrupt:
+            errors.print("stopped")
             raise typer.Exit(ENDED) from None
         except Exception as error:
             sentence = fault(error, ctx.params.get("root"), _in_stores(ctx.params))
@@ -134,7 +135,18 @@ def _in_stores(params: dict[str, Any]) -> list[str]:
 
 
 def last_model(root: str | None) -> str:
-    return Storage(root or last_root("transformer")).current("transformer", "generating without --model").path
+    """The newest model under a root.
+
+    Raises:
+        ClipgenError: There is none.
+    """
+    out = Storage(root or last_root("transformer"))
+    try:
+        return out.current("transformer", "generating without --model").path
+    except ClipgenError as error:
+        raise ClipgenError(
+            f"there is no model under {out.root}: name one by --model, or its --root"
+        ) from error
 
 
 def is_file(path: str) -> bool:

@@ -28,15 +28,24 @@ def given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def chosen(output: Path | None) -> Path:
+def chosen(output: Path | None, *inputs: Path) -> Path:
     """The PNG file to write: the given one, or one that does not exist yet.
 
+    Args:
+        output: The given one.
+        inputs: Files that the command reads.
+
+    Returns:
+        The file.
+
     Raises:
-        ClipgenError: It cannot be written.
+        ClipgenError: It cannot be written, or is an input.
     """
     names = itertools.chain([Path("out.png")], (Path(f"out-{number}.png") for number in itertools.count(2)))
     output = output or next(name for name in names if not name.exists())
     require_writable(output)
+    if output.resolve() in [file.resolve() for file in inputs]:
+        raise ClipgenError(f"{output} is read and would be written over: choose another --output")
     return output
 
 

@@ -238,7 +238,7 @@ class Engine:
     def _embed_each_image(self, given: list[list[Image.Image]]) -> list[np.ndarray]:
         return parted(self.clip.encode_images(list(itertools.chain(*given))), given)
 
-    def search(self, query: str | Image.Image | np.ndarray, k: int) -> list[tuple[str, float]]:
+    def search(self, query: str | Image.Image | np.ndarray, k: int = 10) -> list[tuple[str, float]]:
         """The training images nearest to a prompt, an image or an embedding.
 
         Args:

@@ -45,6 +45,23 @@ def test_vary_writes_a_row_a_picture(checkpoint: str, pictures: Path, tmp_path: 
     assert result.exit_code == 2 and "there is no file" in result.output.replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["vary", "other.png", "photo.png", "-o", "photo.png"],
+        ["edit", "photo.png", "--mask", "mask.png", "-o", "mask.png"],
+        ["extend", "photo.png", "-o", "./photo.png"],
+    ],
+)
+def test_no_image_that_is_read_is_written_over(
+    args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = runner.invoke(app, args)
+    assert refused.exit_code == 2
+    assert f"{Path(args[-1])} is read and would be written over" in refused.output
+
+
 def test_edits_and_extensions_need_a_model_of_any_order(
     checkpoint: str, any_order: str, pictures: Path, tmp_path: Path
 ) -> None:
@@ -190,7 +207,7 @@ def test_names_with_brackets_are_printed_as_they_are(
         (["generate", "x", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (
             ["generate", "x", "--root", "/no/such/root"],
-            "there is no transformer_checkpoint under /no/such/root",
+            "there is no model under /no/such/root: name one by --model",
         ),
         (["generate", "x", "-m", "models:/clip-gen@candidate"], "set MLFLOW_TRACKING_URI"),
         (
@@ -203,6 +220,7 @@ def test_names_with_brackets_are_printed_as_they_are(
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "no model is available"),
         (["lineage", "models:/clip-gen@champion"], "set MLFLOW_TRACKING_URI"),
+        (["lineage", "model.clipgen"], "model.clipgen is no registered model: give its address in"),
         (["promote", "--root", "TYPO"], "there is nothing at"),
         (["champions", "--root", "TYPO"], "there is nothing at"),
         (["ui", "--port", "80000"], "less than or equal to 65535"),
@@ -229,7 +247,7 @@ def test_a_registry_that_is_down_is_one_sentence(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     said = " ".join(done.stderr.split())
-    assert done.returncode == 2 and "is not available from MLflow at http://127.0.0.1:9" in said
+    assert done.returncode == 2 and "MLflow at http://127.0.0.1:9 does not answer" in said
     assert "secret" not in said and "Traceback" not in said and list(tmp_path.iterdir()) == []
 
 

@@ -58,7 +58,8 @@ def tracking_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def versions(uri: str, out: Storage, count: int) -> Registry:
-    """A registry with `count` versions of nothing: promotion never opens a model."""
+    """A registry with `count` versions of nothing: promotion never opens a model. The root has been used."""
+    Path(out.root, "reports").mkdir(parents=True, exist_ok=True)
     client = mlflow_client(uri)
     client.create_registered_model("clip-gen")
     for _ in range(count):
