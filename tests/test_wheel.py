@@ -203,8 +203,8 @@ MISSING = {
     "embed s3://bucket/pictures --root root --clip SIGLIP": ("s3://bucket/pictures needs s3fs", "s3"),
     "generate x -m s3://bucket/model": ("s3://bucket/model/generator.json needs s3fs", "s3"),
     "generate x -m models:/clip-gen@champion": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
-    "champions --root root": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "embed pictures --root root --clip SIGLIP": ("the tokenizer of .+ needs transformers", "siglip"),
+    "champions --root root": ("MLflow at sqlite:.+ needs mlflow", "pipeline"),
     "serve -m model": ("`clipgen serve` needs python-multipart", "serve"),
     "ui -m model": ("`clipgen ui` needs gradio", "ui"),
 }
