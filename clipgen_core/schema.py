@@ -13,6 +13,7 @@ from clipgen_core.errors import ClipgenError
 
 VALIDATION_SHARE = 0.02
 HUB, HF_HUB, LOCAL = "hub:", "hf-hub:", "local-dir:"  # what references to a CLIP start with
+HF_REPOSITORY = rf"{HF_HUB}[\w.-]+/[\w.-]+"
 CLIP_CONFIG = "open_clip_config.json"  # in the folder of a CLIP, beside one of its weights
 CLIP_WEIGHTS = (  # in the order of preference
     "open_clip_model.safetensors",

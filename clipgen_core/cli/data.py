@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Column, Table
@@ -10,6 +10,9 @@ from rich.table import Column, Table
 from clipgen_core.cli.options import Command, Root, app, console
 from clipgen_core.cli.sheets import require_writable
 from clipgen_core.storage import Storage, last_root
+
+if TYPE_CHECKING:
+    from clipgen_core.stages.images import Result
 
 TOP = "."  # stands for the images in no folder
 
@@ -38,11 +41,15 @@ def embed(
     ] = None,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
+    from clipgen_core.data.tables import open_table
+    from clipgen_core.models.clip_files import absolute
+    from clipgen_core.preflight.models import available
     from clipgen_core.stages import embeddings, images
     from clipgen_core.tracking import NullTracker
 
     storage = Storage(root or last_root("clip"))
     reference = clip or storage.current("clip", "embedding without --clip").path
+    available(absolute(reference))  # before the source is read
     store = _what_is_stored(storage, references)
     config = images.Config(
         retry_rejects=retry_rejects,
@@ -54,7 +61,21 @@ def embed(
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
-    console.print(f"{ingested.found} images found, {ingested.added} new, {ingested.total} in all")
+    _say_what_was_read(ingested, open_table(ingested.table).count_rows())
+    console.print(f"{embedded.embedded} embedded in {embedded.table}")
+
+
+def _say_what_was_read(ingested: "Result", total: int) -> None:
+    """Print the counts of a run.
+
+    Args:
+        ingested: What it read.
+        total: How many images the table holds after they were embedded.
+    """
+    console.print(f"{ingested.found} images found, {ingested.added} new, {total} in all")
+    if (gone := ingested.total - total) > 0:
+        is_gone = "1 image is" if gone == 1 else f"{gone} images are"
+        console.print(f"{is_gone} gone from the source or damaged, and set aside: see `clipgen rejects`")
     if ingested.replaced:
         console.print(f"{ingested.replaced} images are forgotten: their files hold others or none now")
     if ingested.left:
@@ -68,7 +89,6 @@ def embed(
         console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
     for reason, count in sorted(ingested.rejects.items()):
         console.print(f"{count} rejected: {reason} (see `clipgen rejects`)")
-    console.print(f"{embedded.embedded} embedded in {embedded.table}")
 
 
 def _what_is_stored(storage: Storage, references: bool | None) -> Literal["images", "references"]:

@@ -99,7 +99,7 @@ class Filling:
             rows: Row numbers in the source, int64 [n].
 
         Returns:
-            Their number n.
+            How many rows the target got: fewer than n where images cannot be used.
 
         Raises:
             ClipgenError: Images cannot be used, and there is no root for rejects; or their source does not
@@ -121,7 +121,7 @@ class Filling:
         computed = [worker.rows(ready) for _, ready in prepared if ready is not None]
         if computed:
             upsert(self.target, pa.concat_tables(computed), "id", overwrite=True)
-        return len(rows)
+        return sum(one.num_rows for one in computed)
 
     def _read(self, images: Images) -> pa.Table:
         """The rows; images that are gone are read where the newest version names them, or at other places."""

@@ -84,7 +84,8 @@ class _Metadata:
 
 
 def _row(row: int, values: dict[str, Any], several: bool, wanted: Wanted) -> Iterator[Member]:
-    """The images of a row, each of its own column; a row without any is a problem."""
+    """The images of a row, each of its own column; none if it is null, as of an image that was not downloaded,
+    and a problem if it holds anything else."""
     images = [(name, data) for name, value in values.items() for data in _bytes_of(value)]
     for number, (name, data) in enumerate(images):
         more = f".{name}" if several else ""
@@ -93,13 +94,18 @@ def _row(row: int, values: dict[str, Any], several: bool, wanted: Wanted) -> Ite
             yield Member(f"{row}{more}", problem=problem, reason="too_large")
         else:
             yield Member(f"{row}{more}", data)
-    if not images:
+    if not images and not _is_null([*values.values()]):
         path = next(
             (value["path"] for value in values.values() if isinstance(value, dict) and value.get("path")),
             None,
         )
         named = f", but names the file {text_of(str(path))}: put the files into the source" if path else ""
         yield Member(str(row), problem=f"the row holds no bytes of an image{named}", reason="empty")
+
+
+def _is_null(value: Any) -> bool:
+    held = value.values() if isinstance(value, dict) else value
+    return all(map(_is_null, held)) if isinstance(value, dict | list) else value is None
 
 
 def _bytes_of(value: Any) -> list[bytes]:

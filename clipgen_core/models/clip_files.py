@@ -18,7 +18,7 @@ from torch import device, nn, uint8
 from clipgen_core.downloads import local_copy
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
-from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
+from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HF_REPOSITORY, HUB, LOCAL
 from clipgen_core.settings.catalogue import suggestion
 
 
@@ -125,7 +125,7 @@ def _parse(reference: str) -> tuple[str, str | None]:
     """The name and the weights' tag as open_clip takes them."""
     if reference.startswith(LOCAL):
         return f"{LOCAL}{_checked(local_copy(reference.removeprefix(LOCAL)))}", None
-    if re.fullmatch(rf"{HF_HUB}[\w.-]+/[\w.-]+", reference):
+    if re.fullmatch(HF_REPOSITORY, reference):
         return reference, None
     return hub_name(reference)
 

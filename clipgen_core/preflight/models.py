@@ -1,6 +1,7 @@
 """Checks of the models that a run starts from: CLIPs and files of weights. None of them is loaded."""
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -9,7 +10,7 @@ from typing import Any
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, list_folder, read_bytes
 from clipgen_core.run_config import TRAINED, Run
-from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HUB, LOCAL
+from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HF_REPOSITORY, HUB, LOCAL
 from clipgen_core.storage import Storage
 
 TRAINED_UNDER = f"{TRAINED}:"
@@ -99,7 +100,7 @@ def available(reference: str) -> str:
         if CLIP_CONFIG not in files or not any(one in files for one in CLIP_WEIGHTS):
             raise ClipgenError(f"CLIP folder {folder} has no {CLIP_CONFIG}, or no weights: check the path")
         return reference
-    if reference.startswith(HF_HUB):
+    if re.fullmatch(HF_REPOSITORY, reference):
         return _on_the_hub(reference, reference.removeprefix(HF_HUB), CLIP_WEIGHTS)
     return _public(reference)
 

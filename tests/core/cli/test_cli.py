@@ -216,7 +216,6 @@ def test_names_with_brackets_are_printed_as_they_are(
         ),
         (["vary", "photo.png", "-m", "/no/such/model"], "there is no file photo.png: check the path"),
         (["folders", "--root", "bogus://x"], "bogus://x cannot be opened"),
-        (["embed", "/no/such/folder", "--clip", "hub:ViT-B-32/x"], "/no/such/folder does not exist"),
         (["ui", "-m", "/no/such/model"], "there is no model at /no/such/model"),
         (["ui"], "no model is available"),
         (["lineage", "models:/clip-gen@champion"], "set MLFLOW_TRACKING_URI"),

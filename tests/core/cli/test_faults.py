@@ -16,8 +16,6 @@ from clipgen_core import filesystem
 from clipgen_core.cli import app, data
 from clipgen_core.cli.faults import fault
 
-CLIP = "hub:ViT-B-32/x"
-
 
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -39,12 +37,12 @@ def refused(*args: str) -> str:
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_reference: str
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unsaid")
-    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", CLIP)
+    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference)
     assert said.startswith("error: s3://bucket/in could not be read or written (Could not connect to")
     assert "run again when the disk or store answers" in said and "unsaid" not in said
     said = refused("stats", "--root", "s3://bucket/root")
@@ -52,9 +50,11 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     assert "http://127.0.0.1:9/bucket" in said and "HTTP error" in said and "retries" not in said
 
 
-def test_no_credentials_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_credentials_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_reference: str
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", CLIP)
+    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference)
     assert "(Unable to locate credentials): set AWS_ACCESS_KEY_ID" in said
 
 

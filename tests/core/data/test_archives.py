@@ -140,10 +140,28 @@ def test_each_row_has_its_own_column() -> None:
     assert found == {"0.jpg": PNG[0], "1.png": PNG[1], "2.jpg": PNG[2], "2.png": PNG[3]}
     chosen = read("a.parquet", parquet(table), key="png")
     assert [(one.name, one.reason if one.problem else "") for one in chosen] == [
-        ("0", "empty"),
         ("1", ""),
         ("2", ""),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "null", "nothing"),
+    [
+        (pa.binary(), None, b""),
+        (pa.list_(pa.binary()), [None], [b""]),
+        (
+            pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+            {"bytes": None, "path": None},
+            {"bytes": b"", "path": None},
+        ),
+    ],
+)
+def test_rows_of_null_are_no_images_and_rows_without_bytes_are_empty(
+    kind: pa.DataType, null: Any, nothing: Any
+) -> None:
+    found = read("a.parquet", parquet(pa.table({"image": pa.array([None, null, nothing], kind)})))
+    assert [(one.name, one.reason) for one in found] == [("2", "empty")]
 
 
 def test_hugging_faces_metadata_names_the_column() -> None:

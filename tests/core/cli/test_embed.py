@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipgen_core.cli import app
+from clipgen_core.stages import images
+from clipgen_core.storage import Storage
+from clipgen_core.tracking import NullTracker
+
+runner = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("clip", "said"),
+    [
+        ("ViT-B-32", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME nor local-dir:FOLDER"),
+        ("hub:ViT-B-32/x", "not 'x': choose one of them"),
+        ("hf-hub:a b", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME"),
+        ("local-dir:/no/such/clip", "CLIP folder /no/such/clip has no"),
+    ],
+)
+def test_a_bad_clip_is_refused_before_images_are_read(clip: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "in" / "a.png")
+    given = ["embed", str(tmp_path / "in"), "--root", str(tmp_path / "root"), "--clip", clip]
+    refused = runner.invoke(app, given)
+    assert refused.exit_code == 2 and said in refused.output
+    assert not (tmp_path / "root").exists()
+
+
+def test_embed_counts_after_images_that_are_gone_were_set_aside(clip_reference: str, tmp_path: Path) -> None:
+    storage, source = Storage(str(tmp_path / "root")), tmp_path / "in"
+    source.mkdir()
+    for name in ("red", "blue", "green", "white"):
+        Image.new("RGB", (40, 30), name).save(source / f"{name}.png")
+    images.run(images.Config(store="references"), source=str(source), out=storage, tracker=NullTracker())
+    (source / "red.png").unlink()
+    given = ["embed", str(source), "--root", storage.root, "--clip", clip_reference]
+    said = runner.invoke(app, given).output
+    assert "3 images found, 0 new, 3 in all" in said and "3 embedded in" in said
+    assert "1 image is gone from the source or damaged, and set aside: see `clipgen rejects`" in said
+    assert "red.png" in runner.invoke(app, ["rejects", "--root", storage.root]).output
