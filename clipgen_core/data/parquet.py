@@ -84,8 +84,8 @@ class _Metadata:
 
 
 def _row(row: int, values: dict[str, Any], several: bool, wanted: Wanted) -> Iterator[Member]:
-    """The images of a row, each of its own column; none if it is null, as of an image that was not downloaded,
-    and a problem if it holds anything else."""
+    """The images of a row, each of its own column; none if it is null, as where a download failed, and a
+    problem if it holds anything else."""
     images = [(name, data) for name, value in values.items() for data in _bytes_of(value)]
     for number, (name, data) in enumerate(images):
         more = f".{name}" if several else ""

@@ -78,7 +78,8 @@ def test_bad_input_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
     said = " ".join(done.output.split())
     assert "no token_shards under" in said and "or run `clipgen train FOLDER` first" in said
     done = CliRunner().invoke(app, [*arguments(storage.root), "--tokens", str(tmp_path)])
-    assert done.exit_code == 2 and "materialise token_shards first in Dagster" in " ".join(done.output.split())
+    assert done.exit_code == 2
+    assert "materialise token_shards first in Dagster" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["train-stage", "clip", "--root", storage.root, "--recipe", "demo"])
     assert done.exit_code == 2 and "--captions" in done.output
     done = CliRunner().invoke(app, arguments(storage.root, "train.step=3"))
