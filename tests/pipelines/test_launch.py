@@ -173,7 +173,7 @@ def test_an_error_of_clipgens_own_ends_the_training_and_is_not_tried_again(
     ray_cluster: str, pipeline: Storage, tmp_path: Path
 ) -> None:
     out = root_at(tmp_path, pipeline)
-    diverging = {**TRAIN, "learning_rate": 1e12, "clip_gradients": 1e12, "log_every": 1}
+    diverging = {**TRAIN, "learning_rate": 1e12, "clip_norm": 1e12, "log_every": 1}
     call = (
         f"from tests.pipelines.test_launch import materialise; materialise({out.root!r}, train={diverging!r})"
     )
