@@ -92,7 +92,7 @@ def undisturbed(pipeline: Storage, tmp_path_factory: pytest.TempPathFactory) -> 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         driver = started(out, workers_on="here")
-        driver.join(180)
+        driver.join(300)
     assert driver.exitcode == 0
     return out.current("transformer", "tests").path
 
@@ -114,7 +114,7 @@ def test_a_lost_worker_is_replaced_and_the_training_ends_as_if_undisturbed(
     assert victim
     os.kill(victim, signal.SIGKILL)
     assert newest_step(out) < STEPS
-    driver.join(180)
+    driver.join(300)
     assert driver.exitcode == 0
     assert_same(out.current("transformer", "tests").path, undisturbed)
     client = mlflow_client(f"sqlite:///{out.root}/mlflow/mlflow.db")
@@ -139,13 +139,13 @@ def test_a_signal_reaches_the_workers_which_save_and_another_run_goes_on(
     driver = started(out, **rarely)
     wait_for(lambda: steps_in_mlflow(out), "a step in MLflow", alive=driver.is_alive, pause=0.02)
     os.kill(driver.pid, number)
-    driver.join(120)
+    driver.join(300)
     assert driver.exitcode == 1
     stopped = newest_step(out)
     assert 0 < stopped < STEPS and stopped % 10 == 0
 
     driver = started(out, **rarely)
-    driver.join(180)
+    driver.join(300)
     assert driver.exitcode == 0
     assert_same(out.current("transformer", "tests").path, undisturbed)
     assert steps_in_mlflow(out) == set(range(10, STEPS + 1, 10))
