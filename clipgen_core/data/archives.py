@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipgen_core.data.columns import Columns, sample_of
-from clipgen_core.data.kinds import SNIFFED, looks_like_image
+from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.member import Member
 from clipgen_core.data.names import Unique
 from clipgen_core.data.parquet import read_parquet
@@ -32,6 +32,8 @@ TAR = re.compile(r"\.(tar|tar\.(gz|bz2|xz)|tgz|tbz2|txz)$", re.IGNORECASE)
 ZIP, PARQUET = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.parquet$", re.IGNORECASE)
 ZIP_HEADER, ENCRYPTED = 30, 1  # bytes before the name of a member, and the flag of encrypted ones
 NESTED = 3  # tars in tars in a tar
+ZIP_START, PARQUET_MARK = b"PK\x03\x04", b"PAR1"  # the mark begins and ends a Parquet file
+NO_BYTES, CUT = "it has no bytes", "it has no end, so it was cut short"
 DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -71,10 +73,33 @@ def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
     """
     read = _reader(path)
     assert read, path
+    guarded = _Guarded(opened)
     try:
-        yield from read(_Guarded(opened), wanted)
+        yield from read(guarded, wanted)
     except DAMAGE as error:
-        yield Member("", problem=first_line(error) or type(error).__name__, lost=0)
+        yield _fault(guarded, error)
+
+
+def _fault(opened: Any, error: BaseException) -> Member:
+    """What is wrong with an archive that cannot be read: empty, cut short, or what the error says."""
+    with suppress(*DAMAGE):  # of a store that reads forwards only
+        opened.seek(0)
+        start = opened.read(len(ZIP_START))
+        if not start:
+            return Member("", problem=NO_BYTES, reason="empty", lost=0)
+        if start == ZIP_START and not zipfile.is_zipfile(opened):
+            return Member("", problem=CUT, lost=0)
+        if start == PARQUET_MARK:
+            opened.seek(-len(PARQUET_MARK), io.SEEK_END)
+            if opened.read() != PARQUET_MARK:
+                return Member("", problem=CUT, lost=0)
+    return Member("", problem=first_line(error) or type(error).__name__, lost=0)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member, or a folder that it is in, is hidden, or is what macOS adds to archives."""
+    parts = (part for part in name.split("/") if part not in (".", ".."))
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def _reader(path: str) -> Callable[[Any, Wanted], Iterator[Member]] | None:
@@ -130,19 +155,22 @@ class _Header(tarfile.TarInfo):
             raise
 
 
+class _Tar(tarfile.TarFile):
+    ended = broken = False
+
+
 def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> Iterator[Member]:
     """The images of a tar file, which begins at `start` of the archive; None if that is compressed."""
     unique, sample, problem = Unique(), Sample(Columns(wanted)), ""
-    with tarfile.open(
+    with _Tar.open(
         fileobj=opened, mode="r|*", ignore_zeros=True, tarinfo=_Header, errors="surrogateescape"
     ) as archive:
         state: Any = archive
-        state.ended = state.broken = False
         start = start if state.fileobj.comptype == "tar" else None
         try:
             for member in archive:
                 content = archive.extractfile(member) if member.isfile() else None
-                if content is None:
+                if content is None or _is_hidden(member.name):
                     continue
                 offset = None if start is None or member.issparse() else start + member.offset_data
                 yield from sample.ended_by(member.name)
@@ -162,14 +190,14 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> 
     if state.broken:
         problem = problem or "blocks between its members are damaged"
     elif not state.ended:
-        problem = f"it has no end, so it was cut short{f' ({problem})' if problem else ''}"
+        problem = f"{CUT}{f' ({problem})' if problem else ''}"
     if problem:
         yield Member("", problem=problem, lost=0)
 
 
 def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) -> Iterator[Member]:
     """A file of an archive, if it is an image."""
-    if wanted.key is not None and not name.lower().endswith(f".{wanted.key.lower().lstrip('.')}"):
+    if not _has_key(name, wanted):
         return
     head = content.read(SNIFFED)
     if not looks_like_image(name, head):
@@ -180,9 +208,13 @@ def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) 
         yield Member(unique.name(name), head + content.read())
 
 
+def _has_key(name: str, wanted: Wanted) -> bool:
+    return wanted.key is None or name.lower().endswith(f".{wanted.key.lower().lstrip('.')}")
+
+
 def _stored_at(opened: Any, member: zipfile.ZipInfo) -> int | None:
-    """Where the bytes of a member begin in a zip file; None if they are compressed or encrypted."""
-    if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & ENCRYPTED:
+    """Where the bytes of a member begin in a zip file; None if they are compressed."""
+    if member.compress_type != zipfile.ZIP_STORED:
         return None
     opened.seek(member.header_offset)
     name, extra = struct.unpack("<HH", opened.read(ZIP_HEADER)[-4:])
@@ -192,7 +224,9 @@ def _stored_at(opened: Any, member: zipfile.ZipInfo) -> int | None:
 def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
     unique, columns = Unique(), Columns(wanted)
     with zipfile.ZipFile(opened) as archive:
-        files = [member for member in archive.infolist() if not member.is_dir()]
+        every = [one for one in archive.infolist() if not (one.is_dir() or _is_hidden(one.filename))]
+        files = [member for member in every if not member.flag_bits & ENCRYPTED]
+        yield from _encrypted([one.filename for one in every if one.flag_bits & ENCRYPTED], files, wanted)
         beside = columns.beside((member.filename, member.file_size) for member in files)
         for member in files:
             try:
@@ -207,3 +241,10 @@ def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
                 with suppress(*DAMAGE):
                     sample.add_file(name, archive.read(name))
             yield from sample.end()
+
+
+def _encrypted(names: list[str], others: list[zipfile.ZipInfo], wanted: Wanted) -> Iterator[Member]:
+    """One problem for all encrypted members, if there are images among them or nothing else is there."""
+    images = sum(is_image_name(name) and _has_key(name, wanted) for name in names)
+    if images or (names and not others):
+        yield Member("", problem="it is encrypted: unpack it", reason="unsupported", lost=images)

@@ -3,6 +3,7 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,24 @@ def tar(files: list[tuple[str, bytes]], mode: str = "w") -> bytes:
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return buffer.getvalue()
+
+
+def zipped(files: list[tuple[str, bytes]], encrypted: Sequence[str] = ()) -> bytes:
+    """A zip file; the headers of some members say that they are encrypted, which `zipfile` cannot write."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files:
+            archive.writestr(name, content)
+        starts = [one.header_offset for one in archive.infolist() if one.filename in encrypted]
+    data = bytearray(buffer.getvalue())
+    for start in starts:
+        data[start + 6] |= 1
+    at = data.find(b"PK\x01\x02")
+    while at >= 0:
+        if int.from_bytes(data[at + 42 : at + 46], "little") in starts:
+            data[at + 8] |= 1
+        at = data.find(b"PK\x01\x02", at + 1)
+    return bytes(data)
 
 
 def parquet(table: pa.Table) -> bytes:
@@ -126,7 +145,42 @@ def test_a_zip_file_on_a_disk_that_is_shorter_than_its_end_is_damaged(size: int,
     (tmp_path / "a.zip").write_bytes(bytes(size))
     with (tmp_path / "a.zip").open("rb") as file:
         (found,) = list(members("a.zip", file, Wanted()))
-    assert found.problem and found.lost == 0
+    assert found.problem and found.lost == 0 and found.reason == ("damaged" if size else "empty")
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip", "a.parquet"])
+def test_a_file_without_bytes_is_empty(name: str) -> None:
+    (found,) = read(name, b"")
+    assert (found.reason, found.problem, found.lost) == ("empty", "it has no bytes", 0)
+
+
+def test_an_empty_archive_holds_no_image() -> None:
+    assert read("a.tar", tar([])) == read("a.tgz", tar([], "w:gz")) == read("a.zip", zipped([])) == []
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.parquet"])
+def test_a_zip_or_parquet_file_that_was_cut_is_said(name: str) -> None:
+    whole = zipped([("1.png", PNG[0])]) if name == "a.zip" else parquet(pa.table({"image": [PNG[0]]}))
+    for end in (-1, -30, 40):
+        (found,) = read(name, whole[:end])
+        assert (found.reason, found.problem) == ("damaged", "it has no end, so it was cut short")
+
+
+def test_hidden_members_and_those_of_macos_are_left_out() -> None:
+    hidden = ["__MACOSX/in/._a.png", "in/._a.png", ".cache/a.png", "in/.git/a.png", ".a.png"]
+    files = [(name, PNG[0]) for name in hidden] + [("./in/a.png", PNG[1])]
+    for name, data in (("a.tar", tar(files)), ("a.zip", zipped(files))):
+        assert images(read(name, data)) == {"./in/a.png": PNG[1]}
+
+
+def test_encrypted_members_of_a_zip_file_are_one_problem() -> None:
+    files = [("1.png", PNG[0]), ("1.txt", b"a disc"), ("2.png", PNG[1]), ("3.png", PNG[2])]
+    (found,) = read("a.zip", zipped(files, encrypted=[name for name, _ in files]))
+    assert (found.name, found.reason, found.lost) == ("", "unsupported", 3)
+    assert found.problem == "it is encrypted: unpack it"
+    some = read("a.zip", zipped(files, encrypted=["1.txt", "2.png"]))
+    assert [(one.name, one.lost) for one in some] == [("", 1), ("1.png", 1), ("3.png", 1)]
+    assert list(images(read("a.zip", zipped(files, encrypted=["1.txt"])))) == ["1.png", "2.png", "3.png"]
 
 
 def test_a_large_member_is_not_read() -> None:
