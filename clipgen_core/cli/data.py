@@ -82,8 +82,8 @@ def _say_what_was_read(ingested: "Result", total: int) -> None:
         console.print(f"{ingested.left} images are forgotten: their files left the folder")
     if ingested.missing:
         console.print(f"{ingested.missing} files left the folder: their images are forgotten by a later run")
-    for gone in ingested.vanished:
-        console.print(f"the folder {gone} is gone: its rows stay until `clipgen prune`")
+    for folder in ingested.vanished:
+        console.print(f"the folder {folder} is gone: its rows stay until `clipgen prune`")
     if ingested.others:
         endings = ", ".join(f"{count} {ending}" for ending, count in sorted(ingested.others.items()))
         console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
