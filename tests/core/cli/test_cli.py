@@ -335,7 +335,7 @@ def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path
     (source / "d.png").write_text("no image")
     (source / "notes.txt").write_text("x")
     nothing = runner.invoke(app, ["rejects", "--root", root])
-    assert nothing.exit_code == 2 and "materialise raw_images, or run `clipgen embed` first" in nothing.output
+    assert nothing.exit_code == 2 and "or run `clipgen embed FOLDER` first" in nothing.output
     embedded = runner.invoke(app, ["embed", str(source), "--root", root, "--clip", clip_reference])
     assert embedded.exit_code == 0 and "1 files are no images: 1 .txt" in embedded.output
     shown = [
