@@ -31,7 +31,9 @@ from clipgen_core.generation.load import load_vqgan
 from clipgen_core.generation.parts import read_parts
 from clipgen_core.judging.detail import figures_of
 from clipgen_core.judging.distances import Discrepancy, kid
+from clipgen_core.judging.judge import CLIP
 from clipgen_core.judging.metrics import psnr
+from clipgen_core.judging.reference import scaled
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.models.quantizer import usage_and_perplexity
 from clipgen_core.recipes import Recipe, named
@@ -79,8 +81,9 @@ def main(
     chosen = list((VQGANS if stage == "vqgan" else TRANSFORMERS).items())
     for name, overrides in [chosen[int(i)] for i in only.split(",")] if only else chosen:
         trained: Callable[[int, Storage], Any]
-        recipe, label = named("demo").override(overrides), f"{name}, {minutes:g} minutes"
+        label = f"{name}, {minutes:g} minutes"
         if stage == "vqgan":
+            recipe = named("demo").override(overrides)
             trained = partial(train_vqgan, recipe, storage.images, clip)
         else:
             recipe, label = _of_row(base).override(overrides), f"{label}, codes of {base}"
@@ -215,36 +218,37 @@ class Judged:
         rows = generator.generate(KINDS, n=GENERATED // len(KINDS), seed=0)
         made = [row[i] for i in range(GENERATED // len(KINDS)) for row in rows]  # kind after kind, in turn
         names = self.seen.encode_texts(KINDS)
-        right = (self.seen.encode_images(made) @ names.T).argmax(axis=1) == np.arange(GENERATED) % len(KINDS)
+        embeddings = self.seen.encode_images(made)
+        right = (embeddings @ names.T).argmax(axis=1) == np.arange(GENERATED) % len(KINDS)
         grid(made[:40], 10).save(shown)
         return {
             "validation loss": result.fitted.metrics["validation_loss"],
             "right kind": float(right.mean()),
-        } | self.against_real(made, recipe.vqgan.model.image_size)
+        } | self.against_real(made, recipe.vqgan.model.image_size, embeddings)
 
-    def against_real(self, made: list[Image.Image], size: int) -> dict[str, float]:
+    def against_real(
+        self, made: list[Image.Image], size: int, embeddings: np.ndarray | None = None
+    ) -> dict[str, float]:
         """Compare images with real ones.
 
         Args:
             made: The images.
             size: Their side.
+            embeddings: Their embeddings by the judge; computed by default.
 
         Returns:
             1000 KID in the judge's space; sharpness, shape and variety as multiples of the real images'.
         """
         if self.kid is None:
             some = np.random.default_rng(0).permutation(self.table.train)[:REFERENCE]
-            self.kid = kid(self._features(self._real(some, size)))
+            self.kid = kid(scaled(CLIP, self.seen.encode_images(self._real(some, size))))
         own, real = figures_of(made), figures_of(self._real(self.table.validation[:COUNT], size))
-        value = self.kid.to(self._features(made)).value
+        embeddings = self.seen.encode_images(made) if embeddings is None else embeddings
+        value = self.kid.to(scaled(CLIP, embeddings)).value
         return {"1000 kid": 1000 * value} | {name: own[name] / real[name] for name in own}
 
     def _real(self, rows: np.ndarray, size: int) -> list[Image.Image]:
         return self.table.map(lambda _, one: fit_square(one, size), rows)
-
-    def _features(self, images: list[Image.Image]) -> np.ndarray:
-        embeddings = self.seen.encode_images(images)
-        return embeddings * embeddings.shape[1] ** 0.5
 
 
 def steps_in(minutes: float, trained: Callable[[int, Storage], object]) -> int:

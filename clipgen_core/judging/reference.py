@@ -152,13 +152,13 @@ class Reference:
         keys, features, soft = self._read(chosen)
         self.count, self.digest = len(keys), digest_of_keys([keys])
         self.spaces = [space for space in features if space != LOGITS]
-        self.kid = {space: kid(_scaled(space, features[space])) for space in self.spaces}
+        self.kid = {space: kid(scaled(space, features[space])) for space in self.spaces}
         self.frechet = {
             space: Frechet(features[space]) for space in self.spaces if self.enough(features[space].shape[1])
         }
         self.cmmd, self.manifold = cmmd(features[CLIP]), Manifold(features[CLIP])
         self.soft = {
-            (space, radius): kid(_scaled(space, own[space]))
+            (space, radius): kid(scaled(space, own[space]))
             for radius, own in soft.items()
             for space in self.spaces
         }
@@ -207,7 +207,7 @@ class Reference:
         features = self.judge.features(images, embeddings)
         metrics: dict[str, float] = {}
         for space in self.spaces:
-            metrics |= _named(f"kid{SUFFIX[space]}", self.kid[space].to(_scaled(space, features[space])))
+            metrics |= _named(f"kid{SUFFIX[space]}", self.kid[space].to(scaled(space, features[space])))
         metrics |= {f"fid{SUFFIX[space]}": one.to(features[space]) for space, one in self.frechet.items()}
         metrics |= {"cmmd": self.cmmd.to(features[CLIP]).value, **self.manifold.scores(features[CLIP])}
         if LOGITS in features:
@@ -240,7 +240,7 @@ class Reference:
         for radius in BLURS:
             features = self.judge.features(blurred(images, radius))
             for space in self.spaces:
-                estimate = self.soft[space, radius].to(_scaled(space, features[space]))
+                estimate = self.soft[space, radius].to(scaled(space, features[space]))
                 metrics |= _named(f"kid{SUFFIX[space]}_{radius}", estimate)
         return metrics
 
@@ -268,9 +268,17 @@ def _joined(parts: Sequence[Features]) -> Features:
     return {space: np.concatenate([part[space] for part in parts]) for space in parts[0]}
 
 
-def _scaled(space: str, features: np.ndarray) -> np.ndarray:
+def scaled(space: str, features: np.ndarray) -> np.ndarray:
     """Features for KID. CLIP embeddings have length 1 and are scaled to a mean square of 1: the cubic kernel
-    of shorter ones is all but linear, and would compare little more than the means."""
+    of shorter ones is all but linear, and would compare little more than the means.
+
+    Args:
+        space: A space of the judge.
+        features: In this space, float [n, d].
+
+    Returns:
+        The features, float [n, d].
+    """
     return features * features.shape[1] ** 0.5 if space == CLIP else features
 
 

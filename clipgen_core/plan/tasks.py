@@ -3,7 +3,8 @@
 Knows the tasks of the stages; knows nothing of what is counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -27,8 +28,34 @@ from clipgen_core.training.orders import draw_order
 from clipgen_core.training.task import Metrics
 
 
-def _nothing() -> int:
-    return 0
+class Watched:
+    """A training that notes the live bytes after the backward passes of its first loss.
+
+    Attributes:
+        live: Gives the bytes at present.
+        live_after: What it gave then; 0 before.
+    """
+
+    live: Callable[[], int]
+    live_after = 0
+
+    def losses(self, batch: Any, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
+        """Those of the training, between which the live bytes are noted.
+
+        Args:
+            batch: As `few` returns it.
+            progress: The share of training that is done.
+
+        Yields:
+            Name, loss and metrics.
+        """
+        for loss in super().losses(batch, progress):  # type: ignore[misc]
+            yield loss
+            self.live_after = self.live_after or self.live()
+
+    @staticmethod
+    def nothing() -> int:
+        return 0
 
 
 class ClipWithoutImages(ClipTask):
@@ -53,22 +80,18 @@ class ClipWithoutImages(ClipTask):
         return images, torch.randint(9, 99, (rows, length)), torch.zeros(rows, WORDS)
 
 
-class VqganWithoutImages(VqganTask):
+class VqganWithoutImages(Watched, VqganTask):
     """A training of the VQGAN without images.
 
     Args:
         recipe: The settings of all stages.
         clip: Measures perceptual distance.
         device: Of the models.
-
-    Attributes:
-        live: Gives the bytes at present.
-        live_after: The bytes after the backward passes of the first loss; 0 before.
     """
 
     def __init__(self, recipe: Recipe, clip: ClipEncoder, device: str) -> None:
         self.config = config = recipe.vqgan
-        self.live, self.live_after = _nothing, 0
+        self.live = self.nothing
         with torch.device(device):
             self.model = self.vqgan = Vqgan(config.model)
             self.discriminator = PatchDiscriminator(config.discriminator_width, config.discriminator_layers)
@@ -88,31 +111,17 @@ class VqganWithoutImages(VqganTask):
         size = self.config.model.image_size
         return torch.zeros(rows, 3, size, size, dtype=torch.uint8)
 
-    def losses(self, batch: Tensor, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
-        """Those of the training, between which the live bytes are noted.
-
-        Args:
-            batch: As `few` returns it.
-            progress: The share of training that is done.
-
-        Yields:
-            Name, loss and metrics.
-        """
-        for loss in super().losses(batch, progress):
-            yield loss
-            self.live_after = self.live_after or self.live()
-
     def after_step(self, step: int) -> Metrics:
         self.vqgan.quantizer.passes.clear()
         return {}  # what the codebook learns depends on values, and takes little
 
 
-class TransformerWithoutShards(TransformerTask):
+class TransformerWithoutShards(Watched, TransformerTask):
     """A training of the transformer without token shards; as `VqganWithoutImages`."""
 
     def __init__(self, recipe: Recipe, clip: ClipEncoder, device: str) -> None:
         self.config = config = recipe.transformer
-        self.live, self.live_after = _nothing, 0
+        self.live = self.nothing
         shape = recipe.vqgan.model
         with torch.device(device):
             vqgan = Vqgan(shape)
@@ -146,17 +155,3 @@ class TransformerWithoutShards(TransformerTask):
         tokens = draw_order(np.random.default_rng(0), self.config.model.order, count, 0.0)
         one = Layout.stack([tokens])
         return Layout(*(part.repeat(rows, 1) for part in (one.positions, one.targets, one.steps)))
-
-    def losses(self, batch: Batch, progress: float) -> Iterator[tuple[str, Tensor, Metrics]]:
-        """Those of the training, between which the live bytes are noted.
-
-        Args:
-            batch: As `few` returns it.
-            progress: The share of training that is done.
-
-        Yields:
-            Name, loss and metrics.
-        """
-        for loss in super().losses(batch, progress):
-            yield loss
-            self.live_after = self.live_after or self.live()

@@ -55,7 +55,9 @@ def test_nearest_equals_exact_search(tmp_path: Path) -> None:
 def test_a_missing_table_is_one_clear_sentence(tmp_path: Path) -> None:
     with pytest.raises(ClipgenError, match="there is no table at .*: check the path"):
         open_table(str(tmp_path / "none.lance"))
-    with pytest.raises(ClipgenError, match="there is no table at .*: materialise clip_embeddings first in Dagster, or run"):
+    with pytest.raises(
+        ClipgenError, match="there is no table at .*: materialise clip_embeddings first in Dagster, or run"
+    ):
         open_table(str(tmp_path / "embeddings" / "x.lance"))
 
 
