@@ -35,6 +35,9 @@ from clipgen_core.tracking import NullTracker
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.conftest"])
 RAY = Path(sys.executable).with_name("ray")
+# Ray keeps the token that a process first read: all clusters of one process and its children have the same
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 LONGEST = ("test_demo.py", "test_servers.py")  # minutes each
 EMOJI = Path(__file__).parents[1] / ".clipgen" / "emoji"
 needs_emoji = pytest.mark.skipif(not EMOJI.exists(), reason="needs the demo's pictures: run `make test`")
@@ -302,15 +305,11 @@ def ray_cluster(only_ray: None) -> Iterator[str]:
 @contextmanager
 def two_ray_nodes(*, head: list[str], second: list[str], **environment: str) -> Iterator[str]:
     """A Ray cluster on loopback; each node is started with its options and the `environment`."""
-    from ray._raylet import Config
-
     port = free_port()
     address = f"127.0.0.1:{port}"
     environment |= {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_ADDRESS": address,
     }
     start = [str(RAY), "start", "--num-cpus=1", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
@@ -318,7 +317,6 @@ def two_ray_nodes(*, head: list[str], second: list[str], **environment: str) -> 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
-        Config.initialize("")  # Ray reads its authentication once in a process, maybe in an earlier test
         try:
             first = [*start, "--head", f"--port={port}", *head]
             subprocess.run(first, check=True, capture_output=True, env=_without_address())

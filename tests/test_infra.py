@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import commands
+from tests.pods import violations
 
 REPOSITORY = Path(__file__).parents[1]
 INFRA = REPOSITORY / "infra"
@@ -161,44 +162,6 @@ def test_pods_are_closed_and_no_secret_is_in_a_file() -> None:
         assert not re.search(r"(?i)(password|secret_access_key|auth_token): *\S", file.read_text()), file
 
 
-ALLOWED_VOLUMES = {
-    *(
-        "configMap",
-        "csi",
-        "downwardAPI",
-        "emptyDir",
-        "ephemeral",
-        "persistentVolumeClaim",
-        "projected",
-        "secret",
-    )
-}
-
-
-def violations(pod: dict[str, Any]) -> list[str]:
-    """What the profile `restricted` of Kubernetes' Pod Security Standards forbids in a pod's spec."""
-    found = [name for name in ("hostNetwork", "hostPID", "hostIPC") if pod.get(name)]
-    found += [v["name"] for v in pod.get("volumes") or () if not (v.keys() - {"name"}) <= ALLOWED_VOLUMES]
-    of_pod = pod.get("securityContext") or {}
-    for container in [*(pod.get("initContainers") or ()), *pod["containers"]]:
-        own, name = container.get("securityContext") or {}, container["name"]
-        both = of_pod | own
-        rights = own.get("capabilities") or {}
-        checks = {
-            "privileged": own.get("privileged"),
-            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is not False,
-            "capabilities.drop": "ALL" not in (rights.get("drop") or ()),
-            "capabilities.add": set(rights.get("add") or ()) - {"NET_BIND_SERVICE"},
-            "runAsNonRoot": not both.get("runAsNonRoot"),
-            "runAsUser": both.get("runAsUser") == 0,
-            "seccompProfile": (both.get("seccompProfile") or {}).get("type")
-            not in ("RuntimeDefault", "Localhost"),
-            "hostPort": any(port.get("hostPort") for port in container.get("ports") or ()),
-        }
-        found += [f"{name}: {check}" for check, wrong in checks.items() if wrong]
-    return found
-
-
 def test_the_check_of_the_restricted_profile_finds_what_is_forbidden() -> None:
     bare = {"containers": [{"name": "x"}], "hostPID": True, "volumes": [{"name": "v", "hostPath": {}}]}
     missing = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
@@ -275,28 +238,6 @@ def test_the_pods_of_runs_and_steps_are_admitted_by_a_restricted_namespace(
     assert ("nvidia.com/gpu" in pod["containers"][0]["resources"]["limits"]) == gpu
 
 
-def test_the_values_of_the_chart_close_the_pods_that_it_makes() -> None:
-    """The chart gives these contexts to its containers and init containers; it is not rendered here."""
-    values = yaml.safe_load((INFRA / "kubernetes" / "dagster-values.yaml").read_text())
-    (code,) = values["dagster-user-deployments"]["deployments"]
-    for part in (values["dagsterWebserver"], values["dagsterDaemon"], code):
-        container = {"name": "one", "securityContext": part["securityContext"]}
-        assert not violations({"containers": [container], "securityContext": part["podSecurityContext"]})
-    profile = yaml.safe_load((INFRA / "dagster" / "kubernetes.yaml").read_text())
-    ours = profile["run_launcher"]["config"]["run_k8s_config"]
-    theirs = values["runLauncher"]["config"]["k8sRunLauncher"]["runK8sConfig"]
-    assert snake(theirs) == snake(ours)
-
-
-def snake(value: Any) -> Any:
-    """A value of YAML whose keys are written as Dagster writes them."""
-    if isinstance(value, list):
-        return [snake(one) for one in value]
-    if not isinstance(value, dict):
-        return value
-    return {re.sub(r"(?<=[a-z])([A-Z])", r"_\1", key).lower(): snake(one) for key, one in value.items()}
-
-
 def test_the_optional_manifests_fit_their_schemas() -> None:
     files = sorted((INFRA / "kubernetes" / "optional").glob("*.yaml"))
     every = [one for file in files for one in yaml.safe_load_all(file.read_text())]
@@ -351,28 +292,6 @@ def test_the_ray_clusters_pods_are_pods() -> None:
         kubernetes_validate.validate(pod, "1.37", strict=True)
         pod["spec"]["containers"].append(autoscaler)  # KubeRay adds it to the head
         assert not violations(pod["spec"])
-
-
-def test_the_helm_values_say_what_the_instance_profile_says() -> None:
-    values = yaml.safe_load((INFRA / "kubernetes" / "dagster-values.yaml").read_text())
-    profile = yaml.safe_load((INFRA / "dagster" / "kubernetes.yaml").read_text())
-    daemon, database = values["dagsterDaemon"], profile["storage"]["postgres"]["postgres_db"]
-    pools, ours = values["concurrency"]["pools"], profile["concurrency"]["pools"]
-    assert (pools["defaultLimit"], pools["granularity"]) == (ours["default_limit"], ours["granularity"])
-    assert (
-        values["concurrency"]["runs"]["maxConcurrentRuns"]
-        == profile["concurrency"]["runs"]["max_concurrent_runs"]
-    )
-    assert daemon["runRetries"]["maxRetries"] == profile["run_retries"]["max_retries"]
-    assert snake(daemon["runMonitoring"]) == profile["run_monitoring"]
-    assert values["postgresql"]["postgresqlScheme"] == database["scheme"]
-    assert values["runLauncher"]["type"] == profile["run_launcher"]["class"] == "K8sRunLauncher"
-    assert not values["telemetry"]["enabled"] and not values["generatePostgresqlPasswordSecret"]
-    (code,) = values["dagster-user-deployments"]["deployments"]
-    assert code["dagsterApiGrpcArgs"] == ["-m", "pipelines.definitions", "--location-name", code["name"]]
-    assert code["envSecrets"] == [{"name": "clipgen"}] and "env" not in code
-    for part in (code, values["runLauncher"]["config"]["k8sRunLauncher"]):
-        assert part["labels"] == {"clipgen": "true"}
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")

@@ -17,7 +17,7 @@ ENOUGH = 0.5  # of the files must have a caption
 PARTS = re.compile(r"[^\W_]+")
 CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 NUMBERED = re.compile(r"\d*([^\W\d_]+)\d*")  # a word with a number before or after it, but not within
-HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}")
+HASH = re.compile(r"(?=.*\d)[0-9a-f]{8,}|[a-f]{10,}")  # no word of ten letters is made of these alone
 USUAL = """
 all archive burst camera captura collage copy crop cropped data dataset dcim download downloads dsc dscf
 dscn edit edited export file files final frame gopr image images imagen img jpeg jpg large mvimg new

@@ -22,6 +22,7 @@ def folder_of(root: Path, *files: str) -> Path:
         ("tulips/red-macro-01.jpg", ["red", "macro", "tulips"]),
         ("RedShoe.png", ["red", "shoe"]),
         ("daisy/5547758_eea9edfd54_n.jpg", ["daisy"]),
+        ("tulip/16568481088_dfcfccefea_n.jpg", ["tulip"]),
         ("daisy/123456bcfe.jpg", ["daisy"]),
         ("DCIM/IMG_0012.JPG", []),
         ("n01440764/n01440764_10026.jpg", []),
