@@ -77,8 +77,8 @@ class MlflowTracker:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log metrics, with the present time.
 
-        A training that goes on from a checkpoint repeats the steps since then. What the run has of them
-        already is not logged again.
+        A training that goes on from a checkpoint logs the steps before it again, and repeats those since
+        then. What the run has of them already is not logged twice.
 
         Args:
             values: Metrics by name.
@@ -92,8 +92,8 @@ class MlflowTracker:
         def send() -> None:
             if self.logged is None:
                 self.logged = _last_steps(self.client.get_run(self.run_id))
-            new = [row for row in rows if row.step > self.logged.get(row.key, -1)]
-            self.client.log_batch(self.run_id, metrics=new)
+            if new := [row for row in rows if row.step > self.logged.get(row.key, -1)]:
+                self.client.log_batch(self.run_id, metrics=new)
 
         self.sender.put("metrics", send)
 

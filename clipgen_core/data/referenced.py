@@ -192,6 +192,11 @@ def _read(image_id: str, reference: Reference, folder: str) -> bytes:
     try:
         data = retried(_range, reader, path, reference["offset"], reference["length"])
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        if isinstance(error, PermissionError) and not isinstance(reader.filesystem, LocalFileSystem):
+            raise ClipgenError(
+                f"{file} may not be read again ({first_line(error)}): run again with credentials that its "
+                "store accepts"
+            ) from error
         if not any(_holds_files(reader.filesystem, one) for one in _around(path, folder)):
             raise ClipgenError(
                 f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "

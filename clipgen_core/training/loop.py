@@ -129,10 +129,14 @@ class _Run:
         self.validation = Validation({})
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint: weights, their average, optimizers, step and history."""
+        """Go on from a checkpoint: weights, their average, optimizers, step and history. The tracker gets the
+        history again: a process that was killed had maybe not sent all of it."""
         self.learned.load(checkpoint)
         self.url, self.done = checkpoint.url, checkpoint.state.step
         self.history = list(checkpoint.state.history)
+        for row in self.history:
+            figures = {name: value for name, value in row.items() if name != "step"}
+            self.tracker.metrics(figures, step=int(row["step"]))
 
     @property
     def state(self) -> TrainingState:

@@ -26,7 +26,7 @@ from pipelines.definitions import defs
 from pipelines.on_ray import scaling
 from tests.conftest import RAY, free_port, wait_for
 
-STEPS = 120
+STEPS = 400  # some seconds, in which a signal arrives
 MODEL = {"width": 32, "layers": 1, "heads": 2}
 TRAIN = {"steps": STEPS, "batch_size": 4, "log_every": 10, "checkpoint_every": 20, "precision": "fp32"}
 

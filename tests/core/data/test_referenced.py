@@ -400,6 +400,25 @@ def test_a_bucket_is_read_by_ranges(
         take_images(table, range(3))
 
 
+def test_a_store_that_lists_images_but_refuses_to_give_them_stops_the_run(
+    bucket: Callable[[str, bytes | None], object],
+    clip_reference: str,
+    storage: Storage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bucket("in/red.png", RED)
+    bucket("in/blue.png", BLUE)
+    ingest("s3://photos/in", storage)
+    refusal = PermissionError("The provided token has expired.")  # as s3fs says it; moto refuses nothing
+    with monkeypatch.context() as patched:
+        patched.setattr(referenced.Reader, "read", lambda *_: (_ for _ in ()).throw(refusal))
+        with pytest.raises(ClipgenError, match=r"may not be read again \(.*expired.*credentials"):
+            embed(storage, clip_reference)
+    assert rows(storage).keys() == {"red.png", "blue.png"}
+    assert not lance.dataset(storage.rejects).count_rows()
+    assert embed(storage, clip_reference) == 2
+
+
 def test_a_source_that_its_address_does_not_open_is_refused(storage: Storage, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         archive.writestr("1.png", RED)

@@ -3,7 +3,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from clipgen_core.data.order import WHOLE, Share
 from clipgen_core.data.prefetch import prefetch
 from clipgen_core.errors import ClipgenError, Interrupted
 from clipgen_core.settings.training import TrainConfig
-from clipgen_core.tracking import NullTracker
+from clipgen_core.tracking import NullTracker, Tracker
 from clipgen_core.training import checkpoint, interrupt
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints, Saved
 from clipgen_core.training.loop import Fitted, fit
@@ -66,9 +66,20 @@ def config(steps: int = 20, **fields: Any) -> TrainConfig:
     return TrainConfig(steps=steps, batch_size=16, learning_rate=0.01, precision="fp32", **fields)
 
 
-def train(folder: Path, task: LineTask, train: TrainConfig) -> Fitted:
+class Curve(NullTracker):
+    """The losses that a tracker was given, by step."""
+
+    def __init__(self) -> None:
+        self.losses = dict[int, float]()
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        if "loss" in values:
+            self.losses[step] = values["loss"]
+
+
+def train(folder: Path, task: LineTask, train: TrainConfig, tracker: Tracker | None = None) -> Fitted:
     checkpoints = Checkpoints(url=str(folder), provenance=Provenance(config={"a": 1}), keep=2)
-    return fit(lambda: task, train, checkpoints=checkpoints, tracker=NullTracker(), label="line")
+    return fit(lambda: task, train, checkpoints=checkpoints, tracker=tracker or NullTracker(), label="line")
 
 
 def finished(folder: Path, config: TrainConfig) -> Fitted:
@@ -111,9 +122,10 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path
 
     with pytest.raises(SystemExit):
         train(tmp_path / "parts", Stopped(), config())
-    resumed = LineTask()
-    parts = train(tmp_path / "parts", resumed, config())
+    resumed, curve = LineTask(), Curve()
+    parts = train(tmp_path / "parts", resumed, config(), curve)
     assert resumed.seen == list(range(10, 20))
+    assert curve.losses == {int(r["step"]): r["loss"] for r in whole.history if "loss" in r}
     assert same(Checkpoint(whole.checkpoint).weights(), Checkpoint(parts.checkpoint).weights())
     one, other = Checkpoint(whole.checkpoint).resume(), Checkpoint(parts.checkpoint).resume()
     assert same(one["model"], other["model"])
