@@ -18,6 +18,8 @@ runner = CliRunner()
         ("ViT-B-32", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME nor local-dir:FOLDER"),
         ("hub:ViT-B-32/x", "not 'x': choose one of them"),
         ("hf-hub:a b", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME"),
+        ("hf-hub:-a/b", "'hf-hub:-a/b' names no repository (Repo id must use alphanumeric chars"),
+        ("hf-hub:a/b.git", "names no repository (Repo_id cannot end by '.git'"),
         ("local-dir:/no/such/clip", "CLIP folder /no/such/clip has no"),
     ],
 )
