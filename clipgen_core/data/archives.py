@@ -61,6 +61,11 @@ def is_archive(path: str) -> bool:
     return _reader(path) is not None
 
 
+def hides_bytes(path: str) -> bool:
+    """Whether the images of an archive are not in it as they are, by its name."""
+    return bool(PARQUET.search(path) or (TAR.search(path) and not path.lower().endswith(".tar")))
+
+
 def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
     """The images of an archive, one by one.
 
