@@ -12,11 +12,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from fsspec import core
 from fsspec.implementations.local import LocalFileSystem
-from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, stop_after_attempt, wait_exponential_jitter
 
 from clipgen_core.cache import DRAFT
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.extras import needed_for
+from clipgen_core.stores import PATIENCE, is_unreachable, require_answer, without_credentials
 
 ATTEMPTS = 8  # of a call to a remote store: about half a minute in all
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -38,8 +39,9 @@ def url_to_fs(url: str) -> tuple[Any, str]:
     """fsspec's filesystem for a URL, and the path on it.
 
     Raises:
-        ClipgenError: There are no such URLs, or the package for them is not installed.
+        ClipgenError: There are no such URLs, the package for them is not installed, or the store is away.
     """
+    require_answer(url)
     try:
         with needed_for(url):
             filesystem, path = core.url_to_fs(url)
@@ -64,24 +66,23 @@ def retried(call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         What the call returns.
 
     Raises:
-        Exception: That of the last attempt; at once one of NOT_RETRIED, and where credentials are missing.
+        Exception: That of the last attempt; at once one of NOT_RETRIED, and where credentials are missing;
+            after PATIENCE if the store cannot be reached.
     """
     attempts = Retrying(
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_exponential_jitter(multiplier=0.1, max=10, jitter=0.2),
-        retry=retry_if_exception(_may_pass),
+        retry=_is_called_again,
         reraise=True,
     )
     return attempts(call, *args, **kwargs)
 
 
-def _may_pass(error: BaseException) -> bool:
-    return not isinstance(error, NOT_RETRIED) and not without_credentials(error)
-
-
-def without_credentials(error: BaseException) -> bool:
-    """Whether a store was not asked at all, for there are no credentials; botocore may not be installed."""
-    return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError")
+def _is_called_again(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    if error is None or isinstance(error, NOT_RETRIED) or without_credentials(error):
+        return False
+    return (state.seconds_since_start or 0.0) < PATIENCE or not is_unreachable(error)
 
 
 def exists(url: str) -> bool:

@@ -23,6 +23,7 @@ GROUND = {
     "schema",
     "settings",
     "storage",
+    "stores",
     "tracking",
 }
 MAY_IMPORT = {name: GROUND for name in GROUND} | {"data": GROUND, "models": GROUND}

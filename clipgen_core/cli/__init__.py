@@ -16,7 +16,7 @@ from clipgen_core.cli import (
     train,
     train_stage,
 )
-from clipgen_core.cli.options import app
+from clipgen_core.cli.options import BAD_INPUT, app
 
 __all__ = [
     "app",
@@ -38,4 +38,11 @@ __all__ = [
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
-    sys.exit(app())
+    try:
+        sys.exit(app())
+    except SystemExit as end:
+        if end.code == BAD_INPUT:  # threads may still wait for a store that is away
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(BAD_INPUT)
+        raise

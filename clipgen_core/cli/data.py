@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.table import Column, Table
 
+from clipgen_core import logs
 from clipgen_core.cli.options import Command, Root, app, console
 from clipgen_core.cli.sheets import require_writable
 from clipgen_core.storage import Storage, last_root
@@ -41,6 +42,7 @@ def embed(
     ] = None,
 ) -> None:
     """Ingest a folder of images and embed those that are new."""
+    logs.line(f"listing {folder} and reading its new images")  # before imports that take seconds
     from clipgen_core.data.tables import open_table
     from clipgen_core.models.clip_files import absolute
     from clipgen_core.preflight.models import available
@@ -58,11 +60,12 @@ def embed(
         mirror_after_days=mirror_after_days,
     )
     ingested = images.run(config, source=folder, out=storage, tracker=NullTracker())
+    logs.line(f"embedding the new images by {reference}")
     embedded = embeddings.run(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
     _say_what_was_read(ingested, open_table(ingested.table).count_rows())
-    console.print(f"{embedded.embedded} embedded in {embedded.table}")
+    console.print(f"{embedded.embedded} images were embedded in {embedded.table}")
 
 
 def _say_what_was_read(ingested: "Result", total: int) -> None:
@@ -72,7 +75,8 @@ def _say_what_was_read(ingested: "Result", total: int) -> None:
         ingested: What it read.
         total: How many images the table holds after they were embedded.
     """
-    console.print(f"{ingested.found} images found, {ingested.added} new, {total} in all")
+    said = f"{ingested.found} images were found, {ingested.added} of them new"
+    console.print(f"{said}; the images table holds {total} now")
     if (gone := ingested.total - total) > 0:
         is_gone = "1 image is" if gone == 1 else f"{gone} images are"
         console.print(f"{is_gone} gone from the source or damaged, and set aside: see `clipgen rejects`")
@@ -88,7 +92,7 @@ def _say_what_was_read(ingested: "Result", total: int) -> None:
         endings = ", ".join(f"{count} {ending}" for ending, count in sorted(ingested.others.items()))
         console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
     for reason, count in sorted(ingested.rejects.items()):
-        console.print(f"{count} rejected: {reason} (see `clipgen rejects`)")
+        console.print(f"{count} of them cannot be used ({reason}): see `clipgen rejects`")
 
 
 def _what_is_stored(storage: Storage, references: bool | None) -> Literal["images", "references"]:

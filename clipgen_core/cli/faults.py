@@ -8,8 +8,9 @@ import io
 import re
 from collections.abc import Sequence
 
-from clipgen_core.errors import first_line
-from clipgen_core.filesystem import no_space_left, without_credentials
+from clipgen_core.errors import reason_of
+from clipgen_core.filesystem import no_space_left
+from clipgen_core.stores import without_credentials
 from clipgen_core.tracking import without_password
 
 LANCE = "LanceError(IO): "
@@ -43,8 +44,7 @@ def fault(error: BaseException, root: str | None, places: Sequence[str]) -> str 
 
 
 def _cause(error: BaseException) -> str:
-    said = getattr(error, "strerror", None) or first_line(error)
-    return without_password(" ".join(NOISE.sub("", str(said)).split())).rstrip(".,")
+    return without_password(" ".join(NOISE.sub("", str(reason_of(error))).split())).rstrip(".,")
 
 
 def _way_out(error: BaseException) -> str:

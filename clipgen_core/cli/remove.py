@@ -2,6 +2,7 @@
 what would be removed."""
 
 import re
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +69,10 @@ def forget(
     missing: Annotated[
         str | None, typer.Option(help="A source: forget the images whose files are no longer in it.")
     ] = None,
+    under: Annotated[
+        str | None,
+        typer.Option(help="A folder or an archive, also one that is gone: forget the images read from it."),
+    ] = None,
     purge: Annotated[
         bool,
         typer.Option(help="Also let go of the versions of tables, token shards and reports that hold them."),
@@ -80,23 +85,36 @@ def forget(
     from clipgen_core.data import forget
     from clipgen_core.data.names import uri_of
     from clipgen_core.data.sources import Source
-    from clipgen_core.registry import kept
 
     storage, named = Storage(root), {*(images or []), *(_lines(listed) if listed else [])}
-    if not (named or missing):
-        raise ClipgenError("no image is named: give ids, files or URIs, --list or --missing")
+    if not (named or missing or under):
+        raise ClipgenError("no image is named: give ids, files or URIs, --list, --missing or --under")
     ids = sorted(filter(ID.fullmatch, named))
     places = {uri_of(one): one for one in sorted(named.difference(ids))}
+    _require_known(storage, ids, places, purge=purge)
+    uris = [*places, *(forget.missing(storage, Source(missing)) if missing else [])]
+    uris += forget.places_under(storage, uri_of(under)) if under else []
+    _report_kept(storage, sorted({*ids, *forget.only_at(storage, uris)}), purge=purge, yes=yes)
+    with forget.noted(storage, [*ids, *places]) if yes else nullcontext():
+        gone = forget.forget_ids(storage, ids, dry_run=not yes)
+        gone += forget.forget_places(storage, uris, dry_run=not yes)
+    console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
+
+
+def _require_known(storage: Storage, ids: list[str], places: dict[str, str], *, purge: bool) -> None:
+    """Refuse entries that name no image, unless they were forgotten before."""
+    from clipgen_core.data import forget
+    from clipgen_core.registry import kept
+
     unknown = forget.unknown(storage, ids, [*places])
+    if unknown and forget.was_begun(storage, [*ids, *places]):
+        of = f"{len(unknown)} of the {len(ids) + len(places)} entries"
+        console.print(f"{of} were forgotten already, by a call that was stopped")
+        return
     if purge and kept.find(storage, unknown).names:  # forgotten before, but not purged
         unknown = [one for one in unknown if one in places]
     if unknown:
-        raise _unknown(storage, [places.get(one, one) for one in unknown], len(named))
-    uris = [*places, *(forget.missing(storage, Source(missing)) if missing else [])]
-    _report_kept(storage, sorted({*ids, *forget.only_at(storage, uris)}), purge=purge, yes=yes)
-    gone = forget.forget_ids(storage, ids, dry_run=not yes)
-    gone += forget.forget_places(storage, uris, dry_run=not yes)
-    console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
+        raise _unknown(storage, [places.get(one, one) for one in unknown], len(ids) + len(places))
 
 
 def _lines(file: Path) -> list[str]:

@@ -40,12 +40,16 @@ DAMAGE = (
     zlib.error,
     lzma.LZMAError,
     pa.ArrowException,
+    struct.error,
     EOFError,
     OSError,
     ValueError,
-    RuntimeError,
-    NotImplementedError,
-)
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,  # and NotImplementedError
+)  # of a file that is cut or altered anywhere, the readers raise all of these
 
 
 class StoreFault(Exception):
@@ -55,6 +59,11 @@ class StoreFault(Exception):
 def is_archive(path: str) -> bool:
     """Whether a file may hold many images, by its name."""
     return _reader(path) is not None
+
+
+def hides_bytes(path: str) -> bool:
+    """Whether the images of an archive are not in it as they are, by its name."""
+    return bool(PARQUET.search(path) or (TAR.search(path) and not path.lower().endswith(".tar")))
 
 
 def members(path: str, opened: Any, wanted: Wanted) -> Iterator[Member]:
@@ -175,10 +184,9 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> 
                 offset = None if start is None or member.issparse() else start + member.offset_data
                 yield from sample.ended_by(member.name)
                 if TAR.search(member.name) and depth < NESTED:
-                    yield from (
-                        one._replace(name=unique.name(f"{member.name}/{one.name}"))
-                        for one in _tar(content, wanted, depth + 1, offset)
-                    )
+                    for one in _inner(content, member.size, wanted, depth + 1, offset):
+                        name = f"{member.name}/{one.name}" if one.name else member.name
+                        yield one._replace(name=unique.name(name))
                 elif sample.takes(member.name, member.size):
                     sample.add_file(member.name, content.read())
                 else:
@@ -193,6 +201,17 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> 
         problem = f"{CUT}{f' ({problem})' if problem else ''}"
     if problem:
         yield Member("", problem=problem, lost=0)
+
+
+def _inner(opened: Any, size: int, wanted: Wanted, depth: int, start: int | None) -> Iterator[Member]:
+    """The images of a tar file in a tar file; if it cannot be read, the outer one goes on behind it."""
+    if not size:
+        yield Member("", problem=NO_BYTES, reason="empty", lost=0)
+        return
+    try:
+        yield from _tar(opened, wanted, depth, start)
+    except DAMAGE as error:
+        yield Member("", problem=first_line(error) or type(error).__name__, lost=0)
 
 
 def _member(name: str, size: int, content: Any, wanted: Wanted, unique: Unique) -> Iterator[Member]:

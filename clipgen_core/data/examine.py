@@ -1,15 +1,20 @@
 """Look at an image of a source: a row for the images table, or one for the rejects."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from clipgen_core.data.archives import ZIP, hides_bytes
 from clipgen_core.data.decode import Decoded, decode, encoded
 from clipgen_core.data.names import text_of
 from clipgen_core.data.rejected import Rejected
-from clipgen_core.data.sources import File, Item
+from clipgen_core.data.sources import File, Item, Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.settings.images import Config
+
+NAMED = 3  # files that a message names
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,56 @@ class Task:
     def size(self) -> int:
         """Bytes of its image."""
         return len(self.item.data) if self.item else 0 if self.ends or self.was_read else self.file.size
+
+
+class NotReferable(ClipgenError):
+    """An image whose bytes do not lie in its file as they are.
+
+    Args:
+        file: The URI of the file.
+        uri: The URI of the image.
+    """
+
+    def __init__(self, file: str, uri: str) -> None:
+        super().__init__(
+            f"{uri} cannot be referenced, since its file is compressed or a Parquet file: unpack it, or set "
+            "images.store to images"
+        )
+        self.file = file
+
+
+@contextmanager
+def referable(source: Source, folder: str | None) -> Iterator[None]:
+    """Say which files of a source cannot be referenced, all at once.
+
+    Args:
+        source: Where they are.
+        folder: One of its top-level folders; all if None.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ClipgenError: There was one while the `with` was read.
+    """
+    try:
+        yield
+    except NotReferable as error:
+        uris = sorted({error.file, *(one.uri for one in source.files(folder) if _hides_bytes(source, one))})
+        if len(uris) == 1:
+            raise
+        more = f" and {len(uris) - NAMED} more" if len(uris) > NAMED else ""
+        raise ClipgenError(
+            f"the images of {len(uris)} files cannot be referenced, since they are compressed or Parquet "
+            f"files ({', '.join(uris[:NAMED])}{more}): unpack them, or set images.store to images"
+        ) from error
+
+
+def _hides_bytes(source: Source, file: File) -> bool:
+    if not ZIP.search(file.path):
+        return hides_bytes(file.path)
+    first = next((item for item in source.items(file) if item.problem is None), None)
+    return first is not None and first.offset is None
 
 
 def examine(config: Config, file: File, item: Item) -> Outcome:
@@ -91,13 +146,10 @@ def reference_to(config: Config, file: File, item: Item, decoded: Decoded) -> di
         A value of the column of references; None if the image is stored.
 
     Raises:
-        ClipgenError: The bytes lie nowhere as they are.
+        NotReferable: The bytes lie nowhere as they are.
     """
     if config.store == "images" or not decoded.plain or text_of(file.path) != file.path:
         return None
     if item.offset is None:
-        raise ClipgenError(
-            f"{item.uri} cannot be referenced, since its file is compressed or a Parquet file: unpack it, or "
-            "set images.store to images"
-        )
+        raise NotReferable(file.uri, item.uri)
     return {"file": file.uri, "offset": item.offset, "length": len(item.data), "stamp": file.stamp}

@@ -130,7 +130,7 @@ class Filling:
             again, gone = find_images(open_table(self.source), one_of("id", sorted(gone)), self.columns)
             rows = pa.concat_tables([rows, again])
             if gone:
-                self._set_aside(gone, UNREADABLE)
+                self._set_aside({image_id: one.reason for image_id, one in gone.items()}, UNREADABLE)
         return rows
 
     def _set_aside(self, why: dict[str, str], reason: str) -> None:
@@ -217,23 +217,26 @@ def fill(
     blocks = filling.missing(folder, only)
     done = _on_ray(filling, make_worker, blocks, compute) if compute.where == "ray" else None
     with track(label, total, "images") as meter:
-        for count in done or _in_process(filling, make_worker, blocks):
-            meter.advance(count)
-        return meter.done, meter.rate
+        made = 0
+        for count, looked_at in done or _in_process(filling, make_worker, blocks):
+            made += count
+            meter.advance(looked_at)
+        return made, meter.rate
 
 
 def _in_process(
     filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray]
-) -> Iterator[int]:
+) -> Iterator[tuple[int, int]]:
+    """Of each block, the rows that were made, and those that it had."""
     worker = make_worker()
     create_table(filling.target, worker.schema)
-    return (filling.block(worker, rows) for rows in blocks)
+    return ((filling.block(worker, rows), len(rows)) for rows in blocks)
 
 
 def _on_ray(
     filling: Filling, make_worker: Callable[[], Worker], blocks: Iterable[np.ndarray], compute: ComputeConfig
-) -> Iterator[int]:
-    """The blocks are rows of a Ray data set; an actor that dies is replaced and its block is done again."""
+) -> Iterator[tuple[int, int]]:
+    """As `_in_process`. The blocks are rows of a Ray data set; that of an actor that dies is done again."""
     with needed_for("compute.where: ray"):
         import ray
 
@@ -243,7 +246,7 @@ def _on_ray(
             create_table(filling.target, self.worker.schema)
 
         def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-            return {"done": filling.block(self.worker, np.asarray(row["rows"]))}
+            return {"made": filling.block(self.worker, np.asarray(row["rows"])), "of": len(row["rows"])}
 
     ray_address.join(log_to_driver=False)
     actor: Any = Actor
@@ -254,4 +257,4 @@ def _on_ray(
         num_gpus=compute.gpus,
         compute=ray.data.ActorPoolStrategy(size=compute.workers),
     )
-    return (int(row["done"]) for row in done.iter_rows())
+    return ((int(row["made"]), int(row["of"])) for row in done.iter_rows())

@@ -19,6 +19,10 @@ PPM = re.compile(rb"P[1-7fF]\s+[#\dW]")
 TGA = re.compile(
     rb"\0\0[\x02\x03\x0a\x0b]\0{5}.{4}(?!\0\0)..(?!\0\0)..[\x08\x0f\x10\x18\x20][\0-\x3f]", re.DOTALL
 )
+PCX = re.compile(rb"\x0a[\0\2-\5][\0\1][\1\2\4\x08].{60}\0[\1-\4]", re.DOTALL)
+SGI = re.compile(rb"\x01\xda[\0\1][\1\2]\0[\1-\3]")
+EPS = re.compile(rb"%!PS[^\r\n]* EPSF")
+XBM = re.compile(rb"\s*#define\s+\w+_width\s+\d+\s+#define\s+\w+_height\s")
 SVG = re.compile(rb"<(!DOCTYPE )?svg[\s>]", re.IGNORECASE)
 IMAGE_NAME = re.compile(
     r"\.(jpe?g|jfif|jpe|png|apng|webp|gif|bmp|dib|tiff?|p[bgpn]m|pfm|avif|jp2|j2k|heic|heif|jxl)$",
@@ -31,6 +35,39 @@ PLUGINS = {  # kind -> the module that lets Pillow open it, Pillow's name of the
     "JPEG XL": ("pillow_jxl", "JXL"),
 }
 EXTRAS = {"HEIC": "heif", "JPEG XL": "jxl", "camera RAW": "raw", "TIFF": "geo"}
+FIRST_BYTES = {  # kind -> what a file of it begins with
+    "PSD": (b"8BPS",),
+    "OpenEXR": (b"v/1\x01",),
+    "Radiance HDR": (b"#?RADIANCE", b"#?RGBE"),
+    "FITS": (b"SIMPLE  =",),
+    "JPEG XR": (b"II\xbc",),
+    "QOI": (b"qoif",),
+    "DDS": (b"DDS ",),
+    "XCF": (b"gimp xcf",),
+    "PAM": (b"P7\n",),
+    "XV thumbnail": (b"P7 332",),
+    "EPS": (b"\xc5\xd0\xd3\xc6",),
+    "XPM": (b"/* XPM */",),
+    "ICNS": (b"icns",),
+    "DCX": (b"\xb1\x68\xde\x3a",),
+    "BLP": (b"BLP1", b"BLP2"),
+    "FTEX": (b"FTEX",),
+    "MSP": (b"DanM", b"LinS"),
+    "PIXAR": (b"\x80\xe8\0\0",),
+    "Sun raster": (b"\x59\xa6\x6a\x95",),
+    "WMF": (b"\xd7\xcd\xc6\x9a",),
+    "MNG": (b"\x8aMNG\r\n", b"\x8bJNG\r\n"),
+    "JBIG2": (b"\x97JB2\r\n",),
+    "DPX": (b"SDPX", b"XPDS", b"\x80\x2a\x5f\xd7"),
+    "DjVu": (b"AT&TFORM",),
+    "KTX": (b"\xabKTX ",),
+    "BPG": (b"BPG\xfb",),
+    "FLIF": (b"FLIF",),
+    "farbfeld": (b"farbfeld",),
+    "NRRD": (b"NRRD000",),
+    "VIPS": (b"\xb6\xa6\xf2\x08", b"\x08\xf2\xa6\xb6"),
+    "MIFF": (b"id=ImageMagick",),
+}
 STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that begins so is of it
     "HEIC": lambda head: head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS,
     "JPEG XL": lambda head: head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL ")),
@@ -40,18 +77,18 @@ STARTS: dict[str, Callable[[bytes], bool]] = {  # kind -> whether a file that be
         or head[4:12] == b"ftypcrx "
     ),
     "SVG": lambda head: head.lstrip().startswith(b"<") and bool(SVG.search(head)),
-    "PSD": lambda head: head.startswith(b"8BPS"),
-    "OpenEXR": lambda head: head.startswith(b"v/1\x01"),
-    "Radiance HDR": lambda head: head.startswith((b"#?RADIANCE", b"#?RGBE")),
     "DICOM": lambda head: head[128:132] == b"DICM",
-    "FITS": lambda head: head.startswith(b"SIMPLE  ="),
-    "JPEG XR": lambda head: head.startswith(b"II\xbc"),
     "ICO": lambda head: head.startswith((b"\0\0\1\0", b"\0\0\2\0")) and head[4:6] != b"\0\0",
     "TGA": lambda head: bool(TGA.match(head)),
-    "QOI": lambda head: head.startswith(b"qoif"),
-    "DDS": lambda head: head.startswith(b"DDS "),
-    "XCF": lambda head: head.startswith(b"gimp xcf"),
-    "PAM": lambda head: head.startswith(b"P7\n"),
+    "PCX": lambda head: bool(PCX.match(head)),
+    "SGI": lambda head: bool(SGI.match(head)),
+    "EPS": lambda head: bool(EPS.match(head)),
+    "XBM": lambda head: bool(XBM.match(head)),
+    "IM": lambda head: head.startswith(b"Image type: ") and head[511:512] == b"\x1a",
+    "FLI": lambda head: head[4:6] in (b"\x11\xaf", b"\x12\xaf") and head[14:16] in (b"\0\0", b"\3\0"),
+    "GIMP brush": lambda head: head[4:8] in (b"\0\0\0\1", b"\0\0\0\2") and head[20:24] == b"GIMP",
+    "EMF": lambda head: head.startswith(b"\1\0\0\0") and head[40:44] == b" EMF",
+    "ILBM": lambda head: head.startswith(b"FORM") and head[8:12] in (b"ILBM", b"PBM "),
     "PFM in colour": lambda head: bool(re.match(rb"PF\s", head)),
     "OS/2 bitmap array": lambda head: head.startswith(b"BA") and head[14:16] in (b"BM", b"IC", b"PT", b"CI"),
     "AVIF": lambda head: head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"),
@@ -89,7 +126,10 @@ def starts_as_image(head: bytes) -> bool:
 def unread_kind(data: bytes) -> str | None:
     """The kind of an image file that Pillow alone does not read; None for other files."""
     head = data[:SNIFFED]
-    return next((kind for kind, starts in STARTS.items() if starts(head)), None)
+    for kind, starts in STARTS.items():
+        if starts(head):
+            return kind
+    return next((kind for kind, first in FIRST_BYTES.items() if head.startswith(first)), None)
 
 
 @functools.cache

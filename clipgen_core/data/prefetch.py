@@ -41,20 +41,19 @@ def bounded_map(
     """
     waiting: collections.deque[tuple[Future[R], int]] = collections.deque()
     held = 0
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append((pool.submit(call, item), weight(item)))
-                held += waiting[-1][1]
-                while waiting and (len(waiting) > ahead or held > HEAVIEST):
-                    result, weighed = waiting.popleft()
-                    held -= weighed
-                    yield result.result()
-            while waiting:
-                yield waiting.popleft()[0].result()
-        finally:
-            for future, _ in waiting:  # after an error, or where no one takes more
-                future.cancel()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append((pool.submit(call, item), weight(item)))
+            held += waiting[-1][1]
+            while waiting and (len(waiting) > ahead or held > HEAVIEST):
+                result, weighed = waiting.popleft()
+                held -= weighed
+                yield result.result()
+        while waiting:
+            yield waiting.popleft()[0].result()
+    finally:  # after an error, or where no one takes more, calls may still wait for a store that is away
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def prefetch(

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.prefetch import pool_size
 from clipgen_core.data.remote import REQUESTS, Reader
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError, first_line, reason_of
 from clipgen_core.filesystem import retried
 from clipgen_core.schema import REFERENCE
 from clipgen_core.storage import remedy
@@ -27,10 +27,20 @@ if TYPE_CHECKING:
     import lance
 
 Reference = dict[str, Any]
+NAMED = 3  # images that a message names
 
 
 class Gone(Exception):
-    """An image that its source no longer holds."""
+    """An image that its source no longer holds.
+
+    Args:
+        file: The file that held it.
+        reason: Why it cannot be read.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(f"{file}: {reason}")
+        self.reason = reason
 
 
 class Images(NamedTuple):
@@ -42,20 +52,23 @@ class Images(NamedTuple):
     """
 
     rows: pa.Table
-    gone: dict[str, str]
+    gone: dict[str, Gone]
 
     def required(self, table: "lance.LanceDataset") -> pa.Table:
         """The rows, if none is gone.
 
         Raises:
-            ClipgenError: One is.
+            ClipgenError: Some are.
         """
-        for image_id, reason in self.gone.items():
-            raise ClipgenError(
-                f"the image {image_id} of {table.uri} cannot be read again ({reason}): put the file back, or "
-                f"if it has changed {remedy('images')}, or forget the image: `clipgen forget {image_id}`"
-            )
-        return self.rows
+        if not self.gone:
+            return self.rows
+        named = ", ".join(f"{image_id} ({one})" for image_id, one in [*self.gone.items()][:NAMED])
+        more = f" and {len(self.gone) - NAMED} more" if len(self.gone) > NAMED else ""
+        count = "1 image" if len(self.gone) == 1 else f"{len(self.gone)} images"
+        raise ClipgenError(
+            f"{count} of {table.uri} cannot be read again: {named}{more}: put the files back, or if they "
+            f"have changed {remedy('images')}, or forget the images by `clipgen forget` and their ids"
+        )
 
 
 def take_images(
@@ -104,7 +117,7 @@ def _with_images(rows: pa.Table) -> Images:
     """Read the images that rows refer to, many at once."""
     if REFERENCE.name not in rows.schema.names:
         return Images(rows, {})
-    ids, data, gone = rows["id"].to_pylist(), rows["image"].to_pylist(), dict[str, str]()
+    ids, data, gone = rows["id"].to_pylist(), rows["image"].to_pylist(), dict[str, Gone]()
     folders = rows["folder"].to_pylist() if "folder" in rows.schema.names else [""] * len(ids)
     reading: dict[int, Future[bytes]] = {}
     for row, reference in enumerate(rows[REFERENCE.name].to_pylist()):
@@ -116,7 +129,7 @@ def _with_images(rows: pa.Table) -> Images:
             try:
                 data[row] = future.result()
             except Gone as error:
-                gone[ids[row]] = str(error)
+                gone[ids[row]] = error
     finally:
         for future in reading.values():  # after an error
             future.cancel()
@@ -194,23 +207,24 @@ def _read(image_id: str, reference: Reference, folder: str) -> bytes:
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         if isinstance(error, PermissionError) and not isinstance(reader.filesystem, LocalFileSystem):
             raise ClipgenError(
-                f"{file} may not be read again ({first_line(error)}): run again with credentials that its "
+                f"{file} may not be read again ({reason_of(error)}): run again with credentials that its "
                 "store accepts"
             ) from error
-        if not any(_holds_files(reader.filesystem, one) for one in _around(path, folder)):
+        around = _around(path, folder)
+        if not any(_holds_files(reader.filesystem, one) for one in around):
             raise ClipgenError(
-                f"{file} cannot be read again ({first_line(error)}), nor any file beside it: run again when "
+                f"{file} cannot be read again ({reason_of(error)}), nor any file beside it: run again when "
                 "its source is there, or read the new address of the source first by `clipgen embed` or by "
-                "raw_images in Dagster; if the file is gone for good, forget its image: "
-                f"`clipgen forget {image_id}`"
+                "raw_images in Dagster; if its files are gone for good, forget their images: "
+                f"`clipgen forget --under {file.removesuffix(path)}{around[-1]}`"
             ) from error
-        raise Gone(f"{file}: {first_line(error)}") from error
+        raise Gone(file, reason_of(error)) from error
     except Exception as error:
         raise ClipgenError(
             f"{file} cannot be read again ({first_line(error)}): run again when its store answers"
         ) from error
     if hashlib.sha256(data).hexdigest() != image_id:
-        raise Gone(f"{file} has changed since it was read; it was {reference['stamp']}")
+        raise Gone(file, f"it has changed since it was read; it was {reference['stamp']}")
     return data
 
 

@@ -16,7 +16,7 @@ from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
 from clipgen_core.data.names import local_path, text_of
 from clipgen_core.data.remote import Reader
-from clipgen_core.errors import ClipgenError, first_line
+from clipgen_core.errors import ClipgenError, first_line, reason_of
 from clipgen_core.filesystem import retried, stamp, url_to_fs
 from clipgen_core.settings.images import Wanted
 
@@ -190,7 +190,7 @@ class Source:
         except (FileNotFoundError, PermissionError) as error:
             if isinstance(error, PermissionError) and not self._answers():
                 raise _no_answer(file, error) from error
-            yield Item(file.uri, problem=first_line(error), reason=UNREADABLE)
+            yield Item(file.uri, problem=reason_of(error), reason=UNREADABLE)
         except StoreFault as error:
             raise _no_answer(file, error.__cause__ or error) from error
         except MemoryError as error:

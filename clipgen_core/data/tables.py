@@ -5,7 +5,6 @@ several processes write at once; Lance then sees that two commits insert the sam
 tries again.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +15,7 @@ from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import retried
 from clipgen_core.storage import remedy
+from clipgen_core.stores import require_answer, s3_endpoint
 
 if TYPE_CHECKING:  # loaded when a table is opened: trainings from token shards run without Lance
     import lance
@@ -36,9 +36,10 @@ WRITTEN_BY = {  # part of a table's path: the stage that writes it
 
 def options(url: str) -> dict[str, str] | None:
     """What Lance must be told of an S3-compatible store; credentials it takes from the environment."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = s3_endpoint()
     if not url.startswith("s3://") or not endpoint:
         return None
+    require_answer(url)
     return {"aws_endpoint": endpoint, "allow_http": "true", "client_max_retries": "10"}
 
 

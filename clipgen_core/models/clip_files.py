@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from torch import device, nn, uint8
 
 from clipgen_core.downloads import local_copy
@@ -125,9 +127,26 @@ def _parse(reference: str) -> tuple[str, str | None]:
     """The name and the weights' tag as open_clip takes them."""
     if reference.startswith(LOCAL):
         return f"{LOCAL}{_checked(local_copy(reference.removeprefix(LOCAL)))}", None
-    if re.fullmatch(HF_REPOSITORY, reference):
-        return reference, None
-    return hub_name(reference)
+    return (reference, None) if hub_repository(reference) else hub_name(reference)
+
+
+def hub_repository(reference: str) -> str | None:
+    """The repository of the Hugging Face Hub that a reference names; None for other references.
+
+    Raises:
+        ClipgenError: The Hub allows no such name.
+    """
+    if not re.fullmatch(HF_REPOSITORY, reference):
+        return None
+    repository = reference.removeprefix(HF_HUB)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ClipgenError(
+            f"CLIP reference {reference!r} names no repository ({first_line(error)}): write it as "
+            f"{HF_HUB}ORG/NAME"
+        ) from error
+    return repository
 
 
 def hub_name(reference: str) -> tuple[str, str]:

@@ -10,10 +10,10 @@ from typing import Literal
 
 from clipgen_core.assets import ASSETS
 from clipgen_core.errors import ClipgenError, first_line
-from clipgen_core.filesystem import without_credentials
 from clipgen_core.preflight import inputs, machine, models, services, starts
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
+from clipgen_core.stores import without_credentials
 
 NO_CREDENTIALS = (
     "there are no credentials for the object store: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "

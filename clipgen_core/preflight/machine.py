@@ -17,6 +17,7 @@ from clipgen_core.preflight.begun import begun
 from clipgen_core.preflight.doubt import Doubt
 from clipgen_core.run_config import Run
 from clipgen_core.storage import Storage
+from clipgen_core.stores import without_credentials
 
 ROOT = "resources.storage.config.root"
 LISTING_SECONDS = 5.0
@@ -40,7 +41,7 @@ def root(run: Run) -> str:
     except ClipgenError:
         raise
     except Exception as error:
-        if filesystem.without_credentials(error):
+        if without_credentials(error):
             raise
         raise ClipgenError(
             f"the root {url} cannot be written to ({first_line(error)}): check its address and permissions, "

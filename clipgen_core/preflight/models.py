@@ -1,7 +1,6 @@
 """Checks of the models that a run starts from: CLIPs and files of weights. None of them is loaded."""
 
 import json
-import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -10,7 +9,7 @@ from typing import Any
 from clipgen_core.errors import ClipgenError, first_line
 from clipgen_core.filesystem import exists, list_folder, read_bytes
 from clipgen_core.run_config import TRAINED, Run
-from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HF_HUB, HF_REPOSITORY, HUB, LOCAL
+from clipgen_core.schema import CLIP_CONFIG, CLIP_WEIGHTS, HUB, LOCAL
 from clipgen_core.storage import Storage
 
 TRAINED_UNDER = f"{TRAINED}:"
@@ -100,8 +99,10 @@ def available(reference: str) -> str:
         if CLIP_CONFIG not in files or not any(one in files for one in CLIP_WEIGHTS):
             raise ClipgenError(f"CLIP folder {folder} has no {CLIP_CONFIG}, or no weights: check the path")
         return reference
-    if re.fullmatch(HF_REPOSITORY, reference):
-        return _on_the_hub(reference, reference.removeprefix(HF_HUB), CLIP_WEIGHTS)
+    from clipgen_core.models.clip_files import hub_repository
+
+    if repository := hub_repository(reference):
+        return _on_the_hub(reference, repository, CLIP_WEIGHTS)
     return _public(reference)
 
 

@@ -185,11 +185,10 @@ def import_from(
             for batch, vectors in part.rows():
                 at, first = np.unique(_rows_of(places, batch), return_index=True)
                 first, at = first[at >= 0], at[at >= 0]
-                if not len(at):
-                    continue
-                taken = places.table.take(at.tolist(), columns=["id", "folder"])
-                columns = [taken["id"], taken["folder"], vector_array(_unit(vectors[first]))]
-                added += upsert(url, pa.Table.from_arrays(columns, schema=schema), "id", overwrite=False)
+                if len(at):
+                    taken = places.table.take(at.tolist(), columns=["id", "folder"])
+                    columns = [taken["id"], taken["folder"], vector_array(_unit(vectors[first]))]
+                    added += upsert(url, pa.Table.from_arrays(columns, schema=schema), "id", overwrite=False)
                 meter.advance(len(vectors))
     update_indexes(url)
     out.publish_current("embeddings", url, digest_of([encoder.key, open_table(url).version]))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from clipgen_core.data.examine import Outcome, Task, examine
+from clipgen_core.data.examine import Outcome, Task, examine, referable
 from clipgen_core.data.files import (
     FilesRead,
     begin,
@@ -184,7 +184,7 @@ class _Ingest:
         if not self.source.is_local:
             tasks = bounded_map(self.fetch, tasks, REQUESTS, 2 * REQUESTS, weight=lambda task: task.size)
         outcomes = bounded_map(self.examine, tasks, readers, 4 * readers, weight=lambda task: task.size)
-        with track("images", None, "images") as meter:
+        with referable(self.source, folder), track("images", None, "images") as meter:
             for outcome in outcomes:
                 self.add(outcome)
                 meter.advance(0 if outcome.ends else 1)

@@ -181,9 +181,10 @@ def test_embed_takes_in_new_pictures_only(pictures: Path, clip_reference: str, t
     args = ["embed", str(source), "--root", str(tmp_path / "root"), "--clip", clip_reference]
     first, second = runner.invoke(app, args), runner.invoke(app, args)
     assert first.exit_code == 0, first.output
-    assert "25 images found, 24 new, 24 in all" in first.output
-    assert "1 rejected: not_an_image" in first.output
-    assert "25 images found, 0 new" in second.output and "0 embedded" in second.output
+    assert "25 images were found, 24 of them new; the images table holds 24 now" in first.output
+    assert "1 of them cannot be used (not_an_image): see `clipgen rejects`" in first.output
+    assert "25 images were found, 0 of them new" in second.output
+    assert "0 images were embedded" in second.output
 
 
 def test_names_with_brackets_are_printed_as_they_are(
@@ -385,13 +386,14 @@ def test_embed_forgets_what_left_the_folder(clip_reference: str, tmp_path: Path)
     given = ["embed", str(tmp_path / "in"), "--root", str(tmp_path / "root"), "--clip", clip_reference]
     runner.invoke(app, given)
     (tmp_path / "in" / "red.png").unlink()
-    assert "3 in all" in runner.invoke(app, given).output
+    assert "holds 3 now" in runner.invoke(app, given).output
     waits = runner.invoke(app, [*given, "--mirror-after-days", "1"]).output
     assert (
-        "1 files left the folder: their images are forgotten by a later run" in waits and "3 in all" in waits
+        "1 files left the folder: their images are forgotten by a later run" in waits
+        and "holds 3 now" in waits
     )
     gone = runner.invoke(app, [*given, "--mirror-after-days", "0"]).output
-    assert "1 images are forgotten: their files left the folder" in gone and "2 in all" in gone
+    assert "1 images are forgotten: their files left the folder" in gone and "holds 2 now" in gone
 
 
 def test_stats_show_the_metadata_of_the_images(clip_reference: str, tmp_path: Path) -> None:

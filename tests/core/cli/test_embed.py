@@ -18,6 +18,8 @@ runner = CliRunner()
         ("ViT-B-32", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME nor local-dir:FOLDER"),
         ("hub:ViT-B-32/x", "not 'x': choose one of them"),
         ("hf-hub:a b", "is neither hub:MODEL/PRETRAINED nor hf-hub:ORG/NAME"),
+        ("hf-hub:-a/b", "'hf-hub:-a/b' names no repository (Repo id must use alphanumeric chars"),
+        ("hf-hub:a/b.git", "names no repository (Repo_id cannot end by '.git'"),
         ("local-dir:/no/such/clip", "CLIP folder /no/such/clip has no"),
     ],
 )
@@ -39,6 +41,10 @@ def test_embed_counts_after_images_that_are_gone_were_set_aside(clip_reference: 
     (source / "red.png").unlink()
     given = ["embed", str(source), "--root", storage.root, "--clip", clip_reference]
     said = runner.invoke(app, given).output
-    assert "3 images found, 0 new, 3 in all" in said and "3 embedded in" in said
+    assert "3 images were found, 0 of them new; the images table holds 3 now" in said
+    assert "3 images were embedded in" in said
+    assert said.startswith(f"listing {source} and reading its new images\n")
     assert "1 image is gone from the source or damaged, and set aside: see `clipgen rejects`" in said
-    assert "red.png" in runner.invoke(app, ["rejects", "--root", storage.root]).output
+    listed = runner.invoke(app, ["rejects", "--root", storage.root]).output
+    assert listed.startswith(f"unreadable: file://{source}/red.png (No such file or directory")
+    assert listed.count("red.png") == 1

@@ -2,7 +2,10 @@ import errno
 import io
 import os
 import re
+import socket
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,7 +15,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from clipgen_core import filesystem
+from clipgen_core import filesystem, stores
 from clipgen_core.cli import app, data
 from clipgen_core.cli.faults import fault
 
@@ -32,8 +35,9 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def refused(*args: str) -> str:
     result: Result = CliRunner().invoke(app, [*args])
     assert result.exit_code == 2, (result.output, result.exception)
-    assert result.output.count("\n") == 1 and ".rs:" not in result.output
-    return result.output
+    said = re.sub("^(listing|embedding) .*\n", "", result.output, flags=re.MULTILINE)
+    assert said.count("\n") == 1 and ".rs:" not in said
+    return said
 
 
 def test_a_store_that_does_not_answer_is_one_sentence(
@@ -42,19 +46,67 @@ def test_a_store_that_does_not_answer_is_one_sentence(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unsaid")
-    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference)
-    assert said.startswith("error: s3://bucket/in could not be read or written (Could not connect to")
-    assert "run again when the disk or store answers" in said and "unsaid" not in said
+    monkeypatch.setattr(stores, "PATIENCE", 0.2)
+    for args in (
+        ("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference),
+        ("stats", "--root", "s3://bucket/root"),
+    ):
+        said = refused(*args)
+        assert said.startswith("error: the store at http://127.0.0.1:9 does not answer (Connection refused):")
+        assert "check AWS_ENDPOINT_URL, and run again" in said and "unsaid" not in said
+
+
+def test_a_store_that_goes_away_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepts connections at first, and none afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        stores.require_answer("s3://bucket/root")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "unsaid")
     said = refused("stats", "--root", "s3://bucket/root")
     assert said.startswith("error: a table under s3://bucket/root could not be read or written (")
-    assert "http://127.0.0.1:9/bucket" in said and "HTTP error" in said and "retries" not in said
+    assert "HTTP error" in said and "retries" not in said and "unsaid" not in said
+
+
+def test_a_store_that_cannot_be_reached_is_called_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "ATTEMPTS", 8)
+    monkeypatch.setattr(filesystem, "PATIENCE", 0.3)
+    called = list[float]()
+
+    def call(error: Exception) -> None:
+        called.append(time.monotonic())
+        raise error
+
+    with pytest.raises(ConnectionRefusedError):
+        filesystem.retried(call, ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"))
+    assert 2 <= len(called) < 5
+    called.clear()
+    monkeypatch.setattr(filesystem, "ATTEMPTS", 5)
+    with pytest.raises(ConnectionResetError):
+        filesystem.retried(call, ConnectionResetError(errno.ECONNRESET, "reset"))
+    assert len(called) == 5
+
+
+def test_a_command_ends_with_its_sentence(tmp_path: Path) -> None:
+    """Although a thread still waits, as those of clients of a store do."""
+    code = (
+        "import sys, time, threading\n"
+        "from clipgen_core.cli import main\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "sys.argv = ['clipgen', 'stats', '--root', sys.argv[1]]\n"
+        "main()"
+    )
+    given = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(given, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 2 and done.stderr.startswith("error: there is no table at"), done.stderr
 
 
 def test_no_credentials_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_reference: str
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        said = refused("embed", "s3://bucket/in", "--root", str(tmp_path / "root"), "--clip", clip_reference)
     assert "(Unable to locate credentials): set AWS_ACCESS_KEY_ID" in said
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
+from clipgen_core.data import forget as forget_module
 from clipgen_core.data.tables import column
 from clipgen_core.stages import images
 from clipgen_core.storage import Storage
@@ -93,6 +94,45 @@ def test_a_source_of_which_nothing_is_left_may_be_unmounted(
     refused = forget("--missing", "away", "--yes")
     assert refused.exit_code == 2 and "was read from away: check the address" in refused.output
     assert left(storage) == {"red", "blue", "green"}
+
+
+def test_a_list_whose_call_was_killed_is_repeated(
+    forget: Forget, source: Path, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = sorted(column(storage.images, "id"))
+    (source.parent / "list.txt").write_text("\n".join(ids[:2]))
+    monkeypatch.setattr(forget_module, "AT_ONCE", 1)
+    whole = forget_module.delete
+
+    def killed(url: str, where: str) -> None:
+        if url == storage.images and ids[1] in where:
+            raise KeyboardInterrupt
+        whole(url, where)
+
+    monkeypatch.setattr(forget_module, "delete", killed)
+    assert forget("--list", "list.txt", "--yes").output == "stopped\n"
+    monkeypatch.setattr(forget_module, "delete", whole)
+    assert set(column(storage.images, "id")) == set(ids[1:])
+    again = forget("--list", "list.txt", "--yes")
+    assert again.output == (
+        "1 of the 2 entries were forgotten already, by a call that was stopped\n1 images are removed\n"
+    )
+    refused = forget("--list", "list.txt", "--yes")
+    assert refused.exit_code == 2 and "2 of the 2 entries name no image" in refused.output
+
+
+def test_images_of_a_folder_that_is_gone_are_forgotten_together(
+    forget: Forget, source: Path, storage: Storage
+) -> None:
+    other = source.parent / "other"
+    other.mkdir()
+    (source / "blue.png").rename(other / "blue.png")
+    images.run(images.Config(), source=str(other), out=storage, tracker=NullTracker())
+    source.rename(source.parent / "away")
+    assert "no image under" in forget("--under", "i").output
+    assert forget("--under", "in").output == "2 images would be removed; repeat with --yes\n"
+    assert forget("--under", "in/", "--yes").output == "2 images are removed\n"
+    assert column(storage.images, "uri") == [f"file://{other}/blue.png"]
 
 
 def test_a_root_without_models_needs_no_mlflow(forget: Forget, storage: Storage) -> None:

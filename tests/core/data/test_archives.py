@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -85,6 +86,20 @@ def test_tars_of_tars() -> None:
     inner = tar([("x.png", PNG[0]), ("y.png", PNG[1])])
     found = images(read("train.tar", tar([("n01.tar", inner), ("z.png", PNG[2])])))
     assert found == {"n01.tar/x.png": PNG[0], "n01.tar/y.png": PNG[1], "z.png": PNG[2]}
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason", "said"),
+    [
+        (b"", "empty", "it has no bytes"),
+        (b"abc", "damaged", "truncated header"),
+        (b"\x1f\x8b\x08no gzip", "damaged", ""),
+    ],
+)
+def test_a_bad_tar_in_a_tar_loses_no_image_behind_it(inner: bytes, reason: str, said: str) -> None:
+    found = read("train.tar", tar([("a.png", PNG[0]), ("n01.tar", inner), ("b.png", PNG[1])]))
+    assert [one.name for one in found] == ["a.png", "n01.tar", "b.png"]
+    assert found[1].reason == reason and re.search(said, found[1].problem or "")
 
 
 def test_names_in_an_archive_are_unique_and_text() -> None:

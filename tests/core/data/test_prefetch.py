@@ -39,3 +39,18 @@ def test_after_an_error_nothing_more_is_begun() -> None:
     with pytest.raises(OSError, match="gone"):
         list(bounded_map(fails, range(100), workers=2, ahead=50))
     assert len(begun) < 10
+
+
+def test_an_error_waits_for_no_other_call() -> None:
+    stop = threading.Event()
+
+    def waits(number: int) -> None:
+        if number == 0:
+            raise OSError("gone")
+        stop.wait(30)
+
+    began = time.monotonic()
+    with pytest.raises(OSError, match="gone"):
+        list(bounded_map(waits, range(4), workers=4, ahead=4))
+    assert time.monotonic() - began < 20
+    stop.set()

@@ -187,7 +187,9 @@ def test_the_same_size_and_time_do_not_hide_other_bytes(storage: Storage, tmp_pa
     os.utime(source / "0.png", ns=(state.st_atime_ns, state.st_mtime_ns))
     table = ImageTable(storage.images)
     assert table.keys.size == len(COLOURS)
-    with pytest.raises(ClipgenError, match=r"cannot be read again .*0\.png has changed.*clipgen forget"):
+    with pytest.raises(
+        ClipgenError, match=r"^1 image of .* read again: .*0\.png: it has changed.*clipgen forget"
+    ):
         table.images(np.arange(len(COLOURS)))
 
 
@@ -260,7 +262,9 @@ def test_images_of_a_folder_that_may_not_be_mounted_are_kept(
     ingest(source, storage)
     shutil.rmtree(source / "a")
     for _ in ("gone", "empty"):
-        with pytest.raises(ClipgenError, match=r"nor any file beside it: .* `clipgen forget [0-9a-f]{64}`"):
+        with pytest.raises(
+            ClipgenError, match="nor any file beside it: .* `clipgen forget --under file:///.*/in/a`"
+        ):
             embed(storage, clip_reference)
         (source / "a").mkdir(exist_ok=True)
     assert len(rows(storage)) == 3
@@ -391,12 +395,15 @@ def test_a_bucket_is_read_by_ranges(
     bucket("in/a/other.png", PNG["black"])
     found = take_images(table, range(3))
     assert found.rows["image"].to_pylist() == [RED]
-    assert ["has changed since it was read" in reason for reason in found.gone.values()] == [True, True]
+    assert ["has changed since it was read" in reason for reason in map(str, found.gone.values())] == [
+        True,
+        True,
+    ]
     bucket("in/a/green #1.png", None)
     assert len(take_images(table, range(3)).gone) == 2
     bucket("in/0.tar", None)
     bucket("in/a/other.png", None)
-    with pytest.raises(ClipgenError, match="nor any file beside it: .* `clipgen forget [0-9a-f]{64}`"):
+    with pytest.raises(ClipgenError, match="nor any file beside it: .* `clipgen forget --under s3://.*`"):
         take_images(table, range(3))
 
 
