@@ -151,6 +151,7 @@ def quick() -> Recipe:
             "evaluation.candidates": 1,
             "evaluation.reconstructions": 6,
             "evaluation.reference_images": 256,
+            "evaluation.thresholds.min_prompts": 2,
             "evaluation.thresholds.min_above_shuffled": -2,
             "evaluation.thresholds.min_codebook_usage": 0,
             "evaluation.thresholds.max_copies": 1,

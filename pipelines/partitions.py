@@ -7,7 +7,7 @@ version of the images that were embedded. TOP holds the files that are in no fol
 Knows partitions and their events; knows nothing of what a run does with an image.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -91,23 +91,23 @@ def record(
         instance.report_runless_asset_event(event)
 
 
-def forget_vanished(instance: dg.DagsterInstance, here: set[str]) -> list[str]:
+def forget_vanished(instance: dg.DagsterInstance, gone: Iterable[str]) -> list[str]:
     """Remove the partitions of folders that have left the source.
 
     Args:
         instance: Dagster's instance.
-        here: The partitions of the folders that are in the source.
+        gone: Their keys; those without a partition are left out.
 
     Returns:
         The removed partitions. If such a folder comes back it is read again, as its rows may be pruned.
     """
-    gone = sorted(set(instance.get_dynamic_partitions(NAME)) - here)
+    removed = sorted(set(gone) & set(instance.get_dynamic_partitions(NAME)))
     read = _versions(instance, IMAGES, DagsterEventType.ASSET_MATERIALIZATION)
-    for key in gone:
+    for key in removed:
         if key in read:
             record(instance, IMAGES, {VERSION: "vanished", LISTING: "vanished"}, {"vanished": True}, key)
         instance.delete_dynamic_partition(NAME, key)
-    return gone
+    return removed
 
 
 def outdated(instance: dg.DagsterInstance, done: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -164,12 +164,12 @@ def _quiet(instance: dg.DagsterInstance, key: str) -> bool:
 
 def _requested(instance: dg.DagsterInstance, key: str, listing: str) -> bool:
     """Whether a run reads the folder now, or has tried to within the last hour, with the same files."""
-    runs = dg.RunsFilter(job_name="new_images", tags={PARTITION: key})
-    records = instance.get_run_records(runs, limit=1)
-    if not records:
-        return False
-    last = records[0]
-    if not last.dagster_run.is_finished:
-        return True
-    tried = last.dagster_run.tags.get(LISTING) == listing
-    return tried and datetime.fromtimestamp(last.end_time or 0, UTC) > datetime.now(UTC) - AGAIN
+    runs = [dg.RunsFilter(tags={tag: key}) for tag in (PARTITION, PARTITIONS)]  # the latter of backfills
+    latest = [record for one in runs for record in instance.get_run_records(one, limit=1)]
+    return any(not record.dagster_run.is_finished or _tried(record, listing) for record in latest)
+
+
+def _tried(record: dg.RunRecord, listing: str) -> bool:
+    """Whether a run for these files ended within the last hour."""
+    ended = datetime.fromtimestamp(record.end_time or 0, UTC)
+    return record.dagster_run.tags.get(LISTING) == listing and ended > datetime.now(UTC) - AGAIN

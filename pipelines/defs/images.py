@@ -21,6 +21,7 @@ from pipelines.partitions import (
     VERSION,
     FolderResource,
     folder_of,
+    forget_vanished,
     key_of,
     record,
     record_observed,
@@ -76,6 +77,7 @@ def raw_images(
         result = ingest.run(stage, source=source, out=out, tracker=tracker)
     listings = {folder: listing for folder, listing in result.listings.items() if usable(folder)}
     record_observed(context.instance, {key_of(folder): listing for folder, listing in listings.items()})
+    forget_vanished(context.instance, map(key_of, result.vanished))
     stored = by_folder(result.table)
     for folder, listing in listings.items():
         digest, rows = (stored[folder].digest, stored[folder].rows) if folder in stored else ("empty", 0)

@@ -5,7 +5,7 @@ Knows which folders are partitions; knows nothing of images or tables.
 
 import dagster as dg
 
-from pipelines.partitions import FOLDERS, forget_vanished, key_of, usable
+from pipelines.partitions import FOLDERS, NAME, forget_vanished, key_of, usable
 from pipelines.resources import ImagesResource
 
 
@@ -29,7 +29,8 @@ def source_images(context: dg.OpExecutionContext, images: ImagesResource) -> dg.
             f"the folder {folder!r} cannot be a partition: rename it, or run the job all_images"
         )
     listings = {key: dg.DataVersion(source.listing(folder)) for key, folder in folders.items()}
-    context.instance.add_dynamic_partitions(FOLDERS.name or "", list(listings))
-    for key in forget_vanished(context.instance, set(listings)):
+    context.instance.add_dynamic_partitions(NAME, list(listings))
+    gone = set(context.instance.get_dynamic_partitions(NAME)) - set(listings)
+    for key in forget_vanished(context.instance, gone):
         context.log.warning(f"the folder {key} is gone: its rows stay until `clipgen prune`")
     return dg.DataVersionsByPartition(listings)
