@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from clipgen_core.cli.options import Command, Overrides, app, console
+from clipgen_core.cli.options import Command, Overrides, RecipeName, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.progress import duration
 
@@ -30,7 +30,7 @@ PARTS = {  # of a Need, and what they are called
 @app.command(cls=Command)
 def plan(
     folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
-    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
+    recipe: RecipeName,
     clip: Annotated[
         str | None, typer.Option(help="The CLIP to use; `trained`: the recipe's own; ViT-B/32 by default.")
     ] = None,

@@ -17,6 +17,7 @@ import clipgen_core
 from clipgen_core.cli import app
 from clipgen_core.generation.export import export_file
 from clipgen_core.generation.parts import read_parts
+from clipgen_core.recipes import RECIPES
 from clipgen_core.storage import Storage
 
 runner = CliRunner()
@@ -324,6 +325,12 @@ def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None
 def test_help_says_what_a_command_does(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "--root" in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "init", "plan", "train-stage", "settings"])
+def test_help_lists_all_recipes(command: str) -> None:
+    said = re.sub(r"[\s│]+", " ", runner.invoke(app, [command, "--help"]).output)
+    assert ", ".join(RECIPES) in said
 
 
 def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path) -> None:
