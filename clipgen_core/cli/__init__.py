@@ -1,5 +1,7 @@
 """The `clipgen` command line. Parses and prints; the work is elsewhere."""
 
+import atexit
+import gc
 import os
 import sys
 
@@ -38,4 +40,7 @@ __all__ = [
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
+    atexit.register(
+        gc.freeze
+    )  # else Python looks through all objects again: seconds after a model was loaded
     sys.exit(app())

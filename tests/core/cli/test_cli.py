@@ -314,6 +314,13 @@ def test_the_version_is_that_of_the_package() -> None:
     assert runner.invoke(app, ["--version"]).output == f"clipgen {clipgen_core.__version__}\n"
 
 
+def test_a_command_ends_without_collecting_what_it_loaded() -> None:
+    code = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+    code += "from clipgen_core.cli import main; sys.argv[1:] = ['--version']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"clipgen {clipgen_core.__version__}", "True"]
+
+
 def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     result = runner.invoke(app, ["generate", " ", "-m", checkpoint, "-o", str(out)])
