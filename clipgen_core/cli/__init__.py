@@ -15,6 +15,7 @@ from clipgen_core.cli import (
     remove,
     serve,
     settings,
+    stages,
     train,
     train_stage,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "remove",
     "serve",
     "settings",
+    "stages",
     "train",
     "train_stage",
 ]
