@@ -28,9 +28,9 @@ ASSETS = {  # stage: the Dagster asset that holds its artefact, and a command th
     "embeddings": ("clip_embeddings", "clipgen embed FOLDER"),
     "vqgan": ("vqgan_checkpoint", "clipgen train-stage vqgan"),
     "images": ("raw_images", "clipgen embed FOLDER"),
-    "tokens": ("token_shards", "clipgen train FOLDER"),
+    "tokens": ("token_shards", "clipgen tokens"),
     "transformer": ("transformer_checkpoint", "clipgen train-stage transformer"),
-    "evaluation": ("evaluation_report", "clipgen train FOLDER"),
+    "evaluation": ("evaluation_report", "clipgen evaluate"),
 }
 
 

@@ -53,6 +53,8 @@ RUN_BY = {
     r"clipgen plan": "core/plan/test_plan.py::test_the_command_prints_needs_and_verdicts",
     r"clipgen check": "core/preflight/test_preflight.py::"
     "test_the_command_says_a_line_a_check_and_ends_with_exit_code_two",
+    r"clipgen (train-stage|tokens|evaluate) .*--recipe photos$": "core/cli/test_stages.py::"
+    "test_all_stages_run_without_dagster",
     r"clipgen folders$": "core/cli/test_cli.py::test_names_with_brackets_are_printed_as_they_are",
     r"clipgen prune": "core/data/test_prune.py::test_the_command_asks_for_yes",
     r"clipgen gc ": "core/registry/test_unused.py::test_the_command_reports_first_and_removes_with_yes",

@@ -1,5 +1,7 @@
 """The `clipgen` command line. Parses and prints; the work is elsewhere."""
 
+import atexit
+import gc
 import os
 import sys
 
@@ -13,6 +15,7 @@ from clipgen_core.cli import (
     remove,
     serve,
     settings,
+    stages,
     train,
     train_stage,
 )
@@ -30,6 +33,7 @@ __all__ = [
     "remove",
     "serve",
     "settings",
+    "stages",
     "train",
     "train_stage",
 ]
@@ -38,6 +42,7 @@ __all__ = [
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
+    atexit.register(gc.freeze)  # else Python looks through all objects again: seconds after a model was loaded
     try:
         sys.exit(app())
     except SystemExit as end:

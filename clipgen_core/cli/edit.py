@@ -62,19 +62,15 @@ def vary(
         candidates=candidates,
     )
     generator, source = loaded(model, root)
+
+    from clipgen_core.generation.output import settings_used
+
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.variations(images, n, seed, strength=strength, on_step=shown_by(meter), **settings)
-    write_sheet(
-        rows,
-        output,
-        {
-            "variations_of": [file.name for file in image],
-            "seed": seed,
-            "strength": strength,
-            **settings,
-            "model": source,
-        },
-    )
+    names = [file.name for file in image]
+    parameters = {"variations_of": names, "n": n, "seed": seed, "strength": strength}
+    used = settings_used(generator, settings, of_text=False)
+    write_sheet(rows, output, {**parameters, **used, "model": source})
 
 
 @app.command(cls=Command)
@@ -112,14 +108,15 @@ def edit(
         candidates=candidates,
     )
     generator, source = loaded(model, root)
+
+    from clipgen_core.generation.output import settings_used
+
     with track("sampling", generator.transformer.positions, "codes") as meter:
         row = generator.edit(before, marked, prompt, n, seed, on_step=shown_by(meter), **settings)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
-    write_sheet(
-        [row],
-        output,
-        {"edit_of": image.name, "prompt": prompt, "seed": seed, **settings, "model": source},
-    )
+    used = settings_used(generator, settings, of_text=prompt is not None)
+    parameters = {"edit_of": image.name, "mask": mask.name, "prompt": prompt, "n": n, "seed": seed}
+    write_sheet([row], output, {**parameters, **used, "model": source})
 
 
 @app.command(cls=Command)
@@ -158,6 +155,9 @@ def extend(
         candidates=candidates,
     )
     generator, source = loaded(model, root)
+
+    from clipgen_core.generation.output import settings_used
+
     row = generator.extend(
         before, prompt, n, seed, left=left, right=right, top=top, bottom=bottom, **settings
     )
@@ -165,7 +165,8 @@ def extend(
     say_rounded(margins, generator.vqgan.config.downsampling)
     console.print(f"CLIP score {'  '.join(f'{one.clip_score:.3f}' for one in row)}")
     parameters = {"extension_of": image.name, "margins": list(margins.values()), "prompt": prompt}
-    write_sheet([row], output, {**parameters, "seed": seed, **settings, "model": source})
+    used = settings_used(generator, settings, of_text=prompt is not None)
+    write_sheet([row], output, {**parameters, "n": n, "seed": seed, **used, "model": source})
 
 
 def say_rounded(margins: Mapping[str, int], side: int) -> None:

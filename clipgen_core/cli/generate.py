@@ -79,9 +79,13 @@ def generate(
         neighbours=neighbours,
     )
     generator, source = loaded(model, root)
+
+    from clipgen_core.generation.output import settings_used
+
     with track("sampling", generator.transformer.positions, "codes") as meter:
         rows = generator.generate_scored(prompt, n, seed, on_step=shown_by(meter), **settings)
-    made = {"prompts": prompt, "seed": seed, **settings, "model": source}
+    used = settings_used(generator, settings, of_text=True)
+    made = {"prompts": prompt, "n": n, "seed": seed, **used, "model": source}
     scores = [[round(one.clip_score, 4) for one in row] for row in rows]
     if not as_json:
         for text, row in zip(prompt, scores, strict=True):
@@ -143,7 +147,7 @@ def search(
             "--model",
             "-m",
             help="A model, as for generate, whose training images are searched; by default the embeddings "
-            "table of the root is. A model has the ids of its images; with --root their addresses are shown.",
+            "table of the root is. Where its root is gone, give --root: else ids are shown, not addresses.",
         ),
     ] = None,
     root: Root = None,
@@ -156,8 +160,11 @@ def search(
     asked = read_image(Path(query)) if query.lower().endswith(IMAGE_SUFFIXES) or is_file(query) else query
     if model:
         from clipgen_core.generation.generator import TextToImage
+        from clipgen_core.generation.load import images_of
 
-        found, images = TextToImage.from_pretrained(model).search(asked, k), root and Storage(root).images
+        generator = TextToImage.from_pretrained(model)
+        found = generator.search(asked, k)
+        images = Storage(root).images if root else images_of(generator.parts.transformer)
     else:
         storage = Storage(root or last_root("embeddings"))
         found, images = _in_table(storage.current("embeddings", "search").path, asked, k), storage.images

@@ -151,8 +151,9 @@ def register(root: Root = None, name: Name = "clip-gen") -> None:
     """Register the model of the newest evaluation, without evaluating again: for when MLflow was away, or is
     a new one."""
     from clipgen_core.mlflow_tracker import mlflow_run
+    from clipgen_core.tracking import default_uri
 
-    registry = _registry(root, name)
+    registry = _registry(root, name, default_uri())
     registry.require_own()
     evaluation, uri = registry.newest_evaluation(), registry.client.tracking_uri
     with mlflow_run("register", tracking_uri=uri, artifacts=None, tags={}) as tracker:
@@ -232,11 +233,11 @@ def _compact(value: JsonValue) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def _registry(root: str | None, name: str) -> "Registry":
+def _registry(root: str | None, name: str, address: str | None = None) -> "Registry":
     from clipgen_core.registry.champions import Registry
     from clipgen_core.tracking import registry_uri
 
     out = Storage(root or last_root("evaluation"))
     if root and not list_folder(out.root):  # else a table of champions would begin there
         raise ClipgenError(f"there is nothing at {out.root}: name the root of the model by --root")
-    return Registry.at(registry_uri(), out, name)
+    return Registry.at(address or registry_uri(), out, name)

@@ -74,6 +74,8 @@ Candidates = Annotated[
     int | None, typer.Option(help="Images sampled for each one kept; CLIP keeps the best.")
 ]
 
+RecipeName = Annotated[str, typer.Option("--recipe", help="One of {recipes}.")]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -110,6 +112,15 @@ def clipgen(
 
 class Command(typer.core.TyperCommand):
     """A command whose bad input, and what a disk or store refuses, is one sentence and exit code 2."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The help, with the names of the recipes in place of `{recipes}`: only a help loads them."""
+        from clipgen_core.recipes import RECIPES
+
+        for option in self.params:
+            if isinstance(option, typer.core.TyperOption) and option.help:
+                option.help = option.help.replace("{recipes}", ", ".join(RECIPES))
+        super().format_help(ctx, formatter)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Column, Table
 
-from clipgen_core.cli.options import Command, Overrides, app, console
+from clipgen_core.cli.options import Command, Overrides, RecipeName, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.progress import duration
 
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from clipgen_core.plan import Line
     from clipgen_core.plan.verdict import Verdict
 
+NAMES = {  # of the assets
+    "clip_checkpoint": "CLIP",
+    "raw_images": "images",
+    "clip_embeddings": "embeddings",
+    "vqgan_checkpoint": "VQGAN",
+    "token_shards": "token shards",
+    "transformer_checkpoint": "transformer",
+}
 PARTS = {  # of a Need, and what they are called
     "weights": "weights",
     "gradients": "gradients",
@@ -30,7 +38,7 @@ PARTS = {  # of a Need, and what they are called
 @app.command(cls=Command)
 def plan(
     folder: Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")],
-    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
+    recipe: RecipeName,
     clip: Annotated[
         str | None, typer.Option(help="The CLIP to use; `trained`: the recipe's own; ViT-B/32 by default.")
     ] = None,
@@ -52,18 +60,20 @@ def plan(
     )
     console.print(stages(estimate.lines), "", memory(estimate.verdicts), "")
     if gpu is None:
-        console.print("The times are lower bounds: reading data and validations come on top.")
+        console.print(
+            "The times are of this machine, and lower bounds: reading data and validations come on top."
+        )
     else:
         console.print("The times are not known: they are measured where this runs, without --gpu.")
     for asset, verdict in estimate.verdicts.items():
-        console.print(sentence(asset, verdict, estimate.memory))
+        console.print(sentence(NAMES[asset], verdict, estimate.memory))
 
 
 def stages(lines: Sequence["Line"]) -> Table:
     """The needs of each stage, and of all together."""
     sheet = Table("stage", *(Column(name, justify="right") for name in ("disk", "memory", "time")), box=None)
     for line in lines:
-        sheet.add_row(line.stage, gigabytes(line.disk), gigabytes(line.memory), hours(line.hours))
+        sheet.add_row(NAMES[line.stage], gigabytes(line.disk), gigabytes(line.memory), hours(line.hours))
     disk, memory = sum(line.disk for line in lines), max(line.memory for line in lines)
     sheet.add_row("in all", gigabytes(disk), gigabytes(memory), hours(sum(line.hours for line in lines)))
     return sheet
@@ -71,7 +81,7 @@ def stages(lines: Sequence["Line"]) -> Table:
 
 def memory(verdicts: Mapping[str, "Verdict"]) -> Table:
     """What the memory of each training is used for."""
-    sheet = Table("memory of", *(Column(asset, justify="right") for asset in verdicts), box=None)
+    sheet = Table("memory of", *(Column(NAMES[asset], justify="right") for asset in verdicts), box=None)
     needs = [verdict.need for verdict in verdicts.values()]
     for part, name in PARTS.items():
         sheet.add_row(name, *(gigabytes(getattr(need, part)) for need in needs))
@@ -80,11 +90,11 @@ def memory(verdicts: Mapping[str, "Verdict"]) -> Table:
     return sheet
 
 
-def sentence(asset: str, verdict: "Verdict", memory: float) -> str:
+def sentence(name: str, verdict: "Verdict", memory: float) -> str:
     """Whether a training fits, and what to set if it does not.
 
     Args:
-        asset: Name of the training's asset.
+        name: What is trained.
         verdict: The verdict.
         memory: Bytes of the device.
 
@@ -93,8 +103,8 @@ def sentence(asset: str, verdict: "Verdict", memory: float) -> str:
     """
     room = f"{memory / 1e9:.3g} GB"
     if verdict.fits:
-        return f"{asset} fits {room}: it needs {gigabytes(verdict.need.total)}."
-    said = f"{asset} does not fit {room} with a tenth to spare: it needs {gigabytes(verdict.need.total)}"
+        return f"The {name} fits {room}: it needs {gigabytes(verdict.need.total)}."
+    said = f"The {name} does not fit {room} with a tenth to spare: it needs {gigabytes(verdict.need.total)}"
     if not verdict.overrides:
         return f"{said}, and no setting is enough: choose a smaller recipe, or fsdp on several GPUs."
     given = " ".join(f"-o {name}={json.dumps(value)}" for name, value in verdict.overrides.items())

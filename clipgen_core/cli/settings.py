@@ -31,7 +31,7 @@ values of one recipe.
 @app.command(cls=Command)
 def settings(
     stage: Annotated[str | None, typer.Argument(help="Show this stage only.")] = None,
-    recipe: Annotated[str, typer.Option(help="Whose values to show.")] = DEFAULT,
+    recipe: Annotated[str, typer.Option(help="Whose values to show: {recipes}.")] = DEFAULT,
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/settings.md.")] = False,
 ) -> None:

@@ -32,7 +32,7 @@ concurrency:
 Folder = Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Of the model; by default the folder's.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="demo, long, b, l, xl, paper; auto fits the machine.")
+    str, typer.Option("--recipe", help="One of {recipes}; auto: one that fits the machine.")
 ]
 Clip = Annotated[
     str | None,
@@ -72,7 +72,7 @@ def train(
     home = dagster_home()
     for job, file in files.items():
         execute(job, file, home)
-    show(proposal)
+    show(proposal.root)
 
 
 @app.command(cls=Command)
@@ -163,13 +163,13 @@ def execute(job: str, file: Path, home: str) -> None:
         )
 
 
-def show(proposal: "Proposal") -> None:
+def show(root: str) -> None:
     """Say how good the model is, where its images are, and what to do next."""
     from clipgen_core.judging.summary import summary
 
-    report = Storage(proposal.root).current("evaluation", "the summary").path
+    report = Storage(root).current("evaluation", "the summary").path
     for what, value in summary(f"{report}/metrics.json"):
         console.print(f"{what:50} {value}")
     console.print(f"\nimages  {report}/grid.png\nreport  {report}/report.html\n\nnext:")
-    console.print(f'  clipgen generate "…" --root {proposal.root} -o image.png')
-    console.print(f"  clipgen ui --root {proposal.root}")
+    console.print(f'  clipgen generate "…" --root {root} -o image.png')
+    console.print(f"  clipgen ui --root {root}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clipgen_core.cli.options import Command, Overrides, app, console
+from clipgen_core.cli.options import Command, Overrides, RecipeName, app, console
 from clipgen_core.errors import ClipgenError
 from clipgen_core.train import TrainingStage, train
 
@@ -15,7 +15,7 @@ from clipgen_core.train import TrainingStage, train
 def train_stage(
     stage: Annotated[TrainingStage, typer.Argument(help="What to train.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts are stored.")],
-    recipe: Annotated[str, typer.Option(help="demo, quick, long, paper, b, l or xl.")],
+    recipe: RecipeName,
     overrides: Overrides = None,
     captions: Annotated[
         str | None, typer.Option(help="For clip: a CSV file with the columns file and caption.")

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from clipgen_core.generation import editing, requests
+from clipgen_core.generation.arguments import refusing_unknown
 from clipgen_core.generation.engine import Engine, Request
 from clipgen_core.generation.sampling import OnStep
 from clipgen_core.settings.sampling import SamplingConfig
@@ -16,6 +17,7 @@ from clipgen_core.settings.sampling import SamplingConfig
 class ImageToImage(Engine):
     """Generates from images; see `TextToImage`."""
 
+    @refusing_unknown
     def variations(
         self,
         images: Image.Image | Sequence[Image.Image],
@@ -65,6 +67,7 @@ class ImageToImage(Engine):
             kept = [self.worker.run(partial(encode, one)) for one in images]
         return self.sample(asked, kept=kept, on_step=on_step)
 
+    @refusing_unknown
     def edit(
         self,
         image: Image.Image,
@@ -113,6 +116,7 @@ class ImageToImage(Engine):
         (row,) = self.sample(self._asked(kept.image, prompt, n, seed, config), kept=[kept], on_step=on_step)
         return row
 
+    @refusing_unknown
     def extend(
         self,
         image: Image.Image,

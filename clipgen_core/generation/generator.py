@@ -13,6 +13,7 @@ from PIL import Image
 from clipgen_core.device import usable, usable_dtype
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation import requests
+from clipgen_core.generation.arguments import refusing_unknown
 from clipgen_core.generation.engine import Request
 from clipgen_core.generation.export import export_file
 from clipgen_core.generation.from_images import ImageToImage
@@ -100,6 +101,7 @@ class TextToImage(ImageToImage):
         """The type of the transformer's weights."""
         return self.transformer.codes.weight.dtype
 
+    @refusing_unknown
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -178,6 +180,7 @@ class TextToImage(ImageToImage):
         else:
             copy_parts(self.parts, Path(folder))
 
+    @refusing_unknown
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -238,6 +241,7 @@ class TextToImage(ImageToImage):
         )
         return [[one.image for one in row] for row in rows]
 
+    @refusing_unknown
     def generate_scored(
         self,
         prompts: str | Sequence[str],

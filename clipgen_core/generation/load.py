@@ -40,6 +40,12 @@ class Inputs:
     embedding_dim: int | None = None
 
 
+def images_of(transformer: str) -> str | None:
+    """The address of the images table that a transformer was trained on; None if that is not known."""
+    codes = Checkpoint(transformer).codes
+    return codes.images or None if isinstance(codes, TokenManifest) else None
+
+
 def load_vqgan(checkpoint: str, device: str | None = None) -> Vqgan:
     """The VQGAN of a checkpoint.
 

@@ -1,11 +1,11 @@
 """What calling a generator returns, and tells while it works: images in the type that was asked for.
 
-Knows generated images; knows nothing of how they are generated.
+Knows generated images and the settings they come from; knows nothing of how they are generated.
 """
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.requests import Generated
 from clipgen_core.progress import Meter
+from clipgen_core.settings.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from clipgen_core.generation.engine import Engine
 
 OutputType = Literal["pil", "np", "pt"]
 OnStepEnd = Callable[[Any, int, int, Mapping[str, Tensor]], Any]
@@ -64,6 +68,33 @@ def _as(output_type: OutputType, one: Generated) -> Any:
         return one.image
     pixels = np.asarray(one.image, np.float32) / 255
     return pixels if output_type == "np" else torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def settings_used(generator: "Engine", given: Mapping[str, Any], *, of_text: bool) -> dict[str, Any]:
+    """The settings by which images are sampled, so that the same images can be generated again.
+
+    Args:
+        generator: The model; its defaults are used where nothing is given.
+        given: Arguments of `TextToImage.generate`, `variations`, `edit` or `extend`.
+        of_text: Whether a prompt is given. Other requests have no condition and neighbours.
+
+    Returns:
+        All sampling settings that are used, by their names.
+
+    Raises:
+        ClipgenError: A value is not allowed.
+    """
+    chosen = {name: given.get(name) for name in SamplingConfig.model_fields}
+    config = generator.parts.sampling.override(**chosen)
+    model, unused = generator.transformer, set[str]()
+    if not of_text:
+        unused = {"condition", "neighbours", "neighbour_temperature"}
+    elif config.condition in ("text", "shifted"):
+        unused = {"neighbours", "neighbour_temperature"}
+    elif config.condition == "nearest":
+        unused = {"neighbour_temperature"}
+    steps = config.steps or (model.positions if model.raster else 2 * model.grid)
+    return config.model_copy(update={"steps": steps}).model_dump(exclude=unused)
 
 
 def told(generator: object, callback: OnStepEnd | None, meter: Meter) -> Callable[[Tensor], None]:

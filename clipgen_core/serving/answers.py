@@ -14,6 +14,7 @@ from clipgen_core.data.images import shown_by_id
 from clipgen_core.data.pixels import with_parameters
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.output import settings_used
 from clipgen_core.generation.requests import Generated
 from clipgen_core.serving.browse import root_behind
 from clipgen_core.serving.models import Models
@@ -189,7 +190,8 @@ class Answers:
                         yield [*groups, group(unfinished, title)], said, gr.skip(), gr.skip(), gr.skip()
             row = sampling.generated
             PICTURES.labels(subject.kind).inc(len(row))
-            finished = _finished(row, subject, parameters | {"model": origin})
+            used = settings_used(generator, parameters, of_text=bool(subject.prompt))
+            finished = _finished(row, subject, {**parameters, **used, "model": origin})
             if not groups:
                 nearest, notes = _neighbours(generator, row[0]), subject.notes(generator)
                 past = [_remembered(finished[0], subject, chosen), *past][:HISTORY]

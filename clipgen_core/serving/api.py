@@ -23,6 +23,7 @@ from clipgen_core import __version__, logs
 from clipgen_core.data.pixels import with_parameters
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.output import settings_used
 from clipgen_core.generation.requests import Generated, not_read
 from clipgen_core.generation.sampling import OnStep
 from clipgen_core.generation.worker import CALLER
@@ -158,7 +159,8 @@ def _sampled(
             generator = _loaded(models, model)
             row = call(generator, {**parameters, "on_step": on_step})
             PICTURES.labels(kind).inc(len(row))
-            said = {"prompt": asked.prompt, **parameters, "model": models.origin(model)}
+            used = settings_used(generator, parameters, of_text=asked.prompt is not None)
+            said = {"prompt": asked.prompt, **parameters, **used, "model": models.origin(model)}
             return Images(
                 created=int(time.time()),
                 size=_found(models, model.name).size,  # of the version that was loaded

@@ -13,6 +13,8 @@ from pathlib import PurePosixPath
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
+from clipgen_core.generation.parts import read_parts
+from clipgen_core.generation.sources import HUB, folder_of
 from clipgen_core.generation.worker import elsewhere
 from clipgen_core.registry.candidates import CANDIDATE
 from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL
@@ -49,6 +51,19 @@ def available_models(root: str | None) -> list[str]:
         if not models:
             raise ClipgenError("no model is available: run `make demo`, or name one with -m") from None
     return models
+
+
+def require_available(sources: Sequence[str]) -> None:
+    """Refuse models that do not exist, before a port is taken; those of the Hub are looked up later.
+
+    Raises:
+        ClipgenError: One is not at its address, or not in the registry.
+    """
+    for source in sources:
+        if source.startswith(REGISTERED):
+            describe(source)
+        elif not source.startswith(HUB):
+            read_parts(folder_of(source))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from clipgen_core import logs
 from clipgen_core.serving.answers import Answers, Past
 from clipgen_core.serving.browse import Browse, root_behind
 from clipgen_core.serving.examples import examples_of
-from clipgen_core.serving.models import Models
+from clipgen_core.serving.models import Models, require_available
 from clipgen_core.serving.monitoring import ROUTE
 from clipgen_core.serving.pictures import FILES, pictures
 from clipgen_core.serving.server import ignore_stops, is_local, listening, url_of
@@ -63,6 +63,7 @@ def serve(models: Sequence[str], *, host: str, port: int, root_path: str, waitin
     Raises:
         ClipgenError: The first model cannot be loaded, or the address or port cannot be used.
     """
+    require_available(models)
     with listening(host, port) as listener, tempfile.TemporaryDirectory(prefix="clipgen-ui-") as scratch:
         if not os.environ.get("GRADIO_TEMP_DIR"):  # the usual one may be another user's
             os.environ["GRADIO_TEMP_DIR"] = scratch

@@ -17,7 +17,7 @@ import uvicorn
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 from clipgen_core.serving.api import build
-from clipgen_core.serving.models import Models
+from clipgen_core.serving.models import Models, require_available
 from clipgen_core.serving.work import Work
 
 GRACE = 25.0  # seconds from SIGTERM until requests that are being sampled are given up; Kubernetes waits 30
@@ -39,6 +39,7 @@ def serve(models: Sequence[str], *, host: str, port: int, token_file: Path | Non
         ClipgenError: A model cannot be loaded, the token cannot be used, or the port is not free.
     """
     token = read_token(token_file) if token_file else None
+    require_available(models)
     with listening(host, port) as listener:
         if not token and not is_local(listener):
             logs.line("anyone who reaches this address can use it: give a --token-file")

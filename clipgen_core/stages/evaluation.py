@@ -4,7 +4,7 @@ In:  a transformer checkpoint (which names everything before it), the images tab
      captions, one a line, or the names of image files) and, if there is one, the champion that the generator
      would replace
 Out: {root}/reports/{run}/: report.html, metrics.json, prompts.json, evaluation.json, grid.png
-Run: `evaluation_report` in Dagster.
+Run: `evaluation_report` in Dagster, or `clipgen evaluate`.
 
 Generated images are compared with the champion's for the same prompts and seeds, with the VQGAN's
 reconstructions, and with the real images, which are the ceiling. Retrieval asks which of all prompts fits an

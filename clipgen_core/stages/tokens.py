@@ -4,7 +4,7 @@ In:  the images table, the embeddings table, a VQGAN checkpoint
 Out: {root}/codes/{fingerprint}.lance: the codes of each image; only new images are encoded
      {root}/tokens/{vqgan_digest}-{clip_key}-{fingerprint}/: part-*.parquet and manifest.json, codes beside
      embeddings, in an order that is random and does not depend on when an image came
-Run: `token_shards` in Dagster.
+Run: `token_shards` in Dagster, or `clipgen tokens`.
 """
 
 import functools

@@ -15,8 +15,12 @@ from typer.testing import CliRunner
 
 import clipgen_core
 from clipgen_core.cli import app
+from clipgen_core.data.pixels import grid
 from clipgen_core.generation.export import export_file
+from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
+from clipgen_core.recipes import RECIPES
+from clipgen_core.settings.sampling import SamplingConfig
 from clipgen_core.storage import Storage
 
 runner = CliRunner()
@@ -146,6 +150,8 @@ def test_search_takes_a_model_file(
     monkeypatch.delenv("CLIPGEN_ROOT", raising=False)
     file = str(tmp_path / "model.clipgen")
     export_file(read_parts(checkpoint), file, name="tiny")
+    found = runner.invoke(app, ["search", "a red disc", "-m", checkpoint, "-k", "3"])
+    assert found.output.count("file://") == 3, found.output
     for query in ("a red disc", str(pictures / "pictures" / "disc" / "teal 32.png")):
         found = runner.invoke(app, ["search", query, "-m", file, "-k", "3"])
         assert found.exit_code == 0, found.output
@@ -283,6 +289,26 @@ def test_prompts_from_stdin_and_answers_in_json_for_programs(checkpoint: str, tm
         assert result.exit_code == 2 and message in " ".join(result.output.split())
 
 
+def test_images_can_be_generated_again_by_the_text_in_their_file(
+    checkpoint: str, any_order: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.png"
+    for model, condition in ((checkpoint, "retrieval"), (any_order, "text")):
+        args = ["generate", "a red disc", "-n", "2", "--condition", condition, "-m", model, "-o", str(out)]
+        assert runner.invoke(app, args).exit_code == 0
+        written = json.loads(Image.open(out).info["parameters"])
+        used = {name: value for name, value in written.items() if name in SamplingConfig.model_fields}
+        assert set(SamplingConfig.model_fields) - set(used) == (
+            {"neighbours", "neighbour_temperature"} if condition == "text" else set()
+        )
+        generator = TextToImage.from_pretrained(model)
+        generator.parts = generator.parts.model_copy(
+            update={"sampling": SamplingConfig()}
+        )  # a model with other defaults
+        rows = generator.generate(written["prompts"], written["n"], written["seed"], **used)
+        assert grid(rows[0], columns=2).tobytes() == Image.open(out).tobytes()
+
+
 def test_what_cannot_be_written_is_found_before_a_model_is_loaded(tmp_path: Path) -> None:
     code = "import sys; from clipgen_core.cli.options import app; import clipgen_core.cli\n"
     code += "try: app(['generate', 'x', '-o', '/no/such/a.png'])\n"
@@ -314,6 +340,13 @@ def test_the_version_is_that_of_the_package() -> None:
     assert runner.invoke(app, ["--version"]).output == f"clipgen {clipgen_core.__version__}\n"
 
 
+def test_a_command_ends_without_collecting_what_it_loaded() -> None:
+    code = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+    code += "from clipgen_core.cli import main; sys.argv[1:] = ['--version']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"clipgen {clipgen_core.__version__}", "True"]
+
+
 def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     result = runner.invoke(app, ["generate", " ", "-m", checkpoint, "-o", str(out)])
@@ -325,6 +358,12 @@ def test_an_empty_prompt_writes_nothing(checkpoint: str, tmp_path: Path) -> None
 def test_help_says_what_a_command_does(command: str) -> None:
     result = runner.invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "--root" in result.output
+
+
+@pytest.mark.parametrize("command", ["train", "init", "plan", "train-stage", "settings"])
+def test_help_lists_all_recipes(command: str) -> None:
+    said = re.sub(r"[\s│]+", " ", runner.invoke(app, [command, "--help"]).output)
+    assert ", ".join(RECIPES) in said
 
 
 def test_stats_and_rejects_say_what_was_read(clip_reference: str, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_bad_input_is_one_sentence(storage: Storage, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, arguments(storage.root))
     assert done.exit_code == 2
     said = " ".join(done.output.split())
-    assert "no token_shards under" in said and "or run `clipgen train FOLDER` first" in said
+    assert "no token_shards under" in said and "or run `clipgen tokens` first" in said
     done = CliRunner().invoke(app, [*arguments(storage.root), "--tokens", str(tmp_path)])
     assert done.exit_code == 2
     assert "materialise token_shards first in Dagster" in " ".join(done.output.split())

@@ -59,6 +59,31 @@ def test_what_cannot_be_used_is_one_sentence(
         getattr(generator, method)(*given)
 
 
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("__call__", {"negative_prompt": "blurry"}, "no argument 'negative_prompt': models have no negative"),
+        (
+            "__call__",
+            {"height": 512},
+            "no argument 'height': images have the side that the model was trained",
+        ),
+        (
+            "generate",
+            {"num_inference_steps": 9},
+            "generate has no argument 'num_inference_steps': give steps",
+        ),
+        ("generate", {"guidance": 3.0}, "no argument 'guidance': did you mean 'guidance_scale'"),
+        ("variations", {"eta": 0.5}, "no argument 'eta': choose images, n, seed, strength"),
+    ],
+)
+def test_an_argument_of_other_pipelines_is_answered_with_ours(
+    generator: TextToImage, method: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ClipgenError, match=message):
+        getattr(generator, method)("a heart", **given)
+
+
 def test_a_generator_is_saved_where_nothing_is_lost(
     generator: TextToImage, any_order: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

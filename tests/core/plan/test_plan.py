@@ -84,7 +84,7 @@ def output(pictures: Path, clip_reference: str) -> Iterator[str]:
 def test_the_command_prints_needs_and_verdicts(output: str) -> None:
     assert "72 files, about 72 images, 100% usable" in output and "in all" in output
     assert "activations an image" in output
-    assert "vqgan_checkpoint fits" in output and "transformer_checkpoint fits" in output
+    assert "The VQGAN fits" in output and "The transformer fits" in output and "_" not in output
 
 
 def test_the_command_proposes_the_override_that_fits(
@@ -94,11 +94,11 @@ def test_the_command_proposes_the_override_that_fits(
     monkeypatch.setitem(recipes.RECIPES, "tiny", wide)
     asked = ["plan", str(pictures / "pictures"), "--recipe", "tiny", "--clip", clip_reference, "--gpu", "2"]
     shown = CliRunner().invoke(app, asked).output
-    assert "transformer_checkpoint does not fit 2 GB with a tenth to spare: it needs" in shown
+    assert "The transformer does not fit 2 GB with a tenth to spare: it needs" in shown
     assert "a GPU of 2 GB" in shown and "The times are not known" in shown and " min" not in shown
     given = shown.partition("With ")[2].partition(" it needs")[0]
     assert given.startswith("-o transformer.train.micro_batch=")
-    assert "transformer_checkpoint fits 2 GB" in CliRunner().invoke(app, [*asked, *given.split()]).output
+    assert "The transformer fits 2 GB" in CliRunner().invoke(app, [*asked, *given.split()]).output
 
 
 def test_bad_input_gives_one_sentence(pictures: Path, tmp_path: Path) -> None:

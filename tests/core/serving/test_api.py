@@ -21,6 +21,7 @@ from clipgen_core.generation.sampling import Busy, Job, Sampler
 from clipgen_core.serving.api import LARGEST_BODY, build
 from clipgen_core.serving.models import Models
 from clipgen_core.serving.work import Work
+from clipgen_core.settings.sampling import SamplingConfig
 from tests.conftest import SIZE, draw
 
 TOKEN = "0123456789abcdef"
@@ -99,6 +100,11 @@ def test_the_images_are_those_of_the_generator_and_say_how_they_were_made(
     assert (answer["size"], answer["seed"], answer["output_format"]) == ("32x32", 5, "png")
     said = json.loads(opened(answer["data"][0]).info["parameters"])
     assert said["model"] == models.default and (said["seed"], said["top_k"]) == (5, 4)
+    settings = {name: value for name, value in said.items() if name in SamplingConfig.model_fields}
+    again = TextToImage.from_pretrained(checkpoint).generate(
+        said["prompt"], said["n"], said["seed"], **settings
+    )
+    assert again[0][0].tobytes() == pixels(answer["data"][0])
 
 
 def test_without_a_seed_each_request_gets_other_images_and_learns_the_seed(client: TestClient) -> None:

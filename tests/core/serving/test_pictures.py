@@ -102,10 +102,10 @@ def test_a_training_image_is_shown_small_and_cannot_be_saved() -> None:
     assert read.size == (256, 85) and group([shown, shown])["zip"] == ""
 
 
-def test_a_port_in_use_is_named_before_a_model_is_loaded() -> None:
+def test_a_port_in_use_is_named_before_a_model_is_loaded(checkpoint: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ClipgenError, match=rf"cannot listen at 127\.0\.0\.1:{port} \(Address already"):
-            serve(["no model"], host="127.0.0.1", port=port, root_path="", waiting=1)
+            serve([checkpoint], host="127.0.0.1", port=port, root_path="", waiting=1)

@@ -280,13 +280,16 @@ def _until_free(url: str, since: float) -> float:
 
 
 def test_a_port_that_is_taken_and_a_token_that_is_none_are_said_before_a_model_is_loaded(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "token"
     with listening("127.0.0.1", 0) as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = CliRunner().invoke(app, ["serve", "-m", "/none", "--port", port])
+        for command in ("serve", "ui"):
+            done = CliRunner().invoke(app, [command, "-m", "/none", "--port", port])
+            assert done.exit_code == 2 and "there is no model at /none" in done.output.replace("\n", " ")
+        done = CliRunner().invoke(app, ["serve", "-m", checkpoint, "--port", port])
         assert done.exit_code == 2 and "cannot listen at 127.0.0.1" in done.output.replace("\n", " ")
     done = CliRunner().invoke(app, ["serve", "-m", "/none", "--token-file", str(file)])
     assert done.exit_code == 2 and "the token cannot be read" in done.output
