@@ -32,7 +32,7 @@ concurrency:
 Folder = Annotated[str, typer.Argument(help="A folder of images, or an fsspec URL.")]
 RunName = Annotated[str | None, typer.Option("--name", help="Of the model; by default the folder's.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", help="demo, long, b, l, xl, paper; auto fits the machine.")
+    str, typer.Option("--recipe", help="demo, long, photos, b, l, xl, paper; auto fits the machine.")
 ]
 Clip = Annotated[
     str | None,
