@@ -142,7 +142,7 @@ def _theme() -> gr.Theme:
         filled[f"button_primary_{name}"] = "*primary_700"
     for name in ("background_fill_hover", "background_fill_hover_dark"):
         filled[f"button_primary_{name}"] = "*primary_800"
-    return theme.set(**filled, color_accent="*primary_700")
+    return theme.set(**filled, color_accent="*primary_700", body_text_color_subdued="*neutral_500")
 
 
 def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:

@@ -1,5 +1,7 @@
 """How the page looks and reads: on a phone, in both colour schemes, after an error, and to screen readers."""
 
+import itertools
+
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
@@ -15,7 +17,7 @@ def serious(page: Page) -> list[str]:
     return [one["id"] for one in found if one["impact"] in ("serious", "critical")]
 
 
-def test_nothing_is_cut_off_on_a_phone_and_pictures_come_first(url: str, themed: Watched) -> None:
+def test_nothing_is_cut_off_and_pictures_come_first_on_a_phone(url: str, themed: Watched) -> None:
     page = themed.page
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto(f"{url}?prompt=a red disc")
@@ -26,10 +28,11 @@ def test_nothing_is_cut_off_on_a_phone_and_pictures_come_first(url: str, themed:
     expect(page.get_by_role("button", name="Use via API")).to_be_visible()
     assert not page.get_by_label("Temperature").first.is_visible()  # the settings are folded
     page.locator("#settings button").first.click()
-    for tab in ("Text", "Picture", "Edit", "Browse"):
+    for width, tab in itertools.product((360, 820), ("Text", "Picture", "Edit", "Browse")):
+        page.set_viewport_size({"width": width, "height": 740})
         page.get_by_role("tab", name=tab).click()
-        assert page.evaluate("document.documentElement.scrollWidth") == 360, tab
-        assert serious(page) == [], tab
+        assert page.evaluate("document.documentElement.scrollWidth") == width, tab
+        assert serious(page) == [], (width, tab)
 
 
 def test_many_pictures_leave_the_form_of_a_phone_within_reach(url: str, tab: Watched) -> None:
