@@ -42,7 +42,7 @@ __all__ = [
 def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # a person waits
-    atexit.register(gc.freeze)  # else Python looks through all objects again: seconds after a model was loaded
+    atexit.register(gc.freeze)  # else Python looks through all objects: seconds after a model was loaded
     try:
         sys.exit(app())
     except SystemExit as end:

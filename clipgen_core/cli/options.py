@@ -42,8 +42,8 @@ Models = Annotated[
     typer.Option(
         "--model",
         "-m",
-        help="A model to offer, as for generate; may be repeated. By default the registry's champion, "
-        "its candidate and the newest model in ./.clipgen, as far as they exist.",
+        help="A model to offer, as for generate; may be repeated. By default the champion and "
+        "candidate of the root, its newest model, and the champion of clip-gen, as far as they exist.",
     ),
 ]
 

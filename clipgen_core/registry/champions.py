@@ -31,6 +31,12 @@ REQUESTED = "promotion_requested"  # a tag of a version: when MLflow was asked w
 SKEW = datetime.timedelta(minutes=10)  # between the clocks of MLflow and of who promotes
 
 
+def promoted_under(out: Storage) -> list[str]:
+    """The models of a root of which a version was promoted."""
+    found = list_folder(out.path("champions"))
+    return [one.removesuffix(".lance") for one in found if one.endswith(".lance")]
+
+
 @dataclass(frozen=True)
 class Promotion:
     """A row of the table of champions. version: "" if there is none; before: the version that was champion
@@ -79,9 +85,8 @@ class Registry(Candidates):
 
     def without_history(self) -> str:
         """What to say where no version was ever promoted: which models of the root have champions."""
-        found = list_folder(self.ledger.rpartition("/")[0])
-        others = sorted(one.removesuffix(".lance") for one in found if one.endswith(".lance"))
-        hint = f"; name a model of this root by --name: {', '.join(others)}" if others else ""
+        others = ", ".join(promoted_under(self.out))
+        hint = f"; name a model of this root by --name: {others}" if others else ""
         return f"no version of {self.name} was promoted yet ({self.ledger}){hint}"
 
     def champion(self) -> str | None:

@@ -5,7 +5,7 @@ Knows requests and models; knows nothing of how the page is laid out.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import gradio as gr
@@ -35,7 +35,16 @@ Shown = tuple[Any, Any, Any, Any, Any]  # pictures, status, nearest training pic
 
 @dataclass(frozen=True)
 class Chosen:
-    """The settings of a request, as the page has them; a number is None where its field is empty."""
+    """The settings of a request, as the page has them; a number is None where its field is empty.
+
+    Attributes:
+        model: The name of a model.
+        n: How many pictures.
+        seed: Determines them.
+        guidance_scale: Higher values follow the prompt more closely.
+        temperature: Lower values take the likeliest codes more often.
+        compare_with: The name of a second model to compare with; empty for none.
+    """
 
     model: str
     n: float | None
@@ -75,86 +84,48 @@ class Answers:
         self._offered = offered
         self._running: list[tuple[str | None, Sampling]] = []  # with the session of each
 
-    def generate(
-        self,
-        prompt: str,
-        model: str,
-        n: float,
-        seed: float,
-        guidance_scale: float,
-        temperature: float,
-        compare_with: str,
-        past: Past,
-        visitor: gr.Request,
-    ) -> Iterator[Shown]:
+    def generate(self, prompt: str, visitor: gr.Request, *, past: Past, **settings: Any) -> Iterator[Shown]:
         """Generate pictures of what a prompt says.
 
         Args:
             prompt: What they should show.
-            model: The name of a model.
-            n: How many.
-            seed: Determines them.
-            guidance_scale: Higher values follow the prompt more closely.
-            temperature: Lower values take the likeliest codes more often.
-            compare_with: The name of a second model to compare with; empty for none.
-            past: Earlier requests.
             visitor: Who asks.
+            past: Earlier requests.
+            settings: The fields of `Chosen`.
 
         Yields:
             What the page shows.
         """
-        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: FromText(prompt), chosen, past, visitor)
+        yield from self._answer(lambda: FromText(prompt), Chosen(**settings), past, visitor)
 
     def vary(
-        self,
-        picture: bytes | None,
-        model: str,
-        n: float,
-        seed: float,
-        guidance_scale: float,
-        temperature: float,
-        compare_with: str,
-        past: Past,
-        visitor: gr.Request,
+        self, picture: bytes | None, visitor: gr.Request, *, past: Past, **settings: Any
     ) -> Iterator[Shown]:
         """Generate variations of a picture.
 
         Args:
             picture: The file's bytes.
-            model, n, seed, guidance_scale, temperature, compare_with, past, visitor: See `generate`.
+            visitor, past, settings: See `generate`.
 
         Yields:
             See `generate`.
         """
-        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: FromPicture(picture), chosen, past, visitor)
+        yield from self._answer(lambda: FromPicture(picture), Chosen(**settings), past, visitor)
 
     def edit(
-        self,
-        picture: dict[str, Any] | None,
-        prompt: str,
-        model: str,
-        n: float,
-        seed: float,
-        guidance_scale: float,
-        temperature: float,
-        compare_with: str,
-        past: Past,
-        visitor: gr.Request,
+        self, picture: dict[str, Any] | None, prompt: str, visitor: gr.Request, *, past: Past, **settings: Any
     ) -> Iterator[Shown]:
         """Generate the painted part of a picture anew.
 
         Args:
             picture: The bytes of its file and of those of the layers painted on it.
             prompt: What the whole picture should show; empty for what it shows now.
-            model, n, seed, guidance_scale, temperature, compare_with, past, visitor: See `generate`.
+            visitor, past, settings: See `generate`.
 
         Yields:
             See `generate`.
         """
-        chosen = Chosen(model, n, seed, guidance_scale, temperature, compare_with)
-        yield from self._answer(lambda: Edit(picture, prompt), chosen, past, visitor)
+        yield from self._answer(lambda: Edit(picture, prompt), Chosen(**settings), past, visitor)
 
     def stop(self, visitor: gr.Request) -> str:
         """Stop what is being sampled for a visitor."""
@@ -225,12 +196,11 @@ def _remembered(first: dict[str, str], subject: Subject, chosen: Chosen) -> dict
     """A request in the history."""
     seed = f"seed {chosen.seed:.0f}"
     shown = first | {"alt": f"{subject.label}, {seed}: use these settings again", "file": ""}
-    settings = [chosen.model, chosen.n, chosen.seed, chosen.guidance_scale, chosen.temperature]
     return {
         "picture": shown | {"caption": f"{subject.label}, {seed}"},
         "kind": subject.kind,
         "prompt": subject.prompt,
-        "settings": [*settings, chosen.compare_with],
+        "settings": list(astuple(chosen)),
     }
 
 
@@ -250,4 +220,4 @@ def _neighbours(generator: TextToImage, generated: Generated) -> list[dict[str, 
         for one, cosine in cosines.items()
         if one in images
     ]
-    return [group(shown, "Nearest training pictures")] if shown else []
+    return [group(shown, "Training pictures nearest to the first picture")] if shown else []

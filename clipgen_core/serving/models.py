@@ -6,7 +6,8 @@ Knows where models are and how they are loaded; knows nothing of requests.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -17,7 +18,7 @@ from clipgen_core.generation.parts import read_parts
 from clipgen_core.generation.sources import HUB, folder_of
 from clipgen_core.generation.worker import elsewhere
 from clipgen_core.registry.candidates import CANDIDATE
-from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL
+from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL, promoted_under
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
 
@@ -27,29 +28,35 @@ REGISTERED = "models:/"
 
 
 def available_models(root: str | None) -> list[str]:
-    """The registry's champion and candidate and the newest local checkpoint, as far as they are available.
+    """The models of a root and the registry's champion, as far as they are available.
 
     Args:
-        root: The root that holds the checkpoint; that of the last training by default.
+        root: The root; that of the last training by default.
 
     Returns:
-        Sources for `TextToImage.from_pretrained`, at least one.
+        Sources for `TextToImage.from_pretrained`, at least one: champions and candidates of the models that
+        the root promoted, its newest checkpoint, and those of MODEL if another root promoted them.
 
     Raises:
         ClipgenError: No model is available.
     """
+    out = Storage(root or last_root("transformer"))
+    own = promoted_under(out)
+    models = _registered(own)
+    with suppress(ClipgenError):
+        models.append(out.current("transformer", "serving").path)
+    models += _registered({MODEL}.difference(own))
+    if not models:
+        raise ClipgenError("no model is available: run `make demo`, or name one with -m")
+    return models
+
+
+def _registered(names: Iterable[str]) -> list[str]:
     models = []
-    for alias in (CHAMPION_ALIAS, CANDIDATE):
-        try:
-            describe(f"{REGISTERED}{MODEL}@{alias}")
-            models.append(f"{REGISTERED}{MODEL}@{alias}")
-        except ClipgenError:
-            continue
-    try:
-        models.append(Storage(root or last_root("transformer")).current("transformer", "serving").path)
-    except ClipgenError:
-        if not models:
-            raise ClipgenError("no model is available: run `make demo`, or name one with -m") from None
+    for model in (f"{REGISTERED}{name}@{alias}" for name in names for alias in (CHAMPION_ALIAS, CANDIDATE)):
+        with suppress(ClipgenError):
+            describe(model)
+            models.append(model)
     return models
 
 

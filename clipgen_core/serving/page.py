@@ -47,7 +47,7 @@ class Inputs:
     picture: gr.Image
     painted: gr.ImageMask
     change: gr.Textbox
-    settings: list[Any]
+    settings: dict[str, Any]
 
 
 def serve(models: Sequence[str], *, host: str, port: int, root_path: str, waiting: int) -> None:
@@ -122,16 +122,16 @@ def build(models: Sequence[str]) -> gr.Blocks:
                     inputs, buttons = _subjects(examples_of(generator, EXAMPLES))
                     browsing = _training_images(visible=root_behind(generator) is not None)
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
-                inputs.settings.extend(_settings(list(offered.served), generator.parts.sampling))
+                inputs.settings.update(_settings(list(offered.served), generator.parts.sampling))
             with gr.Column(min_width=0, elem_id="results"):
-                made, said = pictures("Pictures", "made"), _status()
+                said, made = _status(), pictures("Pictures", "made")
             with gr.Column(min_width=0, elem_id="more"):
                 near, history = pictures("Nearest", "near"), pictures("History", "history", "select")
                 past = gr.State([])
         shown = [made, said, near, history, past]
         _link(page, answers, inputs, buttons, shown, stop)
         _link_history(inputs, tabs, history, past)
-        _link_browse(Browse(offered), browsing, inputs.settings[0], made, said)
+        _link_browse(Browse(offered), browsing, inputs.settings["model"], [made, said], near)
     return page
 
 
@@ -143,7 +143,7 @@ def _theme() -> gr.Theme:
         filled[f"button_primary_{name}"] = "*primary_700"
     for name in ("background_fill_hover", "background_fill_hover_dark"):
         filled[f"button_primary_{name}"] = "*primary_800"
-    return theme.set(**filled, color_accent="*primary_700")
+    return theme.set(**filled, color_accent="*primary_700", body_text_color_subdued="*neutral_500")
 
 
 def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
@@ -163,8 +163,10 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
         picture.preprocess = _file  # type: ignore[assignment]  # else Gradio decodes, and shows paths
         vary = gr.Button("Make variations", variant="primary", elem_id="vary")
     with gr.Tab("Edit", id="edit"):
+        gr.Markdown("Paint over what is to change.")
         painted = gr.ImageMask(
-            label="Paint over what is to change",
+            label="Picture",
+            show_label=False,  # it would lie under the tools
             format="png",
             brush=gr.Brush(colors=[PAINT], default_color=PAINT, color_mode="fixed"),
             elem_id="drawn",
@@ -177,12 +179,12 @@ def _subjects(examples: Sequence[str]) -> tuple[Inputs, list[gr.Button]]:
             elem_id="wanted",
         )
         edit = gr.Button("Edit", variant="primary", elem_id="edit")
-    return Inputs(prompt, picture, painted, change, []), [generate, vary, edit]
+    return Inputs(prompt, picture, painted, change, {}), [generate, vary, edit]
 
 
 def _training_images(visible: bool) -> list[Any]:
     """What is looked for among the training images, the buttons, and the list of rejects."""
-    with gr.Tab("Browse", id="browse", visible=visible):
+    with gr.Tab("Browse", id="browse", elem_id="browse", visible=visible):
         query = gr.Textbox(label="Search", placeholder="What they show; empty: any", elem_id="query")
         where = gr.Textbox(
             label="Filter in SQL", placeholder="width >= 256 AND format = 'JPEG'", elem_id="where"
@@ -202,21 +204,20 @@ def _file(sent: Any, **_: Any) -> bytes | None:
     return Path(sent.path).read_bytes() if sent.path else None
 
 
-def _settings(models: Sequence[str], sampling: SamplingConfig) -> list[Any]:
-    """The settings of a request, with the model's defaults."""
+def _settings(models: Sequence[str], sampling: SamplingConfig) -> dict[str, Any]:
+    """The settings of a request, with the model's defaults, by the names of `Chosen`."""
+    others = [("no other model", ""), *models]
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         model = gr.Dropdown(list(models), value=models[0], label="Model")
-        second = gr.Dropdown(
-            [("no other model", ""), *models], value="", label="Compare with", visible=len(models) > 1
-        )
-        return [
-            model,
-            gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
-            gr.Number(0, precision=0, label="Seed", elem_id="seed"),
-            gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
-            gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
-            second,
-        ]
+        compare_with = gr.Dropdown(others, value="", label="Compare with", visible=len(models) > 1)
+        return {
+            "model": model,
+            "n": gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
+            "seed": gr.Number(0, precision=0, label="Seed", elem_id="seed"),
+            "guidance_scale": gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
+            "temperature": gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
+            "compare_with": compare_with,
+        }
 
 
 def _status() -> gr.HTML:
@@ -241,29 +242,29 @@ def _link(
     """Let the buttons generate, and the address say what was generated from a prompt."""
     _, said, *_, past = shown
     generate, vary, edit = buttons
-    rest = [*inputs.settings, past]
     answered: dict[str, Any] = {
+        "inputs_kwargs": inputs.settings | {"past": past},
         "outputs": list(shown),
         "concurrency_id": "sampling",
         "show_progress": "hidden",  # the status line says more; Gradio would write "Error" after a stop
     }
     asked = [
-        (generate.click, answers.generate, [inputs.prompt, *rest], "public"),
-        (inputs.prompt.submit, answers.generate, [inputs.prompt, *rest], "private"),
-        (vary.click, answers.vary, [inputs.picture, *rest], "public"),
-        (edit.click, answers.edit, [inputs.painted, inputs.change, *rest], "public"),
+        (generate.click, answers.generate, [inputs.prompt], "public"),
+        (inputs.prompt.submit, answers.generate, [inputs.prompt], "private"),
+        (vary.click, answers.vary, [inputs.picture], "public"),
+        (edit.click, answers.edit, [inputs.painted, inputs.change], "public"),
     ]
     events: list[Any] = []
+    linked = [inputs.prompt, *inputs.settings.values()]
     for on, answer, given, visible in asked:
         on(None, js="() => clipgen.begin()", outputs=said)
         event = on(answer, given, api_visibility=visible, **answered)
         event.failure(None, said, said, js="(said) => clipgen.failed(said)")
         if answer == answers.generate:
-            event.success(None, [inputs.prompt, *inputs.settings], js="(...given) => clipgen.link(given)")
+            event.success(None, linked, js="(...given) => clipgen.link(given)")
         events.append(event)
     # Gradio ends a handler only while it waits between two of its answers, and what waits in the queue
     stop.click(answers.stop, outputs=said, cancels=events, api_visibility="private", queue=False)
-    linked = [inputs.prompt, *inputs.settings]
     page.load(None, linked, linked, js="(...given) => clipgen.linked(given)").then(
         None, js="() => clipgen.run()"
     )
@@ -276,15 +277,20 @@ def _link_history(inputs: Inputs, tabs: gr.Tabs, history: gr.HTML, past: gr.Stat
         one = past[event.index]
         return [gr.Tabs(selected=one["kind"]), one["prompt"], one["prompt"], *one["settings"]]
 
-    fields = [tabs, inputs.prompt, inputs.change, *inputs.settings]
+    fields = [tabs, inputs.prompt, inputs.change, *inputs.settings.values()]
     history.select(bring_back, past, fields, api_visibility="private", queue=False, show_progress="hidden")
 
 
-def _link_browse(browse: Browse, browsing: list[Any], model: Any, made: gr.HTML, said: gr.HTML) -> None:
+def _link_browse(
+    browse: Browse, browsing: list[Any], model: gr.Dropdown, found: list[gr.HTML], near: gr.HTML
+) -> None:
     """Let the buttons of the tab for training images show them where generated pictures are shown."""
     query, where, search, similar, rejected, listed = browsing
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    for on in (search.click, query.submit, where.submit):
-        on(browse.search, [query, where, model], [made, said], **quick)
-    similar.click(browse.duplicates, model, [made, said], **quick)
+    asked = [
+        on(browse.search, [query, where, model], found, **quick)
+        for on in (search.click, query.submit, where.submit)
+    ]
+    for event in [*asked, similar.click(browse.duplicates, model, found, **quick)]:
+        event.success(None, js="() => [[]]", outputs=near)  # it is of a picture that is no longer shown
     rejected.click(browse.rejects, model, listed, **quick)

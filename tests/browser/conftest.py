@@ -1,12 +1,18 @@
 """Chromium for the tests of pages, from the system's packages (`apt-get install chromium`)."""
 
+import base64
+import io
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
+from benchmarks.servers import serving
+
+FINISHED = "document.querySelector('#said')?.innerText.includes('CLIP score')"
 QUIET = [  # no call to anywhere but the page
     "--no-sandbox",
     "--disable-gpu",
@@ -61,3 +67,23 @@ def watch(browser: Browser, scheme: str) -> Iterator[Watched]:
     page.on("requestfailed", seen.failed)
     yield seen
     page.close()
+
+
+@pytest.fixture(scope="session")
+def url(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with serving("ui", checkpoint, tmp_path_factory.mktemp("ui")) as address:
+        yield address
+
+
+def decoded(source: str | None) -> bytes:
+    assert source
+    return base64.b64decode(source.partition(";base64,")[2])
+
+
+def png_at(page: Page, selector: str) -> Image.Image:
+    return Image.open(io.BytesIO(decoded(page.locator(selector).first.get_attribute("src"))))
+
+
+def finish(page: Page, button: str) -> None:
+    page.locator(button).click()
+    page.wait_for_function(FINISHED)

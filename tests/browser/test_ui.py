@@ -1,10 +1,7 @@
 """The page in a real browser, served by `clipgen ui` as a process of its own."""
 
-import base64
-import io
 import json
 import zipfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import Any
 import gradio_client
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, TimeoutError
 
@@ -24,29 +20,13 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.stages import transformer
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from tests.browser.conftest import Watched, watch
+from tests.browser.conftest import FINISHED, Watched, decoded, finish, png_at, watch
 from tests.browser.proxy import proxied
 from tests.conftest import COLOURS, SHAPES, SIZE, tiny_transformer_config
 
 pytestmark = pytest.mark.slow
 USERS = 16
 STOPPED = "document.querySelector('#said')?.innerText === 'Stopped.'"
-FINISHED = "document.querySelector('#said')?.innerText.includes('CLIP score')"
-
-
-@pytest.fixture(scope="module")
-def url(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving("ui", checkpoint, tmp_path_factory.mktemp("ui")) as address:
-        yield address
-
-
-def decoded(source: str | None) -> bytes:
-    assert source
-    return base64.b64decode(source.partition(";base64,")[2])
-
-
-def png_at(page: Page, selector: str) -> Image.Image:
-    return Image.open(io.BytesIO(decoded(page.locator(selector).first.get_attribute("src"))))
 
 
 def click_until(page: Page, done: str) -> None:
@@ -57,11 +37,6 @@ def click_until(page: Page, done: str) -> None:
             page.wait_for_function(done, timeout=10_000)
             return
     raise AssertionError(f"not true after 12 clicks: {done}")
-
-
-def finish(page: Page, button: str) -> None:
-    page.locator(button).click()
-    page.wait_for_function(FINISHED)
 
 
 def test_a_prompt_becomes_pictures_with_scores_neighbours_and_a_history(
@@ -142,25 +117,13 @@ def test_the_training_images_are_searched_and_filtered(url: str, tab: Watched) -
     page.locator("#search").click()
     page.wait_for_function("document.querySelector('#said').innerText.includes('nearest to the text')")
     shown = page.locator("#made img")
-    assert 0 < shown.count() <= 24
+    assert 0 < shown.count() <= 24 and not page.locator("#stop").is_visible()
     named = [shown.nth(i).get_attribute("alt") for i in range(shown.count())]
     assert all(name and name.endswith(".png") and "/" not in name for name in named)
     page.locator("#similar").click()
     page.get_by_text("near-duplicates were not looked for").first.wait_for()
     page.locator("#rejects").click()
     page.get_by_text("Rejected files: none.").wait_for()
-
-
-def test_nothing_is_cut_off_on_a_phone_and_pictures_come_first(url: str, themed: Watched) -> None:
-    page = themed.page
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.goto(f"{url}?prompt=a red disc")
-    page.wait_for_function(FINISHED)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    assert page.locator("#made img").last.bounding_box()["y"] < page.locator("#prompt").bounding_box()["y"]  # type: ignore[index]
-    assert not page.get_by_label("Temperature").first.is_visible()  # the settings are folded
-    found = Axe().run(page).response["violations"]
-    assert [one["id"] for one in found if one["impact"] in ("serious", "critical")] == []
 
 
 def test_a_picture_becomes_variations(url: str, tab: Watched, pictures: Path) -> None:

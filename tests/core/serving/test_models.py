@@ -7,7 +7,8 @@ import pytest
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.parts import copy_parts, read_parts
 from clipgen_core.serving import models as module
-from clipgen_core.serving.models import LOADED_MODELS, Models, names_of
+from clipgen_core.serving.models import LOADED_MODELS, Models, available_models, names_of
+from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
 
 
@@ -21,6 +22,26 @@ from clipgen_core.tracking import mlflow_client
 )
 def test_names_are_as_short_as_tells_the_models_apart(sources: list[str], names: list[str]) -> None:
     assert names_of(sources) == names
+
+
+def test_the_models_of_a_root_come_before_the_champion_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the demo, someone trains on photographs: the page of that root shows their model first."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    client = mlflow_client(uri)
+    for name in ("clip-gen", "photos"):
+        client.create_registered_model(name)
+        client.create_model_version(name, "file:///nothing")
+        client.set_registered_model_alias(name, "champion", "1")
+    out = Storage(str(tmp_path / "photos"))
+    out.publish_current("transformer", out.path("checkpoints", "transformer", "1"), "digest")
+    newest = out.current("transformer", "the test").path
+    assert available_models(out.root) == [newest, "models:/clip-gen@champion"]
+    Path(out.champions("photos")).mkdir(parents=True)
+    assert available_models(out.root) == ["models:/photos@champion", newest, "models:/clip-gen@champion"]
+    assert available_models(str(tmp_path / "empty")) == ["models:/clip-gen@champion"]
 
 
 def test_the_models_used_last_stay_in_memory(checkpoint: str, any_order: str, tmp_path: Path) -> None:
