@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -92,10 +93,11 @@ def where(run: Run) -> str:
     fields = {field.name: field for field in (*IMAGES, *Columns(run.recipe.images).fields)}
     fields |= {field.name: field for field in table.schema} if table else {}
     read = table and table.count_rows() and not run.recipe.images.read_again
+    new = fields.keys() - {*table.schema.names} if table else ()
     for setting, condition in (("vqgan.where", vqgan), ("tokens.where", tokens)):
         if condition:
             require_condition(pa.schema(fields.values()), condition, setting)
-            if table and read and fields.keys() == {*table.schema.names}:  # no column is new
+            if table and read and not any(re.search(rf"\b{re.escape(name)}\b", condition) for name in new):
                 require_chosen(table, condition, setting)
     if vqgan != tokens:
         raise Doubt(

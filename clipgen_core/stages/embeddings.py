@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from clipgen_core.data.decode import decode_stored
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.exchange import Part, made_by, parts
 from clipgen_core.data.fill import Filling, Unusable, fill
 from clipgen_core.data.folders import lacking
@@ -32,7 +33,7 @@ from clipgen_core.errors import ClipgenError
 from clipgen_core.filesystem import exists
 from clipgen_core.models.clip import ClipEncoder
 from clipgen_core.progress import track
-from clipgen_core.schema import digest_of, embeddings_schema
+from clipgen_core.schema import LOCAL, digest_of, embeddings_schema
 from clipgen_core.settings.embeddings import Config
 from clipgen_core.storage import Storage, portable
 from clipgen_core.tracking import Tracker
@@ -88,6 +89,7 @@ def run(
     make = functools.partial(Embedder, clip, portable(clip, out.root), encoder if here else None)
     embedded, speed = fill(filling, make, config.compute, "embeddings", folder)
     update_indexes(url, config.index_from)
+    _follow(url, portable(clip, out.root))
     table = open_table(url)
     counts = {"embeddings": table.count_rows(), "embedded": embedded, "dimension": encoder.dim}
     tracker.metrics(counts | {"images_per_second": speed}, step=0)
@@ -105,6 +107,13 @@ def run(
         total=table.count_rows(),
         images_per_second=speed,
     )
+
+
+def _follow(url: str, clip: str) -> None:
+    """Let a table name its CLIP where it is now, if the folder that it names is gone."""
+    named = EmbeddingTable(url)
+    if named.clip.startswith(LOCAL) and not exists(named.clip.removeprefix(LOCAL)):
+        named.table.update_schema_metadata({"clip": clip})
 
 
 class Embedder:

@@ -265,13 +265,17 @@ def test_a_condition_that_selects_no_image_that_was_read(
     finding = found(config)["where"]
     assert finding.status == "problem" and "vqgan.where" in finding.text
     assert "selects 0 of 72 images" in finding.text
-    assert found(op(config, "raw_images", columns=["aesthetic:number"]))["where"].status == "ok"
+    op(config, "raw_images", columns=["aesthetic:number"])  # a new column, which the condition does not name
+    assert found(config)["where"].status == "problem"
     config["ops"].pop("raw_images")
     assert found(op(config, "raw_images", read_again=True))["where"].status == "ok"
     config["ops"].pop("raw_images")
     for asset in ("vqgan_checkpoint", "token_shards"):
         config = op(config, asset, where="folder = 'disc'")
     assert found(config)["where"].status == "ok"
+    for asset in ("vqgan_checkpoint", "token_shards"):
+        config = op(config, asset, where="aesthetic > 5")
+    assert found(op(config, "raw_images", columns=["aesthetic:number"]))["where"].status == "ok"
 
 
 def test_captions_whose_images_are_missing(config: dict[str, Any], pictures: Path, tmp_path: Path) -> None:

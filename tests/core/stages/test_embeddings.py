@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import lance
@@ -6,9 +7,10 @@ import pyarrow as pa
 from PIL import Image
 
 from clipgen_core.data.decode import decode
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.tables import vectors
 from clipgen_core.models.clip import ClipEncoder
-from clipgen_core.schema import IMAGES
+from clipgen_core.schema import IMAGES, LOCAL
 from clipgen_core.stages import embeddings, images
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
@@ -50,6 +52,25 @@ def test_the_table_names_its_clip(pipeline: Storage, clip_reference: str) -> Non
     table = lance.dataset(pipeline.current("embeddings", "tests").path)
     assert table.schema.metadata[b"clip"].decode() == clip_reference
     assert table.schema.metadata[b"clip_key"].decode() == ClipEncoder(clip_reference).key
+
+
+def test_a_clip_whose_folder_moved_is_followed(clip_reference: str, storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    draw("red", "disc").save(tmp_path / "in" / "1.png")
+    taken = images.run(images.Config(), source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    shutil.copytree(clip_reference.removeprefix(LOCAL), tmp_path / "before")
+
+    def embedded(clip: str) -> tuple[int, str]:
+        made = embeddings.run(
+            embeddings.Config(), images=taken.table, clip=clip, out=storage, tracker=NullTracker()
+        )
+        return made.embedded, EmbeddingTable(made.table).clip
+
+    before, after = (f"{LOCAL}{tmp_path}/{name}" for name in ("before", "after"))
+    assert embedded(before) == (1, before)
+    assert embedded(clip_reference) == (0, before)  # which is still there
+    (tmp_path / "before").rename(tmp_path / "after")
+    assert embedded(after) == (0, after)
 
 
 def test_an_image_that_fails_later_becomes_a_reject_and_the_others_are_embedded(
