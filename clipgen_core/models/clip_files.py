@@ -14,7 +14,7 @@ from typing import Any
 
 import open_clip
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not in __all__
 from torch import device, nn, uint8
 
 from clipgen_core.downloads import local_copy

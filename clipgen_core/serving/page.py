@@ -206,7 +206,7 @@ def _file(sent: Any, **_: Any) -> bytes | None:
 
 def _settings(models: Sequence[str], sampling: SamplingConfig) -> dict[str, Any]:
     """The settings of a request, with the model's defaults, by the names of `Chosen`."""
-    others = [("no other model", ""), *models]
+    others: list[Any] = [("no other model", ""), *models]
     with gr.Accordion("Settings", open=False, elem_id="settings"):
         model = gr.Dropdown(list(models), value=models[0], label="Model")
         compare_with = gr.Dropdown(others, value="", label="Compare with", visible=len(models) > 1)
@@ -248,7 +248,7 @@ def _link(
         "concurrency_id": "sampling",
         "show_progress": "hidden",  # the status line says more; Gradio would write "Error" after a stop
     }
-    asked = [
+    asked: list[tuple[Any, Any, list[Any], Any]] = [
         (generate.click, answers.generate, [inputs.prompt], "public"),
         (inputs.prompt.submit, answers.generate, [inputs.prompt], "private"),
         (vary.click, answers.vary, [inputs.picture], "public"),
@@ -287,7 +287,7 @@ def _link_browse(
     """Let the buttons of the tab for training images show them where generated pictures are shown."""
     query, where, search, similar, rejected, listed = browsing
     quick: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    asked = [
+    asked: list[tuple[Any, Any, list[Any], Any]] = [
         on(browse.search, [query, where, model], found, **quick)
         for on in (search.click, query.submit, where.submit)
     ]
