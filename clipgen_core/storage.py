@@ -146,6 +146,10 @@ class Storage:
     def champions(self, model: str) -> str:
         return self.path("champions", f"{model}.lance")
 
+    def has(self, stage: str) -> bool:
+        """Whether a stage, which is a key of ASSETS, has finished an artefact."""
+        return exists(self.path("current", f"{stage}.json"))
+
     def current(self, stage: str, needed_for: str) -> Pointer:
         """The latest finished artefact of a stage.
 
@@ -160,7 +164,7 @@ class Storage:
             ClipgenError: The stage has not finished under this root yet, or its pointer is damaged.
         """
         path, asset = self.path("current", f"{stage}.json"), ASSETS[stage][0]
-        if not exists(path):
+        if not self.has(stage):
             raise ClipgenError(
                 f"there is no {asset} under {self.root} yet, which {needed_for} needs: "
                 f"{remedy(stage, 'first')}"

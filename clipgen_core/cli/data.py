@@ -1,7 +1,9 @@
 """Commands that ingest images and report what there is."""
 
 import csv
+from collections import Counter
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -24,7 +26,10 @@ def embed(
     root: Root = None,
     clip: Annotated[
         str | None,
-        typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default the last trained CLIP."),
+        typer.Option(
+            help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default the last trained CLIP, or that of the "
+            "newest embeddings."
+        ),
     ] = None,
     retry_rejects: Annotated[
         bool, typer.Option(help="Read files again that had unusable images before.")
@@ -50,7 +55,7 @@ def embed(
     from clipgen_core.tracking import NullTracker
 
     storage = Storage(root or last_root("clip"))
-    reference = clip or storage.current("clip", "embedding without --clip").path
+    reference = clip or _newest_clip(storage)
     available(absolute(reference))  # before the source is read
     store = _what_is_stored(storage, references)
     config = images.Config(
@@ -65,7 +70,19 @@ def embed(
         embeddings.Config(), images=ingested.table, clip=reference, out=storage, tracker=NullTracker()
     )
     _say_what_was_read(ingested, open_table(ingested.table).count_rows())
+    for gone in ingested.vanished:
+        command = f"clipgen prune {quote(gone or TOP)} --source {quote(folder)} --root {quote(storage.root)}"
+        console.print(f"the folder {gone or TOP} is gone from {folder}: its rows stay until `{command}`")
     console.print(f"{embedded.embedded} images were embedded in {embedded.table}")
+
+
+def _newest_clip(storage: Storage) -> str:
+    """The CLIP that was trained last under a root, or else the one of its newest embeddings."""
+    from clipgen_core.data.embeddings import EmbeddingTable
+
+    if not storage.has("clip") and storage.has("embeddings"):
+        return EmbeddingTable(storage.current("embeddings", "embedding without --clip").path).clip
+    return storage.current("clip", "embedding without --clip").path
 
 
 def _say_what_was_read(ingested: "Result", total: int) -> None:
@@ -86,8 +103,6 @@ def _say_what_was_read(ingested: "Result", total: int) -> None:
         console.print(f"{ingested.left} images are forgotten: their files left the folder")
     if ingested.missing:
         console.print(f"{ingested.missing} files left the folder: their images are forgotten by a later run")
-    for folder in ingested.vanished:
-        console.print(f"the folder {folder} is gone: its rows stay until `clipgen prune`")
     if ingested.others:
         endings = ", ".join(f"{count} {ending}" for ending, count in sorted(ingested.others.items()))
         console.print(f"{sum(ingested.others.values())} files are no images: {endings}")
@@ -146,17 +161,20 @@ def export_embeddings(
 
 @app.command(cls=Command)
 def folders(root: Root = None) -> None:
-    """Show the top-level folders that images were ingested from, and how many each has (.: in no folder)."""
+    """Show the top-level folders that images were ingested from, how many each has (.: in no folder), and
+    their sources."""
+    from clipgen_core.data.folders import source_of
     from clipgen_core.data.tables import open_table, scan
 
     storage = Storage(root or last_root("embeddings"))
-    counts: dict[str, int] = {}
-    for batch in scan(open_table(storage.images), ["folder"]):
-        for folder in batch["folder"].to_pylist():
-            counts[folder] = counts.get(folder, 0) + 1
-    sheet = Table(Column("folder", overflow="fold"), Column("images", justify="right"), box=None)
-    for folder, count in sorted(counts.items()):
-        sheet.add_row(folder or TOP, str(count))
+    counts = Counter[tuple[str, str]]()
+    for batch in scan(open_table(storage.images), ["folder", "uri"]):
+        rows = zip(batch["folder"].to_pylist(), batch["uri"].to_pylist(), strict=True)
+        counts.update((folder, source_of(uri, folder)) for folder, uri in rows)
+    columns = (Column("folder", overflow="fold"), Column("images", justify="right"))
+    sheet = Table(*columns, Column("source", overflow="fold"), box=None)
+    for (folder, source), count in sorted(counts.items()):
+        sheet.add_row(folder or TOP, str(count), source)
     console.print(sheet)
 
 

@@ -23,6 +23,9 @@ SHOWN = 5  # entries that a message names
 def prune(
     folder: Annotated[str, typer.Argument(help="A top-level folder, as `clipgen folders` shows it.")],
     root: Annotated[str, typer.Option(envvar="CLIPGEN_ROOT", help="Where artefacts live.")],
+    source: Annotated[
+        str | None, typer.Option(help="The source that has or had it; needed if several had one of its name.")
+    ] = None,
     yes: Annotated[
         bool, typer.Option("--yes", help="Remove them; without it, only report what would be removed.")
     ] = False,
@@ -30,7 +33,7 @@ def prune(
     """Forget the images of a folder. Models that were trained on them keep working."""
     from clipgen_core.data.prune import prune
 
-    gone = prune(Storage(root), "" if folder == TOP else folder, dry_run=not yes)
+    gone = prune(Storage(root), "" if folder == TOP else folder, source, dry_run=not yes)
     verb = "are removed" if yes else "would be removed; repeat with --yes"
     console.print(f"{gone.images} images of {folder} {verb}")
     if gone.moved:
@@ -50,6 +53,7 @@ def gc(
     from clipgen_core.registry.unused import remove, unused
 
     storage = Storage(root)
+    _require_root(storage)
     found = unused(storage, _registry(storage), timedelta(days=days))
     for one in found:
         console.print(f"{one.size / 1e6:10.1f} MB  {one.changed:%Y-%m-%d}  {one.name}")
@@ -57,6 +61,13 @@ def gc(
         remove(storage, found)
     verb = "are removed" if yes else "would be removed; repeat with --yes" if found else "would be removed"
     console.print(f"{len(found)} artefacts, {sum(one.size for one in found) / 1e6:.1f} MB, {verb}")
+
+
+def _require_root(storage: Storage) -> None:
+    from clipgen_core.data.tables import find_table
+
+    if find_table(storage.images) is None and not list_folder(storage.path("current")):
+        raise ClipgenError(f"{storage.root} is no root, since no stage has finished there: check --root")
 
 
 @app.command(cls=Command)
@@ -82,7 +93,7 @@ def forget(
     ] = False,
 ) -> None:
     """Forget single images: by id wherever they lie, by file or URI if they lie nowhere else."""
-    from clipgen_core.data import forget
+    from clipgen_core.data import begun, forget
     from clipgen_core.data.names import uri_of
     from clipgen_core.data.sources import Source
 
@@ -94,20 +105,24 @@ def forget(
     _require_known(storage, ids, places, purge=purge)
     uris = [*places, *(forget.missing(storage, Source(missing)) if missing else [])]
     uris += forget.places_under(storage, uri_of(under)) if under else []
-    _report_kept(storage, sorted({*ids, *forget.only_at(storage, uris)}), purge=purge, yes=yes)
-    with forget.noted(storage, [*ids, *places]) if yes else nullcontext():
-        gone = forget.forget_ids(storage, ids, dry_run=not yes)
-        gone += forget.forget_places(storage, uris, dry_run=not yes)
-    console.print(f"{gone} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
+    gone = {*ids, *forget.only_at(storage, uris)}
+    stay = forget.at(storage, uris) - gone
+    _report_kept(storage, sorted(gone), purge=purge, yes=yes)
+    with begun.noted(storage, [*ids, *places]) if yes else nullcontext():
+        count = forget.forget_ids(storage, ids, dry_run=not yes)
+        count += forget.forget_places(storage, uris, dry_run=not yes)
+    console.print(f"{count} images {'are removed' if yes else 'would be removed; repeat with --yes'}")
+    if stay:
+        console.print(f"{len(stay)} lie at other places too and stay: name them by their ids to remove them")
 
 
 def _require_known(storage: Storage, ids: list[str], places: dict[str, str], *, purge: bool) -> None:
     """Refuse entries that name no image, unless they were forgotten before."""
-    from clipgen_core.data import forget
+    from clipgen_core.data import begun, forget
     from clipgen_core.registry import kept
 
     unknown = forget.unknown(storage, ids, [*places])
-    if unknown and forget.was_begun(storage, [*ids, *places]):
+    if unknown and begun.was_begun(storage, [*ids, *places]):
         of = f"{len(unknown)} of the {len(ids) + len(places)} entries"
         console.print(f"{of} were forgotten already, by a call that was stopped")
         return

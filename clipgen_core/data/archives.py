@@ -257,8 +257,10 @@ def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
                 images = [Member(unique.name(member.filename), problem=first_line(error))]
             sample = Sample(columns, images)
             for name in beside.get(sample_of(member.filename), ()) if images else ():
-                with suppress(*DAMAGE):
+                try:
                     sample.add_file(name, archive.read(name))
+                except DAMAGE as error:
+                    sample.unread = f"{name} ({first_line(error)})"
             yield from sample.end()
 
 

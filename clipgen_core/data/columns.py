@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from clipgen_core.data.names import text_of
+from clipgen_core.errors import first_line
 from clipgen_core.settings.images import Wanted
 
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -26,6 +27,10 @@ ALSO = {  # what sources call a column besides its name
 LARGEST = 2**20  # bytes of a file beside an image; larger ones are no metadata of one image
 LONGEST = 2**14  # characters of a text that are kept
 TYPES = {"text": pa.string(), "number": pa.float64()}
+
+
+class Unread(ValueError):
+    """A file of metadata cannot be read: its name, and why."""
 
 
 class Columns:
@@ -67,15 +72,19 @@ class Columns:
             data: Its bytes.
 
         Returns:
-            The values by column; none if the file is damaged.
+            The values by column; none if the file is empty.
+
+        Raises:
+            Unread: It is damaged.
         """
         ending = ending_of(name)
-        if not ending.endswith("json"):
-            return self.of_record({ending: data})
         try:
-            record = json.loads(data)
-        except (ValueError, RecursionError):
-            return {}
+            if not ending.endswith("json"):
+                return self.of_record({ending: data.decode("utf-8-sig")})
+            record = json.loads(data or b"{}")
+        except (ValueError, RecursionError) as error:
+            kind = "JSON" if ending.endswith("json") else "text in UTF-8"
+            raise Unread(f"{text_of(name)} (it is no {kind}: {first_line(error)})") from error
         return self.of_record(record) if isinstance(record, dict) else {}
 
     def hold(self, name: str, size: int) -> bool:

@@ -21,7 +21,8 @@ NAMED = 3  # files that a message names
 class Outcome:
     """A row for the images table or one for the rejects; neither at the end of a file, or if it is no image.
 
-    lost: how many images a reject stands for, 0 if that is not known.
+    lost: how many images a reject stands for, 0 if that is not known; unread: a file of metadata that cannot
+    be read, and why.
     """
 
     file: File
@@ -29,6 +30,7 @@ class Outcome:
     reject: dict[str, Any] | None = None
     lost: int = 1
     ends: bool = False
+    unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def examine(config: Config, file: File, item: Item) -> Outcome:
         "reference": reference,
         **item.columns,
     }
-    return Outcome(file, row)
+    return Outcome(file, row, unread=item.unread)
 
 
 def reference_to(config: Config, file: File, item: Item, decoded: Decoded) -> dict[str, Any] | None:

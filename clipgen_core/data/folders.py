@@ -1,12 +1,17 @@
 """What tables hold of each top-level folder. Knows the columns `id` and `folder`, and not what they mean."""
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from clipgen_core.data.keys import Lookup, SetDigest, digest_of_keys, joined, keys_of_ids
 from clipgen_core.data.tables import find_table, open_table, quoted, scan, scan_keys
+
+if TYPE_CHECKING:
+    import lance
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,35 @@ def by_folder(url: str, folder: str | None = None) -> dict[str, Folder]:
             rows = batch.filter(pc.equal(batch["folder"], name))
             digests.setdefault(name, SetDigest()).add(keys_of_ids(rows["id"]))
     return {name: Folder(digest.hex, digest.count) for name, digest in digests.items()}
+
+
+def sources(table: "lance.LanceDataset", folder: str) -> Counter[str]:
+    """The sources that the rows of a top-level folder came from.
+
+    Args:
+        table: A table with the columns `uri` and `folder`.
+        folder: The top-level folder.
+
+    Returns:
+        The number of rows by the URI of their source.
+    """
+    counts = Counter[str]()
+    for batch in scan(table, ["uri"], f"folder = {quoted(folder)}"):
+        counts.update(source_of(uri, folder) for uri in batch["uri"].to_pylist())
+    return counts
+
+
+def source_of(uri: str, folder: str) -> str:
+    """The source that an image came from.
+
+    Args:
+        uri: Of the image, or of its file.
+        folder: Its top-level folder, "" if it is in none.
+
+    Returns:
+        The URI of the source.
+    """
+    return uri.partition(f"/{folder}/")[0] if folder else uri.partition("#")[0].rpartition("/")[0]
 
 
 def lacking(images: str, table: str) -> dict[str, int]:

@@ -5,16 +5,13 @@ by its id. Versions of tables that a model was trained on are tagged and can sti
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 
 from clipgen_core.data.files import AT_ONCE, under
-from clipgen_core.data.prune import move
+from clipgen_core.data.move import move
 from clipgen_core.data.sources import Source, in_lists
 from clipgen_core.data.tables import delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
-from clipgen_core.filesystem import exists, retried, url_to_fs, write_bytes
-from clipgen_core.schema import digest_of
 from clipgen_core.storage import Storage
 
 NONE: Mapping[str, str] = {}
@@ -105,6 +102,24 @@ def only_at(out: Storage, uris: Sequence[str]) -> list[str]:
     )
 
 
+def at(out: Storage, uris: Sequence[str]) -> set[str]:
+    """The ids of the images that lie at places, whether or not they lie elsewhere too.
+
+    Args:
+        out: The root.
+        uris: The places.
+
+    Returns:
+        Ids of images.
+    """
+    held = [table for url in (out.images, out.copies) if (table := find_table(url)) is not None]
+    found = set[str]()
+    for some in in_lists(uris, AT_ONCE):
+        for table in held:
+            found.update(table.to_table(columns=["id"], filter=one_of("uri", some))["id"].to_pylist())
+    return found
+
+
 def places_under(out: Storage, uri: str) -> list[str]:
     """The places of images in a folder or an archive, which need not be there any more.
 
@@ -123,42 +138,6 @@ def places_under(out: Storage, uri: str) -> list[str]:
     if not found:
         raise ClipgenError(f"no image under {out.root} was read from {uri}: check the address")
     return found
-
-
-def was_begun(out: Storage, names: Collection[str]) -> bool:
-    """Whether a call that forgets images of these names was begun and did not end.
-
-    Args:
-        out: The root.
-        names: Ids and URIs.
-
-    Returns:
-        Whether `noted` was entered with them and not left.
-    """
-    return exists(_note(out, names))
-
-
-@contextmanager
-def noted(out: Storage, names: Collection[str]) -> Iterator[None]:
-    """Note under the root that images are forgotten, until the `with` ends without an error.
-
-    Args:
-        out: The root.
-        names: Ids and URIs.
-
-    Yields:
-        Nothing.
-    """
-    note = _note(out, names)
-    write_bytes(note, b"")
-    yield
-    filesystem, path = url_to_fs(note)
-    with suppress(FileNotFoundError):  # another call with the same names has ended
-        retried(filesystem.rm_file, path)
-
-
-def _note(out: Storage, names: Collection[str]) -> str:
-    return out.path("forgetting", digest_of(sorted(names)))
 
 
 def missing(out: Storage, source: Source) -> list[str]:
@@ -181,7 +160,7 @@ def missing(out: Storage, source: Source) -> list[str]:
     if len(gone) == len(read):
         raise ClipgenError(
             f"no file is left of the {len(read)} images that were read from {source.url}: check that it is "
-            f"mounted; to forget all of them, use `clipgen forget --under {source.url}`"
+            f"mounted; to forget all of them, use `clipgen forget --under {source.url} --root {out.root}`"
         )
     return gone
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from clipgen_core import logs
 from clipgen_core.data.columns import Columns
-from clipgen_core.data.prune import move
+from clipgen_core.data.move import move
 from clipgen_core.data.referenced import are_there, reference_of
 from clipgen_core.data.tables import CONFLICT_RETRIES, create_table, one_of, open_table, persistently, upsert
 from clipgen_core.schema import COPIES, REFERENCE
@@ -21,13 +21,16 @@ Row = dict[str, Any]
 
 
 def begin_columns(out: Storage, columns: Columns) -> None:
-    """Add the columns that the images table lacks; its rows have no values in them, which a line says.
+    """Add the columns that the tables of images and of their copies lack; their rows have no values in them,
+    which a line says.
 
     Args:
         out: The root, which has an images table.
         columns: The metadata to keep.
     """
+    create_table(out.copies, COPIES)
     names = ", ".join(_add(out.images, columns.fields))
+    _add(out.copies, columns.fields)
     images = open_table(out.images).count_rows()
     if names and images:
         logs.line(

@@ -17,6 +17,7 @@ class Member(NamedTuple):
         lost: How many images the problem stands for; 0 if that is not known.
         columns: The metadata of the image.
         offset: Where its bytes begin in the archive; None if they are not in it as they are.
+        unread: A file of metadata that cannot be read, and why; "" if there is none.
     """
 
     name: str
@@ -26,3 +27,4 @@ class Member(NamedTuple):
     lost: int = 1
     columns: Mapping[str, Any] = NONE
     offset: int | None = None
+    unread: str = ""

@@ -110,7 +110,8 @@ def _forget(
     gone = held_by(out, candidates, files)
     lost, held = forget_places(out, gone, dry_run=True), open_table(out.images).count_rows(where)
     if lost > MOST * held:
-        named = f"clipgen prune {folder}" if folder else f"clipgen forget --missing {source.url}"
+        prune, forget = f"clipgen prune {folder} --source", "clipgen forget --missing"
+        named = f"{prune if folder else forget} {source.url} --root {out.root}"
         raise ClipgenError(
             f"{lost} of the {held} images of {folder or source.url} have been missing for {days:g} days, too "
             f"many to forget unasked: check the source, or forget them by `{named}`"

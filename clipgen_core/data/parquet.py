@@ -4,12 +4,13 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipgen_core.data.columns import Columns
+from clipgen_core.data.columns import Columns, Unread
 from clipgen_core.data.kinds import SNIFFED, starts_as_image
 from clipgen_core.data.member import Member
 from clipgen_core.data.names import text_of
@@ -75,7 +76,8 @@ class _Metadata:
         for value in (values.pop(name) for name in NESTED if name in values):
             text = value.encode() if isinstance(value, str) else None
             nested |= self.columns.of_record(value) if isinstance(value, dict) else {}
-            nested |= self.columns.of_file(".json", text) if text else {}
+            with suppress(Unread):  # a text that is no record
+                nested |= self.columns.of_file(".json", text) if text else {}
         return nested | self.columns.of_record(values)
 
     def _labelled(self, name: str, value: Any) -> Any:

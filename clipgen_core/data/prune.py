@@ -4,26 +4,17 @@ An image that also exists in another folder (see copies.lance) is kept and moved
 tables that a model was trained on are tagged and can still be read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import pyarrow as pa
-
-from clipgen_core.data.tables import (
-    count,
-    delete,
-    find_table,
-    one_of,
-    open_table,
-    quoted,
-    scan,
-    update,
-    upsert,
-)
+from clipgen_core.data.folders import source_of, sources
+from clipgen_core.data.forget import forget_places, places
+from clipgen_core.data.move import move
+from clipgen_core.data.names import uri_of
+from clipgen_core.data.sources import in_lists
+from clipgen_core.data.tables import count, delete, find_table, one_of, open_table, quoted, scan
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
-from clipgen_core.schema import REFERENCE
 from clipgen_core.storage import Storage
 
 AT_ONCE = 1000
@@ -42,7 +33,7 @@ class Pruned:
     moved: int
 
 
-def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
+def prune(out: Storage, folder: str, source: str | None = None, *, dry_run: bool) -> Pruned:
     """Remove a folder's rows from every table.
 
     The rows of files.lance are removed last, so that a prune that was killed can be run again.
@@ -50,22 +41,41 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
     Args:
         out: The root.
         folder: Name of the top-level folder.
+        source: The source that had it, which need not be there any more; needed if several had one.
         dry_run: Whether to count only.
 
     Returns:
         What was removed, or would be.
 
     Raises:
-        ClipgenError: No table has a row of the folder.
+        ClipgenError: No table has a row of the folder, or several sources had one.
     """
-    images = open_table(out.images)
-    total, files = count(images, folder), find_table(out.files)
-    if not total and not (files and count(files, folder)):
+    images, files = open_table(out.images), find_table(out.files)
+    had = {source for table in (images, files) if table for source in sources(table, folder)}
+    if not had:
         raise ClipgenError(f"no image under {out.root} is in a folder {folder!r}: see `clipgen folders`")
-    elsewhere = list(_copies_elsewhere(out, folder))
-    moved = sum(len(copies) for copies in elsewhere)
-    if dry_run:
-        return Pruned(total - moved, moved)
+    _require_one(folder, sorted(had), source)
+    if source is not None and len(had) > 1:
+        return _prune_one(out, folder, uri_of(source).rstrip("/"), dry_run)
+    total, elsewhere = count(images, folder), list(_copies_elsewhere(out, folder))
+    pruned = Pruned(total - sum(map(len, elsewhere)), sum(map(len, elsewhere)))
+    if not dry_run:
+        _prune_all(out, folder, elsewhere)
+    return pruned
+
+
+def _require_one(folder: str, had: list[str], source: str | None) -> None:
+    """Refuse a source that did not have the folder, and none where several had it."""
+    if source is not None and uri_of(source).rstrip("/") not in had:
+        raise ClipgenError(f"no folder {folder!r} was read from {source}, but from {', '.join(had)}")
+    if source is None and len(had) > 1:
+        raise ClipgenError(
+            f"{len(had)} sources have a folder {folder!r}, {', '.join(had)}: name one of them by --source"
+        )
+
+
+def _prune_all(out: Storage, folder: str, elsewhere: list[dict[str, tuple[str, str]]]) -> None:
+    """Remove all rows of a folder, except of the images that lie elsewhere."""
     for copies in elsewhere:
         move(out, copies)
     _forget_pairs(out, folder)
@@ -73,9 +83,23 @@ def prune(out: Storage, folder: str, *, dry_run: bool) -> Pruned:
         table = find_table(url)
         if table is not None and url != out.files and "folder" in table.schema.names:
             delete(url, f"folder = {quoted(folder)}")
-    if files:
+    if find_table(out.files):
         _remove_files(out, folder)
-    return Pruned(total - moved, moved)
+
+
+def _prune_one(out: Storage, folder: str, source: str, dry_run: bool) -> Pruned:
+    """Remove the rows of the folder of one source, where another has a folder of that name."""
+    where = f"folder = {quoted(folder)} AND starts_with(uri, {quoted(source + '/')})"
+    uris = [uri for uri in places(out, where) if source_of(uri, folder) == source]
+    images = open_table(out.images)
+    named = sum(images.count_rows(one_of("uri", some)) for some in in_lists(uris, AT_ONCE))
+    gone = forget_places(out, uris, dry_run=dry_run)
+    for batch in scan(open_table(out.files), ["uri"], where) if not dry_run else ():
+        files = [uri for uri in batch["uri"].to_pylist() if source_of(uri, folder) == source]
+        for some in in_lists(files, AT_ONCE):
+            delete(out.rejects, one_of("file", some))
+            delete(out.files, one_of("uri", some))
+    return Pruned(gone, named - gone)
 
 
 def _forget_pairs(out: Storage, folder: str) -> None:
@@ -99,41 +123,6 @@ def _copies_elsewhere(out: Storage, folder: str) -> Iterator[dict[str, tuple[str
         )
         if rows.num_rows:
             yield {one: places[one] for one in rows["id"].to_pylist()}
-
-
-def move(out: Storage, places: Mapping[str, tuple[str, str]]) -> None:
-    """Let rows name another place of their image.
-
-    Args:
-        out: The root.
-        places: The (uri, folder) of a copy, by id. Nothing is done if there are none.
-    """
-    if not places:
-        return
-    where = one_of("id", list(places))
-    rows = open_table(out.images).to_table(filter=where)
-    ids = rows["id"].to_pylist()
-    moved = {name: [places[one][at] for one in ids] for at, name in enumerate(("uri", "folder"))}
-    if REFERENCE.name in rows.schema.names:
-        moved[REFERENCE.name] = _references(out, moved["uri"], rows[REFERENCE.name].to_pylist())
-    for name, values in moved.items():
-        field = rows.schema.field(name)
-        rows = rows.set_column(rows.schema.get_field_index(name), field, pa.array(values, field.type))
-    upsert(out.images, rows, "id", overwrite=True)
-    for url in tables(out):
-        table = find_table(url)
-        if table is not None and url not in (out.images, out.copies) and "id" in table.schema.names:
-            for folder in {folder for _, folder in places.values()}:
-                here = [one for one, (_, place) in places.items() if place == folder]
-                update(url, {"folder": quoted(folder)}, one_of("id", here))
-    delete(out.copies, one_of("uri", [uri for uri, _ in places.values()]))
-
-
-def _references(out: Storage, uris: list[str], old: list[Any]) -> list[Any]:
-    """The references of other places of images; None for images that the table stores."""
-    copies = open_table(out.copies).to_table(columns=["uri", REFERENCE.name], filter=one_of("uri", uris))
-    references = {row["uri"]: row[REFERENCE.name] for row in copies.to_pylist()}
-    return [one and (references[uri] or one) for uri, one in zip(uris, old, strict=True)]
 
 
 def _remove_files(out: Storage, folder: str) -> None:

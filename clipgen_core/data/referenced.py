@@ -67,7 +67,8 @@ class Images(NamedTuple):
         count = "1 image" if len(self.gone) == 1 else f"{len(self.gone)} images"
         raise ClipgenError(
             f"{count} of {table.uri} cannot be read again: {named}{more}: put the files back, or if they "
-            f"have changed {remedy('images')}, or forget the images by `clipgen forget` and their ids"
+            f"have changed {remedy('images')}, or forget the images by `clipgen forget --root "
+            f"{table.uri.rpartition('/')[0]} {' '.join([*self.gone][:NAMED])}`"
         )
 
 
@@ -216,7 +217,7 @@ def _read(image_id: str, reference: Reference, folder: str) -> bytes:
                 f"{file} cannot be read again ({reason_of(error)}), nor any file beside it: run again when "
                 "its source is there, or read the new address of the source first by `clipgen embed` or by "
                 "raw_images in Dagster; if its files are gone for good, forget their images: "
-                f"`clipgen forget --under {file.removesuffix(path)}{around[-1]}`"
+                f"`clipgen forget --root ROOT --under {file.removesuffix(path)}{around[-1]}`"
             ) from error
         raise Gone(file, reason_of(error)) from error
     except Exception as error:

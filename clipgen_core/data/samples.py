@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from clipgen_core.data.columns import Columns, sample_of
+from clipgen_core.data.columns import Columns, Unread, sample_of
 from clipgen_core.data.member import Member
 
 MOST = 64  # images of a sample that wait; archives that name all their files alike hold no samples
@@ -19,7 +19,7 @@ class Sample:
 
     def __init__(self, columns: Columns, images: Iterable[Member] = ()) -> None:
         self.columns, self.images = columns, [*images]
-        self.name, self.values = "", dict[str, Any]()
+        self.name, self.values, self.unread = "", dict[str, Any](), ""
 
     def ended_by(self, name: str) -> Iterator[Member]:
         """The images of the sample if a member does not belong to it, or if too many wait."""
@@ -29,9 +29,10 @@ class Sample:
 
     def end(self) -> Iterator[Member]:
         """The images with their metadata; the sample is empty afterwards."""
-        images, values = self.images, self.values
-        self.images, self.values = [], {}
-        yield from (one._replace(columns=values) if values else one for one in images)
+        images, values, unread = self.images, self.values, self.unread
+        self.images, self.values, self.unread = [], {}, ""
+        said = values or unread
+        yield from (one._replace(columns=values, unread=unread) if said else one for one in images)
 
     def takes(self, name: str, size: int) -> bool:
         """Whether a member holds metadata.
@@ -56,5 +57,9 @@ class Sample:
             name: Of the member.
             data: Its bytes.
         """
-        values = self.columns.of_file(name, data)
+        try:
+            values = self.columns.of_file(name, data)
+        except Unread as error:
+            self.unread = str(error)
+            return
         self.values = self.values | values if name.lower().endswith("json") else values | self.values

@@ -10,7 +10,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.archives import StoreFault, is_archive, members
-from clipgen_core.data.columns import Columns, ending_of, sample_of
+from clipgen_core.data.columns import Columns, Unread, ending_of, sample_of
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
@@ -57,6 +57,7 @@ class Item:
         lost: How many images the problem stands for; 0 if that is not known.
         columns: Its metadata.
         offset: Where its bytes begin in its file; None if they are not in it as they are.
+        unread: A file of metadata that cannot be read, and why; "" if there is none.
     """
 
     uri: str
@@ -66,6 +67,7 @@ class Item:
     lost: int = 1
     columns: Mapping[str, Any] = field(default_factory=dict)
     offset: int | None = None
+    unread: str = ""
 
 
 class Source:
@@ -223,27 +225,33 @@ class Source:
             if problem:
                 yield Item(file.uri, problem=problem, reason="too_large")
                 return
-        yield Item(file.uri, retried(self._whole, file), columns=self._metadata(file), offset=0)
+        data = retried(self._whole, file)
+        values, unread = self._metadata(file)
+        yield Item(file.uri, data, columns=values, offset=0, unread=unread)
 
-    def _metadata(self, file: File) -> dict[str, Any]:
-        """What the files beside an image say of it. Those of text are read for what JSON files leave open."""
-        values: dict[str, Any] = {}
+    def _metadata(self, file: File) -> tuple[dict[str, Any], str]:
+        """What the files beside an image say of it, and one that cannot be read. Those of text are read for
+        what JSON files leave open."""
+        values, unread = dict[str, Any](), ""
         for name in file.beside:
             if name.lower().endswith("json") or self.columns.names[ending_of(name)] not in values:
-                data = self._beside(f"{file.path.rpartition('/')[0]}/{name}")
-                values = self.columns.of_file(name, data) | values
-        return values
+                try:
+                    data = self._beside(f"{file.path.rpartition('/')[0]}/{name}")
+                    values = self.columns.of_file(name, data) | values
+                except Unread as error:
+                    unread = f"{file.uri.rpartition('/')[0]}/{error}"
+        return values, unread
 
     def _beside(self, path: str) -> bytes:
-        """The bytes of a file of metadata; none if it is gone or may not be read."""
+        """The bytes of a file of metadata; none if it is gone."""
         try:
             return retried(self.reader.read, path)
         except FileNotFoundError:
             return b""
-        except PermissionError:
+        except PermissionError as error:
             if not self._answers():
                 raise
-            return b""
+            raise Unread(f"{base(path)} ({reason_of(error)})") from error
 
     def _whole(self, file: File) -> bytes:
         data = self.reader.read(file.path, file.size)
@@ -255,7 +263,8 @@ class Source:
         with retried(self.filesystem.open, file.path, "rb") as opened:
             for member in members(file.path, opened, self.wanted):
                 uri = f"{file.uri}#{member.name}" if member.name else file.uri
-                yield Item(uri, *member[1:])
+                unread = member.unread and f"{file.uri}#{member.unread}"
+                yield Item(uri, *member._replace(unread=unread)[1:])
 
 
 def _no_answer(file: File, error: BaseException) -> ClipgenError:

@@ -242,7 +242,12 @@ def _require_rows(
             sample |= {int(rows[row]): vectors[row] for row in known[: max(SAMPLED - len(sample), 0)]}
     if bad:
         raise ClipgenError(f"{bad} rows of {folder} are zero or not finite: compute them again")
-    if missing and not (skip_missing and sample):
+    if missing and not sample:
+        raise ClipgenError(
+            f"none of the {missing} rows of {folder} names an image of the images table (first: {names[0]}): "
+            "read their images first, or say by --source which folder their names are in"
+        )
+    if missing and not skip_missing:
         raise ClipgenError(
             f"{missing} rows of {folder} name no image of the images table, or several (first: {names[0]}): "
             "read their images first, say by --source which folder their names are in, or leave them out by "

@@ -32,5 +32,7 @@ def source_images(context: dg.OpExecutionContext, images: ImagesResource) -> dg.
     context.instance.add_dynamic_partitions(NAME, list(listings))
     gone = set(context.instance.get_dynamic_partitions(NAME)) - set(listings)
     for key in forget_vanished(context.instance, gone):
-        context.log.warning(f"the folder {key} is gone: its rows stay until `clipgen prune`")
+        context.log.warning(
+            f"the folder {key} is gone: its rows stay until `clipgen prune {key} --source {source.url}`"
+        )
     return dg.DataVersionsByPartition(listings)

@@ -32,6 +32,21 @@ def test_a_bad_clip_is_refused_before_images_are_read(clip: str, said: str, tmp_
     assert not (tmp_path / "root").exists()
 
 
+def test_embed_goes_on_with_the_clip_of_the_embeddings(clip_reference: str, tmp_path: Path) -> None:
+    source, root = tmp_path / "in", str(tmp_path / "root")
+    for name in ("red", "blue"):
+        (source / name).mkdir(parents=True)
+        Image.new("RGB", (40, 30), name).save(source / name / "1.png")
+    given = ["embed", str(source), "--root", root]
+    assert "there is no clip_checkpoint" in runner.invoke(app, given).output
+    assert runner.invoke(app, [*given, "--clip", clip_reference]).exit_code == 0
+    (source / "red").rename(source / "crimson")
+    said = runner.invoke(app, given).output
+    assert "2 images were found, 0 of them new" in said and f"by {clip_reference}" in said
+    command = f"clipgen prune red --source {source} --root {root}"
+    assert f"the folder red is gone from {source}: its rows stay until `{command}`" in said.replace("\n", "")
+
+
 def test_embed_counts_after_images_that_are_gone_were_set_aside(clip_reference: str, tmp_path: Path) -> None:
     storage, source = Storage(str(tmp_path / "root")), tmp_path / "in"
     source.mkdir()

@@ -56,6 +56,25 @@ def test_an_image_is_named_by_its_file(name: str, forget: Forget, source: Path, 
     assert left(storage) == {"blue", "green"}
 
 
+def test_an_image_that_lies_elsewhere_too_stays_and_that_is_said(
+    forget: Forget, source: Path, storage: Storage
+) -> None:
+    (source / "again.png").write_bytes((source / "red.png").read_bytes())
+    images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+    stays = "1 lie at other places too and stay: name them by their ids to remove them\n"
+    for name in ("red", "again"):
+        assert forget(f"in/{name}.png").output == f"0 images would be removed; repeat with --yes\n{stays}"
+    both = forget("in/red.png", "in/again.png", "in/blue.png", "--yes")
+    assert both.output == "2 images are removed\n"
+    assert left(storage) == {"green"}
+
+
+def test_a_folder_that_is_no_root_is_not_cleared(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "mine" / "v1").mkdir(parents=True)
+    refused = CliRunner().invoke(app, ["gc", "--root", str(tmp_path), "--yes"])
+    assert refused.exit_code == 2 and f"{tmp_path} is no root" in refused.output
+
+
 def test_names_of_no_image_are_said_and_nothing_is_removed(
     forget: Forget, source: Path, storage: Storage
 ) -> None:
@@ -130,8 +149,9 @@ def test_images_of_a_folder_that_is_gone_are_forgotten_together(
     images.run(images.Config(), source=str(other), out=storage, tracker=NullTracker())
     source.rename(source.parent / "away")
     assert "no image under" in forget("--under", "i").output
-    assert forget("--under", "in").output == "2 images would be removed; repeat with --yes\n"
-    assert forget("--under", "in/", "--yes").output == "2 images are removed\n"
+    stays = "1 lie at other places too and stay: name them by their ids to remove them\n"
+    assert forget("--under", "in").output == f"2 images would be removed; repeat with --yes\n{stays}"
+    assert forget("--under", "in/", "--yes").output == f"2 images are removed\n{stays}"
     assert column(storage.images, "uri") == [f"file://{other}/blue.png"]
 
 

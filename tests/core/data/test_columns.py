@@ -103,10 +103,10 @@ def test_a_folder_of_images_with_files_beside_them(tmp_path: Path) -> None:
     (tmp_path / "2.json").write_text("{damaged")
     (tmp_path / "2.txt").write_bytes(b"two \xff")
     source = Source(str(tmp_path), Wanted(columns=KEPT))
-    items = {
-        Path(item.uri).name: dict(item.columns) for file in source.files() for item in source.items(file)
-    }
-    assert items == {"1.png": COLUMNS, "2.png": {"caption": "two \ufffd"}}
+    items = {Path(item.uri).name: item for file in source.files() for item in source.items(file)}
+    assert {name: item.columns for name, item in items.items()} == {"1.png": COLUMNS, "2.png": {}}
+    assert items["1.png"].unread == ""
+    assert items["2.png"].unread.startswith(f"file://{tmp_path}/2.txt (it is no text in UTF-8: 'utf-8' codec")
 
 
 JSON = st.recursive(

@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clipgen_core.cli import app
+from clipgen_core.data import folders
 from clipgen_core.data.prune import prune
 from clipgen_core.data.tables import column, upsert
 from clipgen_core.errors import ClipgenError
@@ -68,10 +69,47 @@ def test_what_was_pruned_is_taken_in_again(filled: Storage, tmp_path: Path) -> N
     assert (again.added, again.total) == (1, 3)
 
 
+def test_a_folder_that_two_sources_have_needs_a_source(filled: Storage, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "a").mkdir(parents=True)
+    draw("green", "disc").save(other / "a" / "3.png")
+    draw("red", "disc").save(other / "a" / "1.png")  # which in/a has, too
+    images.run(images.Config(), source=str(other), out=filled, tracker=NullTracker())
+    first, second = f"file://{tmp_path}/in", f"file://{other}"
+    with pytest.raises(ClipgenError, match=f"2 sources have a folder 'a', {first}, {second}: name one"):
+        prune(filled, "a", dry_run=True)
+    with pytest.raises(ClipgenError, match=f"no folder 'a' was read from /no, but from {first}, {second}"):
+        prune(filled, "a", "/no", dry_run=True)
+    shown = CliRunner().invoke(app, ["folders", "--root", filled.root], env={"COLUMNS": "300"}).output
+    rows = [tuple(line.split()) for line in shown.splitlines()[1:]]
+    assert rows == [("a", "2", first), ("a", "1", second), ("b", "1", first)]
+    assert prune(filled, "a", str(other), dry_run=True) == prune(filled, "a", str(other), dry_run=False)
+    assert len(column(filled.images, "id")) == 3 and sources(filled, "a") == {first}
+    gone = prune(filled, "a", f"{tmp_path}/in/", dry_run=False)  # the only source now
+    assert (gone.images, gone.moved) == (1, 1) and sources(filled, "a") == set()
+
+
+def test_of_a_folder_that_two_sources_have_one_can_be_forgotten(filled: Storage, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "a").mkdir(parents=True)
+    draw("red", "disc").save(other / "a" / "1.png")  # which in/a has, too
+    images.run(images.Config(), source=str(other), out=filled, tracker=NullTracker())
+    gone = prune(filled, "a", str(tmp_path / "in"), dry_run=False)
+    assert (gone.images, gone.moved) == (0, 2)  # red lies in other/a, and blue in in/b
+    assert sources(filled, "a") == {f"file://{other}"}
+    assert column(filled.rejects, "uri") == []
+
+
+def sources(storage: Storage, folder: str) -> set[str]:
+    return {
+        one for url in (storage.images, storage.files) for one in folders.sources(lance.dataset(url), folder)
+    }
+
+
 def test_the_command_asks_for_yes(filled: Storage) -> None:
     run = CliRunner().invoke
-    shown = run(app, ["folders", "--root", filled.root]).output
-    assert "a             2" in shown.replace("  (", " ") or "a" in shown
+    shown = run(app, ["folders", "--root", filled.root], env={"COLUMNS": "300"}).output
+    assert [line.split()[:2] for line in shown.splitlines()[1:]] == [["a", "2"], ["b", "1"]]
     assert (
         "1 images of a would be removed; repeat with --yes"
         in run(app, ["prune", "a", "--root", filled.root]).output
@@ -90,8 +128,9 @@ def test_images_in_no_folder_are_pruned_by_the_name_that_is_shown(
         image.save(tmp_path / "flat" / f"{number}.png")
     images.run(images.Config(), source=str(tmp_path / "flat"), out=storage, tracker=NullTracker())
     run = CliRunner().invoke
-    (row,) = run(app, ["folders", "--root", storage.root]).output.splitlines()[1:]
-    name, count = row.split()
-    assert count == "2"
+    shown = run(app, ["folders", "--root", storage.root], env={"COLUMNS": "300"}).output
+    (row,) = shown.splitlines()[1:]
+    name, count, source = row.split()
+    assert (count, source) == ("2", f"file://{tmp_path}/flat")
     assert "2 images" in run(app, ["prune", name, "--root", storage.root, "--yes"]).output
     assert column(storage.images, "id") == []

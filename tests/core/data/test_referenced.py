@@ -263,7 +263,8 @@ def test_images_of_a_folder_that_may_not_be_mounted_are_kept(
     shutil.rmtree(source / "a")
     for _ in ("gone", "empty"):
         with pytest.raises(
-            ClipgenError, match="nor any file beside it: .* `clipgen forget --under file:///.*/in/a`"
+            ClipgenError,
+            match="nor any file beside it: .* `clipgen forget --root ROOT --under file:///.*/in/a`",
         ):
             embed(storage, clip_reference)
         (source / "a").mkdir(exist_ok=True)
@@ -403,7 +404,9 @@ def test_a_bucket_is_read_by_ranges(
     assert len(take_images(table, range(3)).gone) == 2
     bucket("in/0.tar", None)
     bucket("in/a/other.png", None)
-    with pytest.raises(ClipgenError, match="nor any file beside it: .* `clipgen forget --under s3://.*`"):
+    with pytest.raises(
+        ClipgenError, match="nor any file beside it: .* `clipgen forget --root ROOT --under s3://.*`"
+    ):
         take_images(table, range(3))
 
 

@@ -1,7 +1,9 @@
+import json
 import os
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Literal
 
 import lance
 import pyarrow as pa
@@ -312,6 +314,40 @@ def test_metadata_goes_into_columns_and_follows_its_place(storage: Storage, tmp_
     assert scores() == [None, 4.0]
     ingest(tmp_path / "in", storage, images.Config(columns=(), read_again=True))
     assert scores() == [None, 4.0]
+
+
+@pytest.mark.parametrize("store", ["images", "references"])
+def test_an_image_whose_place_is_gone_has_the_metadata_of_the_other(
+    store: Literal["images", "references"], storage: Storage, tmp_path: Path
+) -> None:
+    config = images.Config(mirror_after_days=0, store=store)
+    for folder, licence in (("a", "cc0"), ("b", "unknown")):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        draw("red", "disc").save(tmp_path / "in" / folder / "1.png")
+        (tmp_path / "in" / folder / "1.json").write_text(json.dumps({"license": licence}))
+    draw("blue", "disc").save(tmp_path / "in" / "b" / "2.png")
+    ingest(tmp_path / "in", storage, images.Config(columns=(), store=store))
+    ingest(tmp_path / "in", storage, config.model_copy(update={"read_again": True}))
+    (row,) = lance.dataset(storage.images).to_table(filter="uri LIKE '%1.png'").to_pylist()
+    assert (row["folder"], row["license"]) == ("a", "cc0")
+    shutil.rmtree(tmp_path / "in" / "a")
+    ingest(tmp_path / "in", storage, config)
+    (row,) = lance.dataset(storage.images).to_table(filter="uri LIKE '%1.png'").to_pylist()
+    assert (row["folder"], row["license"]) == ("b", "unknown")
+
+
+def test_metadata_that_cannot_be_read_is_said(
+    storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    red, blue, green = (png_bytes(draw(colour, "disc")) for colour in ("red", "blue", "green"))
+    (tmp_path / "in" / "1.png").write_bytes(red)
+    (tmp_path / "in" / "1.txt").write_bytes("ein gr\u00fcner Kreis".encode("latin-1"))
+    write_tar(tmp_path / "in" / "0.tar", {"b.png": blue, "b.json": b"{", "g.png": green, "g.json": b"{}"})
+    assert ingest(tmp_path / "in", storage).lacking == 2
+    said = f"the metadata of 2 images cannot be read, first that in file://{tmp_path}/in/0.tar#b.json (it is"
+    assert said in capsys.readouterr().err
+    assert column(storage.images, "caption") == [None] * 3
 
 
 def test_a_table_of_an_earlier_version_gets_its_columns(
