@@ -114,7 +114,12 @@ class Command(typer.core.TyperCommand):
     """A command whose bad input, and what a disk or store refuses, is one sentence and exit code 2."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """The help, with the names of the recipes in place of `{recipes}`: only a help loads them."""
+        """Write the help, with the names of the recipes in place of `{recipes}`: only a help loads them.
+
+        Args:
+            ctx: Of Click.
+            formatter: Of Click, which the help is written to.
+        """
         from clipgen_core.recipes import RECIPES
 
         for option in self.params:

@@ -257,9 +257,9 @@ def _link(
     events: list[Any] = []
     linked = [inputs.prompt, *inputs.settings.values()]
     for on, answer, given, visible in asked:
-        on(None, js="() => clipgen.begin()", outputs=said)
+        on(None, js="() => clipgen.begin()", outputs=said, show_progress="hidden")
         event = on(answer, given, api_visibility=visible, **answered)
-        event.failure(None, said, said, js="(said) => clipgen.failed(said)")
+        event.failure(None, said, said, js="(said) => clipgen.failed(said)", show_progress="hidden")
         if answer == answers.generate:
             event.success(None, linked, js="(...given) => clipgen.link(given)")
         events.append(event)

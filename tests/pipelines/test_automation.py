@@ -189,8 +189,8 @@ def test_a_folder_that_is_read_or_embedded_now_is_not_requested(world: World) ->
         "dagster/asset_partition_range_start": "discs",
         "dagster/asset_partition_range_end": "discs",
     }
-    status = {"tags": of_backfill, "status": dg.DagsterRunStatus.QUEUED}
-    backfill = world.instance.create_run_for_job(defs().resolve_implicit_global_asset_job_def(), **status)
+    started = dg.DagsterRunStatus.STARTED
+    backfill = world.instance.create_run_for_job(job, tags=of_backfill, status=started)
     assert world.requests() == []
     world.instance.delete_run(backfill.run_id)
     world.instance.delete_run(run.run_id)
