@@ -150,8 +150,8 @@ def holders() -> set[str]:
 
 
 def test_the_quick_recipe_runs_through_compose(platform: Project) -> None:
-    for run in (clip_training(), launch(WEBSERVER, "clip_gen", {})):
-        assert wait_for_status(run, "SUCCESS") == "SUCCESS", platform.logs("code")
+    assert wait_for_status(clip_training()) == "SUCCESS", platform.logs("code")
+    assert wait_for_status(launch(WEBSERVER, "clip_gen", {})) == "SUCCESS", platform.logs("code")
     assert not holders()
     client = mlflow_client("http://127.0.0.1:5000")
     experiment = client.get_experiment_by_name("clip-gen")
