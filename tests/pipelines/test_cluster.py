@@ -104,7 +104,7 @@ def wait_until_jobs_are_taken(address: str) -> None:
     """The agent that starts jobs is up some seconds after the node, on a busy machine more than Ray waits."""
     from ray.job_submission import JobSubmissionClient
 
-    for attempt in Retrying(stop=stop_after_delay(120), wait=wait_fixed(1), reraise=True):
+    for attempt in Retrying(stop=stop_after_delay(300), wait=wait_fixed(1), reraise=True):
         with attempt:
             JobSubmissionClient(address).submit_job(entrypoint="true")
 
