@@ -102,6 +102,6 @@ def test_a_damaged_pointer_is_one_sentence_with_the_way_out(storage: Storage) ->
     Path(storage.path("current", "tokens.json")).write_text("{")
     with pytest.raises(
         ClipgenError,
-        match=r"tokens.json, .* is damaged .*: materialise .* again in Dagster, or run `clipgen tokens` again",
+        match=r"tokens.json, .* is damaged .*: materialise .* again in Dagster, or run `clipgen tokens`",
     ):
         storage.current("tokens", "the transformer")
