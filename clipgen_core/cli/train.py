@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clipgen_core import logs
 from clipgen_core.cli.options import ENDED, Command, Overrides, app, console
 from clipgen_core.cli.train_stage import read_value
 from clipgen_core.errors import ClipgenError
@@ -39,7 +40,11 @@ Clip = Annotated[
     typer.Option(help="hub:MODEL/PRETRAINED or local-dir:FOLDER; by default a public one if available."),
 ]
 Captions = Annotated[
-    str | None, typer.Option(help="A CSV file with the columns file and caption: trains a small CLIP.")
+    str | None,
+    typer.Option(
+        help="A CSV file with the columns file, relative to it, and caption: trains a small CLIP, and gives "
+        "the prompts of the evaluation."
+    ),
 ]
 Prompts = Annotated[
     str | None, typer.Option(help="Prompts of the evaluation, one a line or a CSV; by default chosen.")
@@ -102,6 +107,7 @@ def _proposed(
     minutes: float | None,
     overrides: list[str] | None,
 ) -> "Proposal":
+    logs.line(f"looking at {folder} and at this machine")  # before imports that take seconds
     from clipgen_core.proposal import propose
 
     proposal = propose(

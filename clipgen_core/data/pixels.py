@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from clipgen_core import __version__
+
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
     """Crop the central square and resize it.
@@ -131,5 +133,6 @@ def png_bytes(image: Image.Image) -> bytes:
     buffer, text = io.BytesIO(), PngInfo()
     if PARAMETERS in image.info:
         text.add_itxt(PARAMETERS, image.info[PARAMETERS])
+        text.add_text("Software", f"clipgen {__version__}")
     image.save(buffer, format="PNG", pnginfo=text)
     return buffer.getvalue()

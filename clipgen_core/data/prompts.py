@@ -32,10 +32,11 @@ def read_prompts(url: str, images: str | None = None) -> list[Prompt]:
     """Read the prompts of a file.
 
     The file's ending decides the format. A `.csv` or `.tsv` file has the column `prompt`, and may have
-    `split` and `file`. A `.json` file holds COCO captions: `annotations` with `caption` and `image_id`, and
-    `images` with `id` and `file_name`. Of an images table (`.lance`), the first captions of its held-out
-    images are prompts, as far as they are not too long. `names:FOLDER` stands for what the names of the image
-    files in a folder say (data/filenames.py). Any other file has one prompt a line.
+    `split` and `file`; of a captions file, the captions that are not too long are prompts. A `.json` file
+    holds COCO captions: `annotations` with `caption` and `image_id`, and `images` with `id` and `file_name`.
+    Of an images table (`.lance`), the first captions of its held-out images are prompts, as far as they are
+    not too long. `names:FOLDER` stands for what the names of the image files in a folder say
+    (data/filenames.py). Any other file has one prompt a line.
 
     Args:
         url: The file.
@@ -136,8 +137,12 @@ def require_files(named_by: str, urls: Sequence[str]) -> None:
 
 
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
-    for _, row in read_rows(url, "prompts", ("prompt",)):
-        yield row["prompt"], row.get("split") or "all", row.get("file")
+    header = SEPARATOR.sub("", _read(url, "prompts"))
+    captions = _delimiter(header, ("prompt",)) is None and _delimiter(header, ("file", "caption")) is not None
+    column = "caption" if captions else "prompt"
+    for _, row in read_rows(url, "prompts", (column,)):
+        if not captions or len(row[column]) <= MAX_PROMPT_LENGTH:
+            yield row[column], row.get("split") or "all", row.get("file")
 
 
 def _coco_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:

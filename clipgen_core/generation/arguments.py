@@ -21,6 +21,8 @@ OF_DIFFUSERS = {
     "width": SIZE,
     "negative_prompt": "models have no negative prompts; a higher guidance_scale follows the prompt more",
     "num_images_per_prompt": "give n",
+    "prompt_embeds": "models take prompts as texts",
+    "return_dict": "the answer is always a list",
     "num_inference_steps": "give steps",
 }
 

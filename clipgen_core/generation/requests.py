@@ -90,7 +90,7 @@ def checked_prompts(prompts: str | Iterable[str]) -> list[str]:
     Raises:
         ClipgenError: One is empty, too long, or no text.
     """
-    given = [prompts] if isinstance(prompts, str) else _listed(prompts, "prompts are", "a text")
+    given = [prompts] if isinstance(prompts, str | bytes) else _listed(prompts, "prompts are", "a text")
     for prompt in given:
         if not isinstance(prompt, str):
             raise ClipgenError(f"a prompt is of type {type(prompt).__name__}: give a text")

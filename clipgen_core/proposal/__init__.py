@@ -45,8 +45,7 @@ def propose(
         recipe: Name of a recipe; AUTO for one that fits the machine.
         clip: The CLIP; by default a public one, or else one that is trained on the names of the images.
         captions: Trains a small CLIP on these captions.
-        prompts: Prompts of the evaluation; by default the names of the images where the CLIP is trained on
-            them.
+        prompts: Prompts of the evaluation; by default the captions or names that the CLIP is trained on.
         minutes: How long the run may take; scales the steps of the trainings.
         overrides: Settings by dotted name, the stage first; they win.
 
@@ -75,9 +74,9 @@ def propose(
     if prompts:
         prompts = _full(prompts)
         require_scorable(prompts, read_prompts(prompts))
-    elif choice.by_names:
+    elif choice.captions:
         prompts, least = choice.captions, named(fitting).evaluation.thresholds.min_prompts
-        given = {"evaluation.thresholds.min_prompts": min(choice.by_names, least)} | given
+        given = {"evaluation.thresholds.min_prompts": min(choice.different, least)} | given
     estimate = plan(source, named(fitting).override(given), choice.reference)
     for verdict in estimate.verdicts.values():
         given = verdict.overrides | given

@@ -3,9 +3,10 @@
 Knows where CLIPs may be had; knows nothing of recipes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipgen_core.data.captions import read_captioned
+from clipgen_core.data.captions import Captioned, read_captioned, require_captioned
 from clipgen_core.data.prompts import NAMES
 from clipgen_core.errors import ClipgenError
 from clipgen_core.models.clip_files import absolute
@@ -30,13 +31,13 @@ class ClipChoice:
         reference: As the pipeline takes it; TRAINED for one that is trained first.
         captions: What that one is trained on; None for another.
         said: Which it is, for a person.
-        by_names: How many different captions the names of the images give, if it is trained on them; else 0.
+        different: How many different captions there are.
     """
 
     reference: str
     captions: str | None
     said: str
-    by_names: int = 0
+    different: int = 0
 
 
 def choose(folder: str, reference: str | None, captions: str | None) -> ClipChoice:
@@ -60,8 +61,10 @@ def choose(folder: str, reference: str | None, captions: str | None) -> ClipChoi
         available(reference)
         return ClipChoice(reference, None, reference)
     if captions:
-        count = len(read_captioned(captions))
-        return ClipChoice(TRAINED, captions, f"a small one, trained on the captions of {count:,} images")
+        read = read_captioned(captions)
+        require_captioned(captions, read)
+        said = f"a small one, trained on the captions of {len(read):,} images"
+        return ClipChoice(TRAINED, captions, said, _different(read))
     try:
         available(PUBLIC)
         return ClipChoice(PUBLIC, None, PUBLIC)
@@ -75,12 +78,16 @@ def _by_names(folder: str, unreachable: ClipgenError) -> ClipChoice:
         read = read_captioned(names)
     except ClipgenError as silent:
         raise ClipgenError(f"{unreachable}\n{silent}\n{_downloads()}") from silent
-    different = len({caption for one in read.values() for caption in one.captions})
+    different = _different(read)
     said = (
         f"a small one, trained on the names of {len(read):,} images, {different:,} different ones, since "
         f"no public one is available; it understands only these words"
     )
     return ClipChoice(TRAINED, names, said, different)
+
+
+def _different(read: Mapping[str, Captioned]) -> int:
+    return len({caption for one in read.values() for caption in one.captions})
 
 
 def _downloads() -> str:

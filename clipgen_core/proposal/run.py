@@ -69,6 +69,8 @@ class Proposal:
         prompts = self.prompts or "the ImageNet classes that the images resemble"
         if prompts.startswith(NAMES):
             prompts = "the names of the images"
+        elif prompts == self.clip.captions:
+            prompts = "the captions"
         return [
             f"images   about {seen.images:,} of {seen.mean_side:.0f} px, {seen.usable:.0%} of them usable",
             f"CLIP     {self.clip.said}",

@@ -129,7 +129,7 @@ def _add_images(app: FastAPI, models: Models, work: Work) -> None:
     @app.post("/v1/images/edits", responses=SAMPLED, response_class=Response)
     async def edit(asked: Annotated[EditForm, Form()], request: Request) -> Sampled:
         """Generate a part of an image anew."""
-        image = asked.image or asked.image_list
+        image = next(filter(None, [asked.image, *asked.image_list]), None)
         if image is None:
             raise Refused(400, "image is missing: give it", param="image", code="missing_parameter")
 
@@ -178,10 +178,8 @@ def _sampled(
 
 
 def _one(generated: Generated, said: dict[str, Any]) -> OneImage:
-    score = round(generated.clip_score, 4)
-    return OneImage(
-        b64_json=in_base64(with_parameters(generated.image, {**said, "clip_score": score})), clip_score=score
-    )
+    image = with_parameters(generated.image, said)
+    return OneImage(b64_json=in_base64(image), clip_score=round(generated.clip_score, 4))
 
 
 def _notes(generator: TextToImage, prompt: str | None) -> list[str]:

@@ -88,8 +88,8 @@ class EditForm(Asked):
     """What the whole image should show. Default: what it shows now."""
     image: UploadFile | None = None
     """The image, of which the central square is used."""
-    image_list: UploadFile | None = Field(default=None, alias="image[]")
-    """The image, as clients call it that send a list; one is taken."""
+    image_list: list[UploadFile] = Field(default=[], alias="image[]", max_length=1)
+    """The image, as clients call it that send a list, which may have one."""
     mask: UploadFile | None = None
     """Of the image's size. The part that is transparent changes; of a mask without transparency, what is
     white. Default: the transparent part of the image."""

@@ -10,6 +10,7 @@ from clipgen_core import plan as plans
 from clipgen_core import proposal
 from clipgen_core.assets import JOBS
 from clipgen_core.data.listing import Entry
+from clipgen_core.data.prompts import by_split, read_prompts
 from clipgen_core.data.sources import Source
 from clipgen_core.errors import ClipgenError
 from clipgen_core.plan import speed
@@ -56,6 +57,20 @@ def test_a_public_clip_comes_before_names(pictures: Path, monkeypatch: pytest.Mo
     assert choice.reference == clips.PUBLIC and choice.captions is None
     captions = clips.choose(str(pictures / "pictures"), None, str(pictures / "captions.csv"))
     assert captions.reference == "trained" and "the captions of 72 images" in captions.said
+    assert captions.different == 24
+    (pictures / "other.csv").write_text("file,caption\nno.png,a\nnone.png,b\n")
+    with pytest.raises(ClipgenError, match="2 of 2 files that captions file .*other.csv names do not exist"):
+        clips.choose(str(pictures / "pictures"), None, str(pictures / "other.csv"))
+    (pictures / "other.csv").unlink()
+
+
+def test_captions_that_train_the_clip_are_the_prompts(pictures: Path) -> None:
+    captions = str(pictures / "captions.csv")
+    one = propose(str(pictures / "pictures"), captions=captions, overrides=QUICK)
+    assert one.prompts == captions and "prompts  the captions" in one.lines()
+    assert one.settings.evaluation.thresholds.min_prompts == 24
+    prompts = read_prompts(captions)
+    assert len(by_split(prompts)["all"]) == 24 and Path(prompts[0].file or "").is_file()
 
 
 def test_without_a_clip_and_names_the_error_says_what_to_download(tmp_path: Path) -> None:

@@ -207,6 +207,20 @@ def test_bodies_that_are_none_are_refused(client: TestClient) -> None:
         assert answer.status_code == status and answer.json()["error"]["message"]
 
 
+def test_two_images_to_edit_are_refused(client: TestClient, of_any_order: str) -> None:
+    image = half_transparent(draw("red", "disc"))
+    files = [("image[]", (f"{name}.png", image)) for name in "ab"]
+    answer = client.post(EDIT, data={"prompt": "a", "model": of_any_order}, files=files)
+    assert answer.status_code == 400 and "image[]" in answer.json()["error"]["message"]
+
+
+def test_the_settings_in_a_file_give_the_same_file_again(client: TestClient) -> None:
+    (first,) = client.post(GENERATE, json={"prompt": "a red disc", "seed": 7}).json()["data"]
+    settings = json.loads(opened(first).info["parameters"])
+    (again,) = client.post(GENERATE, json=settings).json()["data"]
+    assert again == first and opened(first).info["Software"].startswith("clipgen ")
+
+
 def test_images_and_masks_that_cannot_be_used_are_refused(client: TestClient, of_any_order: str) -> None:
     image = draw("red", "disc")
     cases: list[tuple[dict[str, bytes], str]] = [
