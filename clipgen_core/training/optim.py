@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from clipgen_core.settings.training import TrainConfig
+from clipgen_core.training.muon import Muon
 
 
 def optimizers(
@@ -78,7 +79,7 @@ def muon(
     taken = {id(p) for p in hidden}
     rest = {id(p): p for m in others for p in m.parameters() if id(p) not in taken}
     return [
-        torch.optim.Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest.values(), lr=learning_rate, betas=betas, weight_decay=0.0, fused=True),
     ]
 
