@@ -21,6 +21,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
 from clipgen_core.models.clip import LOCAL
@@ -34,6 +35,9 @@ from clipgen_core.tracking import NullTracker
 # imports once what `spawn` imports in every process; such processes have the environment of the first one
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.conftest"])
+# the machine may be busy: how long a case takes says nothing
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 RAY = Path(sys.executable).with_name("ray")
 # Ray keeps the token that a process first read: all clusters of one process and its children have the same
 os.environ["RAY_AUTH_MODE"] = "token"

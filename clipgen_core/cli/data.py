@@ -171,11 +171,10 @@ def folders(root: Root = None) -> None:
     for batch in scan(open_table(storage.images), ["folder", "uri"]):
         rows = zip(batch["folder"].to_pylist(), batch["uri"].to_pylist(), strict=True)
         counts.update((folder, source_of(uri, folder)) for folder, uri in rows)
-    columns = (Column("folder", overflow="fold"), Column("images", justify="right"))
-    sheet = Table(*columns, Column("source", overflow="fold"), box=None)
+    wide = max(map(len, [*(folder for folder, _ in counts), "folder"]))
+    console.print(f"{'folder':{wide}}  images  source")
     for (folder, source), count in sorted(counts.items()):
-        sheet.add_row(folder or TOP, str(count), source)
-    console.print(sheet)
+        console.print(f"{folder or TOP:{wide}}  {count:6}  {source}")
 
 
 @app.command(cls=Command)
