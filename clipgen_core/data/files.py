@@ -4,7 +4,7 @@ Knows uris, stamps and counts; knows nothing of what is in a file.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
@@ -108,6 +108,20 @@ def forget_unread(out: Storage, source: Source) -> None:
             if reason == UNREADABLE or not (is_image_name(file) or is_archive(file)):
                 again.add(file)
     for some in in_lists(sorted(again), AT_ONCE):
+        delete(out.files, one_of("uri", some))
+
+
+def remove_record(out: Storage, files: Sequence[str]) -> None:
+    """Remove that files were read, their rejects, and that they were missed; the record of reading is last.
+
+    Args:
+        out: The root.
+        files: URIs of files.
+    """
+    for some in in_lists(files, AT_ONCE):
+        delete(out.rejects, one_of("file", some))
+        if find_table(out.missing) is not None:
+            delete(out.missing, one_of("uri", some))
         delete(out.files, one_of("uri", some))
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
-from clipgen_core.data.files import AT_ONCE, under
+from clipgen_core.data.files import AT_ONCE, remove_record, under
 from clipgen_core.data.forget import forget_places, held_by, holders, places
 from clipgen_core.data.keys import Lookup, joined, keys_of_texts
 from clipgen_core.data.listing import UNREADABLE
@@ -117,8 +117,5 @@ def _forget(
             f"many to forget unasked: check the source, or forget them by `{named}`"
         )
     forget_places(out, gone)
-    for some in in_lists(sorted(files), AT_ONCE):
-        delete(out.rejects, one_of("file", some))
-        delete(out.files, one_of("uri", some))
-        delete(out.missing, one_of("uri", some))
+    remove_record(out, sorted(files))
     return lost

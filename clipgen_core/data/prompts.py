@@ -137,8 +137,8 @@ def require_files(named_by: str, urls: Sequence[str]) -> None:
 
 
 def _csv_prompts(url: str) -> Iterator[tuple[str, str, str | None]]:
-    header = SEPARATOR.sub("", _read(url, "prompts"))
-    captions = _delimiter(header, ("prompt",)) is None and _delimiter(header, ("file", "caption")) is not None
+    text = SEPARATOR.sub("", _read(url, "prompts"))
+    captions = _delimiter(text, ("prompt",)) is None and _delimiter(text, ("file", "caption")) is not None
     column = "caption" if captions else "prompt"
     for _, row in read_rows(url, "prompts", (column,)):
         if not captions or len(row[column]) <= MAX_PROMPT_LENGTH:

@@ -7,6 +7,7 @@ tables that a model was trained on are tagged and can still be read.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from clipgen_core.data.files import AT_ONCE, remove_record
 from clipgen_core.data.folders import source_of, sources
 from clipgen_core.data.forget import forget_places, places
 from clipgen_core.data.move import move
@@ -16,8 +17,6 @@ from clipgen_core.data.tables import count, delete, find_table, one_of, open_tab
 from clipgen_core.data.upkeep import tables
 from clipgen_core.errors import ClipgenError
 from clipgen_core.storage import Storage
-
-AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,7 @@ def _prune_one(out: Storage, folder: str, source: str, dry_run: bool) -> Pruned:
     named = sum(images.count_rows(one_of("uri", some)) for some in in_lists(uris, AT_ONCE))
     gone = forget_places(out, uris, dry_run=dry_run)
     for batch in scan(open_table(out.files), ["uri"], where) if not dry_run else ():
-        files = [uri for uri in batch["uri"].to_pylist() if source_of(uri, folder) == source]
-        for some in in_lists(files, AT_ONCE):
-            delete(out.rejects, one_of("file", some))
-            delete(out.files, one_of("uri", some))
+        remove_record(out, [uri for uri in batch["uri"].to_pylist() if source_of(uri, folder) == source])
     return Pruned(gone, named - gone)
 
 

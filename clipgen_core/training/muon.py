@@ -1,7 +1,7 @@
 """Muon on machines where products in bf16 are slow.
 
 PyTorch's Muon orthogonalizes its updates in bf16 on every machine. CPUs without instructions for bf16 emulate
-it: a step of the demo's transformer took 17 s there, and all but 0.2 s of it in these products.
+it: a step of the demo's transformer with two images took 17 s on one core of an AMD EPYC, and 1 s in fp32.
 """
 
 from collections.abc import Callable
