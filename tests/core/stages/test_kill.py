@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clipgen_core.data import ingest as ingesting
 from clipgen_core.data.tables import column, open_table, vectors
 from clipgen_core.stages import embeddings, images, tokens
 from clipgen_core.storage import Storage
@@ -47,7 +48,7 @@ def tokenise(out: Storage, inputs: dict[str, str]) -> None:
 
 STAGES = {"ingest": ingest, "embed": embed, "tokenise": tokenise}
 WORK = {
-    "ingest": (images, "examine"),
+    "ingest": (ingesting, "examine"),
     "embed": (embeddings.Embedder, "rows"),
     "tokenise": (tokens.Encoder, "rows"),
 }
