@@ -25,7 +25,7 @@ from clipgen_core.training.task import train_step
 TIMED_SECONDS = 0.2
 FEW = 2  # images of the smallest batch
 ENOUGH = 16  # images to embed or to encode at once: more are hardly faster
-LONGEST = 0.5  # seconds; a batch that takes longer is large enough
+LONGEST = 0.5  # seconds; a second batch that takes longer is large enough
 GAIN = 0.6  # n threads are n ** GAIN times as fast as one: 1.5 times with two cores, as measured
 
 
@@ -70,8 +70,8 @@ def measure(recipe: Recipe, clip: ClipEncoder, own_clip: bool = False) -> Speed:
     with _one_thread() as gain, fp32_products(device, "high"):
         return Speed(
             clip=_training(ClipWithoutImages(recipe, device), recipe.clip.train) / gain if own_clip else 0.0,
-            embed=_per_image(embed, ENOUGH) / gain,
-            encode=_per_image(partial(_encode, vqgan.vqgan), ENOUGH) / gain,
+            embed=_seconds_of(embed, ENOUGH, ENOUGH) / ENOUGH / gain,
+            encode=_seconds_of(partial(_encode, vqgan.vqgan), ENOUGH, ENOUGH) / ENOUGH / gain,
             vqgan=_training(vqgan, config.train, adversarial) / gain,
             transformer=_training(transformer, recipe.transformer.train) / gain,
         )
@@ -113,25 +113,40 @@ def _training(
     Returns:
         The mean of all steps.
     """
-    optimizers, passes = task.optimizers(), train.passes()
+    optimizers = task.optimizers()
     task.model.train()
 
     def step(number: int, rows: int) -> None:
         train_step(task, optimizers, [moved(task.few(rows), default_device())], number, train)
 
-    early = _per_image(partial(step, 0), train.batch_size // passes) if changes else 0.0
-    late = _per_image(partial(step, train.steps - 1), train.batch_size // passes) if changes < 1 else 0.0
-    return changes * early + (1 - changes) * late
+    batch, at_once = train.batch_size, train.batch_size // train.passes()
+    early = _seconds_of(partial(step, 0), batch, at_once) if changes else 0.0
+    late = _seconds_of(partial(step, train.steps - 1), batch, at_once) if changes < 1 else 0.0
+    return (changes * early + (1 - changes) * late) / batch
 
 
-def _per_image(call: Callable[[int], object], most: int) -> float:
-    """Seconds of a call for each of its rows, in the largest batch up to `most` that is not too slow."""
-    rows = min(FEW, most)
-    while True:
-        seconds = _seconds(partial(call, rows))
-        if rows == most or seconds > LONGEST:
-            return seconds / rows
-        rows = min(8 * rows, most)
+def _seconds_of(call: Callable[[int], object], rows: int, most: int) -> float:
+    """Seconds of a call with `rows` rows, by a line through the times of two batches of at most `most` rows.
+
+    A line, because a part of a training step, such as the optimizer, takes the same time with any batch.
+
+    Args:
+        call: Is given the number of rows.
+        rows: How many rows the call would have.
+        most: The largest batch that may be tried.
+
+    Returns:
+        The seconds.
+    """
+    few, before = 0, 0.0
+    many = min(FEW, most)
+    now = _seconds(partial(call, many))
+    while many < most and (now <= LONGEST or not few):
+        few, before = many, now
+        many = min(many * (8 if now <= LONGEST else 2), most)
+        now = _seconds(partial(call, many))
+    each = max(0.0, now - before) / (many - few)
+    return now + each * (rows - many)
 
 
 def _seconds(call: Callable[[], object]) -> float:

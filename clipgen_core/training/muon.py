@@ -11,17 +11,23 @@ import torch
 from torch import Tensor
 
 from clipgen_core.device import fast_dtype
+from clipgen_core.training.distributed import of_first
 
 
 class Muon(torch.optim.Muon):
     """PyTorch's Muon (Jordan et al. 2024), which computes in fp32 where that is faster than bf16.
 
-    Its settings and its state are those of PyTorch's.
+    Its settings and its state are those of PyTorch's. The processes of a training, whose machines may differ,
+    all compute in the type of the first one, so that their weights stay the same.
     """
+
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        super().__init__(*settings, **named)
+        self.in_bf16 = of_first(fast_dtype(self.param_groups[0]["params"][0].device) == torch.bfloat16)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        if fast_dtype(self.param_groups[0]["params"][0].device) == torch.bfloat16:
+        if self.in_bf16:
             return super().step(closure)
         with torch.enable_grad():
             loss = closure() if closure else None

@@ -57,7 +57,7 @@ def test_hours_grow_with_the_steps_and_the_batch(
     pictures: Path, clip_reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(speed, "_seconds", lambda _: 0.0)
-    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.5)
+    monkeypatch.setattr(speed, "_seconds_of", lambda _, rows, most: 0.5 * rows)
 
     def hours(steps: int, batch: int) -> float:
         recipe = TINY.override({"transformer.train.steps": steps, "transformer.train.batch_size": batch})
@@ -137,14 +137,15 @@ def test_the_large_recipes_take_no_more_passes_than_needed(recipe: str, processe
         assert passes == 1 or train.batch_size // (processes * (passes // 2)) > train.micro_batch
 
 
-def test_the_time_of_a_step_is_that_of_a_core_whatever_else_the_machine_does() -> None:
+@pytest.mark.parametrize("each", [0.002, 0.1])  # a batch that is quick, and one that is slow
+def test_the_time_of_a_step_is_that_of_a_core_and_a_part_of_it_is_that_of_any_batch(each: float) -> None:
     def spent(rows: int) -> None:
-        until = time.thread_time() + 0.002 * rows
+        until = time.thread_time() + 5 * each + each * rows
         while time.thread_time() < until:
             pass
         time.sleep(0.05)  # while another program has the core
 
-    assert speed._per_image(spent, 16) == pytest.approx(0.002, rel=0.3)
+    assert speed._seconds_of(spent, 32, 8) == pytest.approx(37 * each, rel=0.2)
 
 
 def test_as_many_threads_compute_after_a_measurement_as_before(clip_reference: str) -> None:

@@ -27,7 +27,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
     monkeypatch.setattr(clips, "available", unreachable)
     monkeypatch.setattr(speed, "_seconds", lambda _: 0.01)
-    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.01)
+    monkeypatch.setattr(speed, "_seconds_of", lambda _, rows, most: 0.01 * rows)
     monkeypatch.chdir(tmp_path)
 
 
@@ -87,7 +87,7 @@ def test_without_a_clip_and_names_the_error_says_what_to_download(tmp_path: Path
 
 
 def test_minutes_scale_all_trainings_alike(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_per_image", lambda *_: 0.5)
+    monkeypatch.setattr(speed, "_seconds_of", lambda _, rows, most: 0.5 * rows)
     monkeypatch.setattr(plans, "survey", lambda *_: plans.Survey(72, 9000, 72, 1.0, 33.0, 0.001))
     source = str(pictures / "pictures")
     whole = propose(source, overrides=QUICK)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from clipgen_core.settings.training import TrainConfig
 from clipgen_core.stages import clip, transformer, vqgan
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import NullTracker
-from clipgen_core.training import distributed
+from clipgen_core.training import distributed, muon
 from clipgen_core.training.checkpoint import Checkpoint, Checkpoints
 from clipgen_core.training.loop import fit
 from clipgen_core.training.provenance import Provenance
@@ -171,6 +172,26 @@ def disagree(rank: int, port: int, folder: str) -> None:
 def test_the_first_process_decides_when_patience_ends(tmp_path: Path) -> None:
     run_two(disagree, str(tmp_path))
     assert Checkpoint(f"{tmp_path}/step-00000040").state.step == 40
+
+
+def on_machines_that_differ(rank: int, port: int, folder: str) -> None:
+    """Write what Muon makes of a weight where the first process's machine is fast in bf16 alone."""
+
+    def stepped() -> None:
+        own = torch.float32 if distributed.rank() else torch.bfloat16
+        weight = torch.nn.Parameter(torch.ones(8, 16))
+        with patch.object(muon, "fast_dtype", lambda _: own):
+            optimizer = muon.Muon([weight], lr=0.1, adjust_lr_fn="match_rms_adamw")
+        weight.grad = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+        optimizer.step()
+        torch.save(weight.detach(), f"{folder}/{distributed.rank()}.pt")
+
+    as_one_of_two(rank, port, stepped)
+
+
+def test_muon_computes_alike_on_machines_that_differ(tmp_path: Path) -> None:
+    run_two(on_machines_that_differ, str(tmp_path))
+    assert torch.equal(*(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)))
 
 
 @pytest.mark.parametrize(("rank", "gpus", "own"), [(1, 4, 1), (3, 1, 0), (0, 8, 0)])
