@@ -169,8 +169,10 @@ def promote(
 ) -> None:
     """Make a version champion, if it passed every check against today's champion. Naming the version accepts
     checks that were not measured."""
-    promotion = _registry(root, name).promote(version)
-    console.print(f"{name}@champion is version {promotion.version} (before: {promotion.before or 'none'})")
+    registry = _registry(root, name)
+    known, promotion = len(registry.history()), registry.promote(version)
+    said = f"before: {promotion.before or 'none'}" if promotion.number > known else "as it was before"
+    console.print(f"{name}@champion is version {promotion.version} ({said})")
 
 
 @app.command(cls=Command)

@@ -77,7 +77,7 @@ def train(
     home = dagster_home()
     for job, file in files.items():
         execute(job, file, home)
-    show(proposal.root)
+    show(proposal.root, proposal.name)
 
 
 @app.command(cls=Command)
@@ -169,13 +169,30 @@ def execute(job: str, file: Path, home: str) -> None:
         )
 
 
-def show(root: str) -> None:
-    """Say how good the model is, where its images are, and what to do next."""
+def show(root: str, name: str | None = None) -> None:
+    """Say how good the model is, where its images are, and what to do next.
+
+    Args:
+        root: The root of its artefacts.
+        name: Of the registered model, if one was registered.
+    """
     from clipgen_core.judging.summary import summary
 
     report = Storage(root).current("evaluation", "the summary").path
     for what, value in summary(f"{report}/metrics.json"):
         console.print(f"{what:50} {value}")
-    console.print(f"\nimages  {report}/grid.png\nreport  {report}/report.html\n\nnext:")
-    console.print(f'  clipgen generate "…" --root {root} -o image.png')
+    console.print(f"\nimages  {report}/grid.png\nreport  {report}/report.html")
+    if name:
+        console.print(f"model   {_in_registry(root, name)}")
+    console.print(f'\nnext:\n  clipgen generate "…" --root {root} -o image.png')
     console.print(f"  clipgen ui --root {root}")
+
+
+def _in_registry(root: str, name: str) -> str:
+    from clipgen_core.registry.champions import Registry
+    from clipgen_core.tracking import registry_uri
+
+    champion = Registry.at(registry_uri(), Storage(root), name).champion()
+    if champion:
+        return f"models:/{name}@champion, version {champion}"
+    return f"models:/{name} has no champion: `clipgen promote --name {name} --root {root}` says why"

@@ -12,18 +12,18 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
 
-from clipgen_core.data.columns import Columns, sample_of
+from clipgen_core.data.columns import Columns
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.member import Member
 from clipgen_core.data.names import Unique
 from clipgen_core.data.parquet import read_parquet
-from clipgen_core.data.samples import Sample
+from clipgen_core.data.samples import Sample, with_metadata
 from clipgen_core.errors import first_line
 from clipgen_core.filesystem import retried
 from clipgen_core.settings.images import Wanted
@@ -191,7 +191,7 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> 
                     sample.add_file(member.name, content.read())
                 else:
                     images = _member(member.name, member.size, content, wanted, unique)
-                    sample.add_images(one._replace(offset=offset) for one in images)
+                    sample.add_images(member.name, (one._replace(offset=offset) for one in images))
         except DAMAGE as error:
             problem = first_line(error)
     yield from sample.end()
@@ -255,13 +255,19 @@ def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
                     images = [one._replace(offset=offset) for one in read]
             except DAMAGE as error:
                 images = [Member(unique.name(member.filename), problem=first_line(error))]
-            sample = Sample(columns, images)
-            for name in beside.get(sample_of(member.filename), ()) if images else ():
-                try:
-                    sample.add_file(name, archive.read(name))
-                except DAMAGE as error:
-                    sample.unread = f"{name} ({first_line(error)})"
-            yield from sample.end()
+            yield from (_beside(archive, one, columns, beside.get(member.filename, ())) for one in images)
+
+
+def _beside(archive: zipfile.ZipFile, image: Member, columns: Columns, names: Sequence[str]) -> Member:
+    """An image of a zip file with the metadata of members beside it."""
+    files, damaged = list[tuple[str, bytes]](), ""
+    for name in names:
+        try:
+            files.append((name, archive.read(name)))
+        except DAMAGE as error:
+            damaged = f"{name} ({first_line(error)})"
+    image = with_metadata(image, columns, files)
+    return image._replace(unread=damaged) if damaged else image
 
 
 def _encrypted(names: list[str], others: list[zipfile.ZipInfo], wanted: Wanted) -> Iterator[Member]:

@@ -6,7 +6,7 @@ Knows how sources name it and what kind of value each column holds; knows nothin
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -82,10 +82,12 @@ class Columns:
             if not ending.endswith("json"):
                 return self.of_record({ending: data.decode("utf-8-sig")})
             record = json.loads(data or b"{}")
+            if not isinstance(record, dict):
+                raise ValueError(f"it holds a {type(record).__name__}, no names")
         except (ValueError, RecursionError) as error:
-            kind = "JSON" if ending.endswith("json") else "text in UTF-8"
+            kind = "JSON object" if ending.endswith("json") else "text in UTF-8"
             raise Unread(f"{text_of(name)} (it is no {kind}: {first_line(error)})") from error
-        return self.of_record(record) if isinstance(record, dict) else {}
+        return self.of_record(record)
 
     def hold(self, name: str, size: int) -> bool:
         """Whether a file may hold values.
@@ -100,31 +102,58 @@ class Columns:
         ending = ending_of(name)
         return bool(self.names) and size <= LARGEST and (ending.endswith("json") or ending in self.names)
 
-    def beside(self, files: Iterable[tuple[str, int]]) -> dict[str, list[str]]:
-        """The files that may hold values, by the sample that they belong to.
+    def beside(self, files: Iterable[tuple[str, int]], samples: bool = False) -> dict[str, list[str]]:
+        """The files that may hold values, by the image that they belong to.
+
+        `1.left.json` belongs to `1.left.jpg`, and so does `1.left.jpg.json`. An image that has no such file
+        takes that of its sample of WebDataset, `1.json`, unless this belongs to `1.jpg`.
 
         Args:
-            files: Names and sizes in bytes.
+            files: Names and sizes in bytes of all files of a folder or an archive.
+            samples: Whether WebDataset named them, so that `1.json` is of `1.left.jpg` and of `1.jpg`.
 
         Returns:
-            Names by sample, JSON files first.
+            Names by the name of the other file, in the order in which their values count: JSON files first.
         """
-        found: dict[str, list[str]] = {}
+        others, holding = list[str](), list[str]()
         for name, size in files:
-            if self.hold(name, size):
-                found.setdefault(sample_of(name), []).append(name)
-        return {sample: sorted(names, key=_not_json) for sample, names in found.items()}
+            (holding if self.hold(name, size) else others).append(name)
+        if not holding:
+            return {}
+        stems, whole = _by(stem_of, others), set(others)
+        own, shared = dict[str, list[str]](), dict[str, list[str]]()
+        for name in sorted(holding, key=_not_json):
+            stem = stem_of(name)
+            images = [stem] if stem in whole else stems.get(stem, [])
+            for image in images:
+                own.setdefault(image, []).append(name)
+            if samples or not images:
+                shared.setdefault(stem, []).append(name)
+        return {one: found for one in others if (found := own.get(one) or shared.get(sample_of(one)))}
 
 
 def sample_of(name: str) -> str:
-    """What the files of an image share, as in WebDataset: their path up to the first dot of the name."""
-    folder, _, base = name.rpartition("/")
-    return f"{folder}/{base.partition('.')[0]}"
+    """What the files of a sample of WebDataset share: their path up to the first dot of the name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def stem_of(name: str) -> str:
+    """A path without the ending of its name."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + (base.rpartition(".")[0] or base)
 
 
 def ending_of(name: str) -> str:
-    """What a name has after its first dot, in small letters."""
-    return name.rpartition("/")[2].partition(".")[2].lower()
+    """What a name has after its last dot, in small letters; "" if it has none."""
+    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
+
+
+def _by(key: Callable[[str], str], names: Sequence[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(key(name), []).append(name)
+    return found
 
 
 def _not_json(name: str) -> bool:

@@ -26,6 +26,11 @@ NOT_NAMED = ("image", "caption", REFERENCE.name)
 NOISE = re.compile(r"^Invalid user input: |,? \S+\.rs:[\d:]+.*| Valid fields are .*")  # in Lance's messages
 AT_ONCE = 4096  # rows
 LITERAL = re.compile(r"'[^']*'")
+REFUSED = {  # outside of texts
+    ";": "it holds a semicolon",
+    '"': "it has double quotes, which are of texts for Lance and of columns for SQL: put texts in single "
+    "quotes, and columns in none",
+}
 
 
 def selected_keys(table: "lance.LanceDataset", where: str | None, setting: str) -> np.ndarray:
@@ -82,7 +87,9 @@ def require_condition(schema: pa.Schema, where: str, setting: str) -> None:
         ClipgenError: It does not parse, names another column, or compares values of different kinds.
     """
     fields = [field for field in schema if field.name not in NOT_NAMED]
-    fault = "it holds a semicolon" if ";" in LITERAL.sub("", where) else _fault(pa.schema(fields), where)
+    rest = LITERAL.sub("", where)
+    refused = next((said for mark, said in REFUSED.items() if mark in rest), "")
+    fault = refused or _fault(pa.schema(fields), where)
     if fault:
         columns = ", ".join(f"{field.name} ({field.type})" for field in fields)
         raise ClipgenError(

@@ -10,7 +10,7 @@ import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from clipgen_core.data.archives import StoreFault, is_archive, members
-from clipgen_core.data.columns import Columns, Unread, ending_of, sample_of
+from clipgen_core.data.columns import Columns, Unread, ending_of
 from clipgen_core.data.keys import digest_of_keys, keys_of_texts
 from clipgen_core.data.kinds import SNIFFED, is_image_name, looks_like_image
 from clipgen_core.data.listing import UNREADABLE, Entry, base, place, scan_local
@@ -114,7 +114,7 @@ class Source:
                 there = [entry for entry in entries or () if not entry.is_folder]
                 metadata = self.columns.beside((entry.name, entry.size) for entry in there)
                 for entry in there:
-                    file, beside = f"{path}/{entry.name}", metadata.get(sample_of(entry.name), ())
+                    file, beside = f"{path}/{entry.name}", metadata.get(entry.name, ())
                     yield File(file, f"{uri}/{text_of(entry.name)}", top, entry.size, entry.stamp, beside)
 
     def _walk(self, folder: str) -> Iterator[tuple[str, list[Entry] | None]]:

@@ -183,8 +183,8 @@ def _require_one_a_step(model: Transformer, steps: int, known: tuple[int, ...]) 
         )
     if steps not in (0, model.positions):
         raise ClipgenError(
-            f"this model generates one code a step, so it takes {model.positions} steps, not {steps}: leave "
-            "steps out"
+            f"steps is {steps}, but this model generates one code a step, {model.positions} in all: "
+            "leave steps out"
         )
 
 

@@ -183,10 +183,16 @@ def names_of(sources: Sequence[str]) -> list[str]:
         sources: Of models, each another.
 
     Returns:
-        Registered models by their address, others by the end of their path.
+        Registered models by their address, others by the end of their path; that of a checkpoint `step-N` has
+        the name of its training in it.
     """
-    parts = {one: PurePosixPath(one).parts for one in sources if not one.startswith(REGISTERED)}
+    paths = [one for one in sources if not one.startswith(REGISTERED)]
     depth = 1
-    while len({ends[-depth:] for ends in parts.values()}) < len(parts):
+    while len({_end(one, depth) for one in paths}) < len(paths):
         depth += 1
-    return ["/".join(parts[one][-depth:]) if one in parts else one for one in sources]
+    return [_end(one, depth) if one in paths else one for one in sources]
+
+
+def _end(path: str, depth: int) -> str:
+    parts = PurePosixPath(path).parts
+    return "/".join(parts[-max(depth, 2 if parts[-1].startswith("step-") else 1) :])

@@ -64,6 +64,7 @@ def test_one_command_makes_a_model_of_a_folder(pictures: Path, capfd: pytest.Cap
     root = Storage(".clipgen/shapes")
     report = root.current("evaluation", "tests").path
     assert f"report  {report}/report.html" in done.output and Path(report, "grid.png").exists()
+    assert "model   models:/shapes@champion, version 1" in done.output
     records = json.loads(Path(report, "prompts.json").read_text())
     names = {prompt.text for prompt in read_prompts(f"names:{folder}")}
     assert len(records) == 4 and {record["prompt"] for record in records} <= names

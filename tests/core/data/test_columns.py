@@ -52,6 +52,58 @@ def test_a_webdataset_shard_gives_each_image_what_lies_beside_it() -> None:
     assert not any(kept("a.tar", tar(files), columns=()).values())
 
 
+DOTTED = ("photo.jpg", "photo.1.jpg", "IMG.2023.01.05.jpg", "IMG.2023.01.06.jpg", "Dr. No.jpg", "Dr. Yes.png")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "zip"])
+@pytest.mark.parametrize("ending", [".json", ".jpg.json"])
+def test_names_with_dots_have_the_files_beside_them_and_no_others(
+    kind: str, ending: str, tmp_path: Path
+) -> None:
+    wanted = {name: {"license": f"of {name}"} for name in DOTTED}
+    files = {name: PNG[0] for name in DOTTED}
+    files |= {
+        name.rpartition(".")[0] + (ending if name.endswith(".jpg") else ".json"): json.dumps(said).encode()
+        for name, said in wanted.items()
+    }
+    assert given_by(kind, files, tmp_path) == wanted
+    del files["photo.1" + ending]  # there is nothing beside it any more
+    mine = given_by(kind, files, tmp_path)
+    sample = {} if kind != "tar" or ending != ".json" else wanted["photo.jpg"]  # in a tar, WebDataset's rule
+    assert mine == wanted | {"photo.1.jpg": sample}
+
+
+def given_by(kind: str, files: dict[str, bytes], folder: Path) -> dict[str, dict[str, Any]]:
+    """The metadata by the name of the image, of files in a folder or in an archive."""
+    ordered = sorted(files.items())
+    if kind == "tar":
+        return kept("a.tar", tar(ordered))
+    if kind == "zip":
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, data in ordered:
+                archive.writestr(name, data)
+        return kept("a.zip", buffer.getvalue())
+    here = folder / f"{len(files)}"
+    here.mkdir()
+    for name, data in ordered:
+        (here / name).write_bytes(data)
+    source = Source(str(here), Wanted(columns=KEPT))
+    read = [item for file in source.files() for item in source.items(file) if item.data]
+    return {item.uri.rpartition("/")[2]: dict(item.columns) for item in read}
+
+
+def test_many_images_whose_names_begin_alike_keep_what_is_theirs() -> None:
+    files = [(f"IMG.{number:04}.{kind}", b"") for number in range(200) for kind in ("jpg", "json")]
+    files = [
+        (name, PNG[0] if name.endswith("jpg") else json.dumps({"license": name}).encode())
+        for name, _ in files
+    ]
+    found = kept("a.tar", tar(files))
+    assert len(found) == 200
+    assert all(said == {"license": name.replace(".jpg", ".json")} for name, said in found.items())
+
+
 def test_a_zip_file_whose_members_are_in_any_order() -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

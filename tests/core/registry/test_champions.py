@@ -204,7 +204,9 @@ def test_promotion_roll_back_and_their_history(tracking_uri: str, storage: Stora
     done = runner.invoke(app, ["rollback", "--root", storage.root])
     assert done.exit_code == 0 and "version 1 again" in done.output
     assert aliases(registry) == {"candidate": "3", "champion": "1", "previous": "2"}
-    assert runner.invoke(app, ["promote", "3", "--root", storage.root]).exit_code == 0
+    said = [runner.invoke(app, ["promote", "3", "--root", storage.root]) for _ in range(2)]
+    assert [one.exit_code for one in said] == [0, 0]
+    assert "(before: 1)" in said[0].output and "(as it was before)" in said[1].output
     shown = runner.invoke(app, ["champions", "--root", storage.root]).output
     assert [row.version for row in registry.history()] == ["1", "2", "1", "3"]
     assert shown.count("promotion") == 3 and shown.count("rollback") == 1

@@ -18,6 +18,7 @@ from clipgen_core.tracking import mlflow_client
         (["models:/clip-gen@champion", "/a/public"], ["models:/clip-gen@champion", "public"]),
         (["/a/x/step-6", "/a/y/step-6", "/b/step-9"], ["x/step-6", "y/step-6", "b/step-9"]),
         (["public/", "s3://b/public"], ["public", "b/public"]),
+        (["root/checkpoints/transformer/1a/step-4", "public/"], ["1a/step-4", "public"]),
     ],
 )
 def test_names_are_as_short_as_tells_the_models_apart(sources: list[str], names: list[str]) -> None:
