@@ -10,9 +10,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from clipgen_core import logs
 from clipgen_core.data.archives import is_archive
+from clipgen_core.data.folders import is_of
 from clipgen_core.data.keys import Lookup, keys_of_texts
 from clipgen_core.data.kinds import is_image_name
 from clipgen_core.data.listing import UNREADABLE
@@ -86,29 +88,40 @@ def known_folders(out: Storage, source: Source) -> list[str]:
         Their names, sorted.
     """
     table, names = find_table(out.files), set[str]()
-    for batch in scan(table, ["folder"], under(source, None)) if table else ():
-        names.update(batch["folder"].unique().to_pylist())
+    for batch in scan(table, ["uri", "folder"], under(source, None)) if table else ():
+        for name in set(batch["folder"].unique().to_pylist()) - names:
+            uris = batch.filter(pc.equal(batch["folder"], name))["uri"]
+            if any(is_of(uri.as_py(), name, source.base_uri) for uri in uris):  # not of a source in it
+                names.add(name)
     return sorted(names)
 
 
-def forget_unread(out: Storage, source: Source) -> None:
-    """Let files be read again that could not be read, and those that an earlier version took for images.
+def forget_rejects(out: Storage, source: Source, folder: str | None, *, every: bool) -> None:
+    """Empty the list of rejects of what is about to be read again, so that it names no file that is gone.
+
+    Files that could not be read, and those that an earlier version took for images, then count as not read.
 
     Args:
         out: The root with the tables of files and rejects.
         source: Whose files are meant.
+        folder: One of its top-level folders; all if None.
+        every: Whether files with rejects of any reason are read again.
     """
     rejects = find_table(out.rejects)
     if rejects is None or find_table(out.files) is None:
         return
-    where = f"starts_with(file, {quoted(source.base_uri + '/')}) AND reason IN ('unreadable', 'not_an_image')"
-    again = set[str]()
+    where = f"starts_with(file, {quoted(source.base_uri + (f'/{folder}/' if folder else '/'))})"
+    where = where if every else f"{where} AND reason IN ('unreadable', 'not_an_image')"
+    unread, rejected = set[str](), set[str]()
     for batch in scan(rejects, ["file", "reason"], where):
         for file, reason in zip(batch["file"].to_pylist(), batch["reason"].to_pylist(), strict=True):
-            if reason == UNREADABLE or not (is_image_name(file) or is_archive(file)):
-                again.add(file)
-    for some in in_lists(sorted(again), AT_ONCE):
+            if folder != "" or is_of(file, "", source.base_uri):
+                is_unread = reason == UNREADABLE or not (is_image_name(file) or is_archive(file))
+                (unread if is_unread else rejected).add(file)
+    for some in in_lists(sorted(unread), AT_ONCE):
         delete(out.files, one_of("uri", some))
+    for some in in_lists(sorted(unread | rejected if every else unread), AT_ONCE):
+        delete(out.rejects, one_of("file", some))
 
 
 def remove_record(out: Storage, files: Sequence[str]) -> None:

@@ -58,7 +58,7 @@ def sources(table: "lance.LanceDataset", folder: str) -> Counter[str]:
 
 
 def source_of(uri: str, folder: str) -> str:
-    """The source that an image came from.
+    """The source that an image came from, the outermost if a folder in its folder has the same name.
 
     Args:
         uri: Of the image, or of its file.
@@ -68,6 +68,20 @@ def source_of(uri: str, folder: str) -> str:
         The URI of the source.
     """
     return uri.partition(f"/{folder}/")[0] if folder else uri.partition("#")[0].rpartition("/")[0]
+
+
+def is_of(uri: str, folder: str, source: str) -> bool:
+    """Whether an image may have come from a source.
+
+    Args:
+        uri: Of the image, or of its file.
+        folder: Its top-level folder, "" if it is in none.
+        source: The URI of the source.
+
+    Returns:
+        Whether its folder is directly in the source.
+    """
+    return uri.startswith(f"{source}/{folder}/") if folder else source_of(uri, "") == source
 
 
 def lacking(images: str, table: str) -> dict[str, int]:

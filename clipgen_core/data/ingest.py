@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from clipgen_core.data.examine import Outcome, Task, examine, referable
-from clipgen_core.data.files import FilesRead, forget_unread
+from clipgen_core.data.files import FilesRead, forget_rejects
 from clipgen_core.data.forget import forget_places
 from clipgen_core.data.ingested import store
 from clipgen_core.data.keys import SetDigest, keys_of_texts
@@ -82,7 +82,7 @@ class Ingest:
 
     def unread(self, folder: str | None) -> Iterator[Task]:
         """The images of files that are new or have changed; the others are counted from the record."""
-        forget_unread(self.out, self.source)
+        forget_rejects(self.out, self.source, folder, every=self.config.retry_rejects)
         record = FilesRead.of(self.out, self.source, folder, without_rejects=self.config.retry_rejects)
         record = record.as_changed() if self.config.read_again else record
         self.archives = record.items[record.items > 1].tolist()

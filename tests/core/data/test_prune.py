@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from typer.testing import CliRunner
 
 from clipgen_core.cli import app
 from clipgen_core.data import folders
+from clipgen_core.data import prune as module
 from clipgen_core.data.prune import prune
 from clipgen_core.data.tables import column, upsert
 from clipgen_core.errors import ClipgenError
@@ -67,6 +70,56 @@ def test_what_was_pruned_is_taken_in_again(filled: Storage, tmp_path: Path) -> N
     prune(filled, "b", dry_run=False)
     again = images.run(images.Config(), source=str(tmp_path / "in"), out=filled, tracker=NullTracker())
     assert (again.added, again.total) == (1, 3)
+
+
+@pytest.mark.parametrize("survived", range(5))
+def test_a_prune_that_was_killed_is_ended_by_another_and_undone_by_reading(
+    filled: Storage, tmp_path: Path, survived: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, delete = list[str](), module.delete
+
+    def interrupted(url: str, where: str) -> None:
+        if len(done) == survived:
+            raise KeyboardInterrupt
+        done.append(url)
+        delete(url, where)
+
+    before = sorted(column(filled.images, "id"))
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(module, "delete", interrupted)
+        prune(filled, "a", dry_run=False)
+    kept = tmp_path / "kept"
+    shutil.copytree(filled.root, kept)
+    again = images.run(
+        images.Config(), source=str(tmp_path / "in"), out=Storage(str(kept)), tracker=NullTracker()
+    )
+    assert sorted(column(again.table, "id")) == before and again.rejects == {"not_an_image": 1}
+    prune(filled, "a", dry_run=False)
+    assert set(column(filled.images, "folder")) == set(column(filled.files, "folder")) == {"b"}
+    assert not column(filled.rejects, "uri")
+
+
+def test_a_folder_whose_name_is_not_utf8_is_pruned_by_it(
+    storage: Storage, tmp_path: Path, clip_reference: str
+) -> None:
+    folder = os.fsencode(tmp_path / "in") + b"/bad\xff"
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    draw("red", "disc").save(tmp_path / "1.png")
+    shutil.copy(tmp_path / "1.png", folder + b"/1.png")
+    images.run(images.Config(), source=str(tmp_path / "in"), out=storage, tracker=NullTracker())
+    assert prune(storage, os.fsdecode(b"bad\xff"), dry_run=True).images == 1
+
+
+def test_a_folder_may_be_named_as_its_source_is(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "flowers"
+    (source / "flowers").mkdir(parents=True)
+    draw("red", "disc").save(source / "flowers" / "1.png")
+    images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+    draw("blue", "disc").save(source / "2.png")
+    shutil.rmtree(source / "flowers")
+    again = images.run(images.Config(), source=str(source), out=storage, tracker=NullTracker())
+    assert again.vanished == ("flowers",)
+    assert prune(storage, "flowers", str(source), dry_run=False).images == 1
 
 
 def test_a_folder_that_two_sources_have_needs_a_source(filled: Storage, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_conditions(table: lance.LanceDataset, where: str | None, count: int) ->
         ("score > 'high'", "could not convert"),
         ("score", "does not return a boolean"),
         ("score > 5; license = 'cc0'", "it holds a semicolon"),
-        ('"license" = \'cc0\'', "it has double quotes"),
+        ("\"license\" = 'cc0'", "it has double quotes"),
         ("caption LIKE '%disc%'", "No field named caption"),
         ("image IS NOT NULL", "No field named image"),
     ],

@@ -178,6 +178,35 @@ def test_a_mended_file_is_no_reject_any_more_and_rejects_can_be_tried_again(
     assert (retried.added, retried.rejects, retried.found, retried.rejected) == (1, {}, 3, 0)
 
 
+def test_rejects_whose_files_are_gone_leave_the_list(storage: Storage, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for folder in ("a", "b"):
+        (source / folder).mkdir(parents=True)
+        draw("red", "disc").save(source / folder / "good.png")
+        (source / folder / "bad.png").write_bytes(b"no picture")
+        (source / folder / "link.png").symlink_to(tmp_path / "nothing")
+    ingest(source, storage)
+    assert sorted(column(storage.rejects, "reason")) == ["not_an_image"] * 2 + ["unreadable"] * 2
+    for folder in ("a", "b"):
+        (source / folder / "bad.png").unlink()
+        (source / folder / "link.png").unlink()
+    one = images.run(CONFIG, source=str(source), out=storage, tracker=NullTracker(), folder="a")
+    assert one.rejects == {"not_an_image": 1}
+    assert ingest(source, storage).rejects == {"not_an_image": 2}
+    assert ingest(source, storage, CONFIG.model_copy(update={"retry_rejects": True})).rejects == {}
+
+
+def test_a_source_in_a_source_misses_no_folder(storage: Storage, tmp_path: Path) -> None:
+    for folder in ("", "a", "a/in", "b"):
+        (tmp_path / "s" / folder).mkdir(parents=True, exist_ok=True)
+        draw("red", "disc", 20 + len(folder)).save(tmp_path / "s" / folder / "one.png")
+    for source in ("s/a", "s", "s/a", "s/b"):
+        assert ingest(tmp_path / source, storage).vanished == ()
+    shutil.rmtree(tmp_path / "s" / "a" / "in")
+    assert ingest(tmp_path / "s", storage).vanished == ()
+    assert ingest(tmp_path / "s" / "a", storage).vanished == ("in",)
+
+
 def test_one_folder_alone_and_a_folder_that_vanishes(storage: Storage, tmp_path: Path) -> None:
     source = tmp_path / "in"
     for folder, colour in (("a", "red"), ("b's", "blue")):
