@@ -18,6 +18,16 @@ OPTIONS = {"endpoint_url", "key", "secret", "token", "anon"}  # of s3fs, which `
 CLIENT = {"allow_http": True, "timeout": "60s"}
 RETRIES = {"max_retries": 1, "retry_timeout": timedelta(seconds=10)}
 
+OF_CREDENTIALS = {  # codes of S3 that are no matter of one object
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidSecurity",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+
 Entry = dict[str, Any]
 
 
@@ -34,6 +44,7 @@ class Reader:
         self._store = _store(filesystem, self.bucket)
         self._worked, self._failures = False, 0
         self._listed: tuple[str, list[Entry]] = ("", [])
+        self._given = ""  # the file that was read last
 
     def read(self, path: str, size: int = 0, start: int = 0, end: int | None = None) -> bytes:
         """Read a file, or a part of it.
@@ -50,6 +61,11 @@ class Reader:
         Raises:
             Exception: That of `filesystem.cat_file`.
         """
+        data = self._read(path, size, start, end)
+        self._given = path
+        return data
+
+    def _read(self, path: str, size: int, start: int, end: int | None) -> bytes:
         if self._store is not None and size <= SMALL and (key := self._key(path)):
             try:
                 data = _get(self._store, key, start, end)
@@ -85,6 +101,28 @@ class Reader:
                 return entries
         found: list[Entry] = self.filesystem.ls(path, detail=True)
         return found
+
+    def refuses_one(self, refusal: PermissionError, folder: str) -> bool:
+        """Whether the store refuses a single file: it still lists, and gives what it gave before.
+
+        Args:
+            refusal: The error.
+            folder: A folder to list.
+
+        Returns:
+            False if nothing may be read any more, as with a token that has expired.
+        """
+        response = getattr(refusal.__cause__, "response", {})
+        if response.get("Error", {}).get("Code") in OF_CREDENTIALS:
+            return False
+        self.filesystem.invalidate_cache()
+        try:
+            self.filesystem.ls(folder)
+            if self._given:
+                self._read(self._given, 0, 0, 1)
+        except Exception:
+            return False
+        return True
 
     def _key(self, path: str) -> str | None:
         """The key in the bucket; None where obstore would read another one, since it drops empty names."""

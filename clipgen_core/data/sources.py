@@ -190,7 +190,7 @@ class Source:
         try:
             yield from self._members(file) if is_archive(file.path) else self._image(file)
         except (FileNotFoundError, PermissionError) as error:
-            if isinstance(error, PermissionError) and not self._answers():
+            if isinstance(error, PermissionError) and not self._is_of_one_file(error):
                 raise _no_answer(file, error) from error
             yield Item(file.uri, problem=reason_of(error), reason=UNREADABLE)
         except StoreFault as error:
@@ -204,16 +204,8 @@ class Source:
         except Exception as error:
             raise _no_answer(file, error) from error
 
-    def _answers(self) -> bool:
-        """Whether the store still lists the source: then a refusal is of one file."""
-        if self.is_local:
-            return True
-        self.filesystem.invalidate_cache()
-        try:
-            self.filesystem.ls(self.root)
-        except Exception:
-            return False
-        return True
+    def _is_of_one_file(self, refusal: PermissionError) -> bool:
+        return self.is_local or self.reader.refuses_one(refusal, self.root)
 
     def _image(self, file: File) -> Iterator[Item]:
         problem = self.wanted.too_large(file.size)
@@ -249,7 +241,7 @@ class Source:
         except FileNotFoundError:
             return b""
         except PermissionError as error:
-            if not self._answers():
+            if not self._is_of_one_file(error):
                 raise
             raise Unread(f"{base(path)} ({reason_of(error)})") from error
 

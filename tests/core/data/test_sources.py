@@ -8,6 +8,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import ClientError
 
 from clipgen_core.data.pixels import png_bytes
 from clipgen_core.data.sources import File, Item, Source
@@ -155,7 +156,18 @@ def test_a_token_that_expires_stops_the_run_and_a_refused_object_is_a_problem(
     def refused(*given: object, **more: object) -> None:
         raise PermissionError("403 Forbidden")
 
+    def expired(*given: object, **more: object) -> None:
+        raise PermissionError("expired") from ClientError({"Error": {"Code": "ExpiredToken"}}, "GetObject")
+
+    monkeypatch.setattr(source.filesystem, "cat_file", expired)
+    with pytest.raises(ClipgenError, match=r"one.png could not be read .expired.: run it again"):
+        read(source, file)
+    monkeypatch.undo()
+    assert read(source, file).data == PNG["red"]
     monkeypatch.setattr(source.filesystem, "cat_file", refused)
+    with pytest.raises(ClipgenError, match=r"one.png could not be read .403 Forbidden.: run it again"):
+        read(source, file)  # which was read before
+    source = Source("memory://bucket")
     item = read(source, file)
     assert item.problem == "403 Forbidden" and item.reason == "unreadable"
     monkeypatch.setattr(source.filesystem, "ls", refused)
