@@ -17,7 +17,7 @@ from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.output import settings_used
 from clipgen_core.generation.requests import Generated
 from clipgen_core.serving.browse import root_behind
-from clipgen_core.serving.models import Models
+from clipgen_core.serving.models import Models, Served
 from clipgen_core.serving.monitoring import PICTURES, observed
 from clipgen_core.serving.pictures import file_name, group, picture, training_picture
 from clipgen_core.serving.sampling import Sampling
@@ -164,7 +164,7 @@ class Answers:
             used = settings_used(generator, parameters, of_text=bool(subject.prompt))
             finished = _finished(row, subject, {**parameters, **used, "model": origin})
             if not groups:
-                nearest, notes = _neighbours(generator, row[0]), subject.notes(generator)
+                nearest, notes = self._neighbours(served, generator, row[0]), subject.notes(generator)
                 past = [_remembered(finished[0], subject, chosen), *past][:HISTORY]
             groups.append(group(finished, title))
         said = " ".join([SCORES, *(f"Note: {one}." for one in notes)])
@@ -179,6 +179,22 @@ class Answers:
             yield
         finally:
             self._running.remove(running)
+
+    def _neighbours(
+        self, served: Served, generator: TextToImage, generated: Generated
+    ) -> list[dict[str, Any]]:
+        """The training images nearest to a generated one, if the images table is available."""
+        root = root_behind(self._offered, served)
+        if root is None or generator.embeddings is None:
+            return []
+        cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
+        images = shown_by_id(root.table, cosines)
+        shown = [
+            training_picture(images[one], f"training picture, cosine {cosine:.3f}", f"{cosine:.3f}")
+            for one, cosine in cosines.items()
+            if one in images
+        ]
+        return [group(shown, "Training pictures nearest to the first picture")] if shown else []
 
 
 def _finished(row: list[Generated], subject: Subject, parameters: dict[str, Any]) -> list[dict[str, str]]:
@@ -206,18 +222,3 @@ def _remembered(first: dict[str, str], subject: Subject, chosen: Chosen) -> dict
 
 def _history(past: Past) -> list[dict[str, Any]]:
     return [group([one["picture"] for one in past], "History: a click brings the settings back")]
-
-
-def _neighbours(generator: TextToImage, generated: Generated) -> list[dict[str, Any]]:
-    """The training images nearest to a generated one, if the images table is available."""
-    root = root_behind(generator)
-    if root is None or generator.embeddings is None:
-        return []
-    cosines = dict(generator.search(generator.embed_images([generated.image])[0], NEAREST))
-    images = shown_by_id(root.table, cosines)
-    shown = [
-        training_picture(images[one], f"training picture, cosine {cosine:.3f}", f"{cosine:.3f}")
-        for one, cosine in cosines.items()
-        if one in images
-    ]
-    return [group(shown, "Training pictures nearest to the first picture")] if shown else []

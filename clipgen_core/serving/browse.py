@@ -17,11 +17,9 @@ from clipgen_core.data.selection import require_condition
 from clipgen_core.data.tables import find_table, one_of
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
-from clipgen_core.schema import TokenManifest
-from clipgen_core.serving.models import Models
+from clipgen_core.serving.models import Models, Served
 from clipgen_core.serving.pictures import group, training_picture
 from clipgen_core.storage import Storage
-from clipgen_core.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import lance
@@ -48,13 +46,20 @@ class Root:
     clip_key: str
 
 
-def root_behind(generator: TextToImage) -> Root | None:
-    """The root that a model was trained under; None if its images table is not available."""
-    codes = Checkpoint(generator.parts.transformer).codes
-    if not isinstance(codes, TokenManifest) or not codes.images.endswith(TABLE):
-        return None
-    table = find_table(codes.images)
-    return table and Root(table, Storage(codes.images.removesuffix(TABLE)), codes.clip_key)
+def root_behind(offered: Models, model: Served) -> Root | None:
+    """The root that a model was trained under.
+
+    Args:
+        offered: The models of the page.
+        model: One of them.
+
+    Returns:
+        The root; None if its images table is not available.
+    """
+    images = offered.images(model)
+    table = find_table(images) if images.endswith(TABLE) else None
+    clip_key = offered.load(model).parts.clip_key
+    return table and Root(table, Storage(images.removesuffix(TABLE)), clip_key)
 
 
 class Browse:
@@ -129,8 +134,8 @@ class Browse:
         return {"said": f"Rejected files: {count}.", "files": files}
 
     def _opened(self, model: str) -> tuple[TextToImage, Root]:
-        generator = self._offered.load(self._offered.find(model))
-        root = root_behind(generator)
+        served = self._offered.find(model)
+        generator, root = self._offered.load(served), root_behind(self._offered, served)
         if root is None:
             raise ClipgenError(
                 "the training images of this model are not available here: choose another one."

@@ -1,24 +1,22 @@
 """Examples of prompts, from what training images show. Knows captions and file names, not the page."""
 
 from clipgen_core.data.filenames import words_of
-from clipgen_core.generation.generator import TextToImage
-from clipgen_core.serving.browse import root_behind
+from clipgen_core.serving.browse import Root
 
 READ = 2000  # training images
 LONGEST = 5  # words
 
 
-def examples_of(generator: TextToImage, count: int) -> list[str]:
+def examples_of(root: Root | None, count: int) -> list[str]:
     """Captions of training images or, where they have none, the words of their files' names.
 
     Args:
-        generator: The model.
+        root: That a model was trained under, if it is available.
         count: How many at most.
 
     Returns:
         Short texts, each another; none if the images table is not available.
     """
-    root = root_behind(generator)
     if root is None:
         return []
     named = [name for name in ("caption", "uri") if name in root.table.schema.names]

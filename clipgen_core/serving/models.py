@@ -19,8 +19,10 @@ from clipgen_core.generation.sources import HUB, folder_of
 from clipgen_core.generation.worker import elsewhere
 from clipgen_core.registry.candidates import CANDIDATE
 from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL, promoted_under
+from clipgen_core.schema import TokenManifest
 from clipgen_core.storage import Storage, last_root
 from clipgen_core.tracking import describe
+from clipgen_core.training.checkpoint import Checkpoint
 
 LOADED_MODELS = 2
 LOOKED_UP = 30.0  # seconds for which the version that an alias names is taken to be the same
@@ -115,6 +117,7 @@ class Models:
         self._lock = threading.Lock()
         self._lazy: OrderedDict[str, Lazy] = OrderedDict()
         self._versions: dict[str, tuple[str, float]] = {}
+        self._images: dict[str, str] = {}
         sources = list(dict.fromkeys(sources))
         names = names_of(sources)
         offered = [Served(name, source, 0) for name, source in zip(names, sources, strict=True)]
@@ -124,12 +127,14 @@ class Models:
         self.default = names[0]
 
     def find(self, name: str | None) -> Served:
-        """The model of this name, the default one if None.
+        """The model of this name, or of the version that it has now; the default one if None.
 
         Raises:
             ClipgenError: There is none.
         """
         name = self.default if name is None else name
+        if name not in self.served and name.startswith(REGISTERED):  # as an image says where it is from
+            name = next((one for one, served in self.served.items() if self.origin(served) == name), name)
         if name not in self.served:
             raise ClipgenError(f"there is no model {name!r}: choose {', '.join(self.served)}, or none")
         return self.served[name]
@@ -158,6 +163,18 @@ class Models:
         """
         address = self._address(model.source)
         return address if address.startswith(REGISTERED) else model.name
+
+    def images(self, model: Served) -> str:
+        """The images table that a model was trained on, which may be gone; "" if that is unknown."""
+        address = self._address(model.source)
+        if address not in self._images:
+            generator = self.load(model)
+            codes = Checkpoint(generator.parts.transformer).codes
+            known = codes.images if isinstance(codes, TokenManifest) else ""
+            with suppress(ClipgenError):  # the registry does not answer: it is asked again
+                tags = describe(address) if address.startswith(REGISTERED) else {}
+                self._images[address] = tags.get("images", known)
+        return self._images.get(address, "")
 
     def _address(self, source: str) -> str:
         """Where a source is now: an alias is looked up again after LOOKED_UP seconds."""

@@ -112,15 +112,16 @@ def app(models: Sequence[str], *, root_path: str, waiting: int) -> FastAPI:
 def build(models: Sequence[str]) -> gr.Blocks:
     """Build the page and load its models once, the first one last."""
     offered = Models(models)
-    generator = offered.load(offered.find(None))
+    first = offered.find(None)
+    generator, root = offered.load(first), root_behind(offered, first)
     answers = Answers(offered)
     with gr.Blocks(title=TITLE, delete_cache=(HOUR, HOUR), analytics_enabled=False) as page:
         gr.Markdown(f"# {TITLE}\nPictures from a model that was trained without captions.")
         with gr.Row(elem_id="layout"):
             with gr.Column(min_width=0, elem_id="form"):
                 with gr.Tabs(elem_id="subjects") as tabs:
-                    inputs, buttons = _subjects(examples_of(generator, EXAMPLES))
-                    browsing = _training_images(visible=root_behind(generator) is not None)
+                    inputs, buttons = _subjects(examples_of(root, EXAMPLES))
+                    browsing = _training_images(visible=root is not None)
                 stop = gr.Button("Stop", size="sm", elem_id="stop")
                 inputs.settings.update(_settings(list(offered.served), generator.parts.sampling))
             with gr.Column(min_width=0, elem_id="results"):

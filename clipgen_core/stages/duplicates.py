@@ -71,7 +71,7 @@ def run(config: Config, *, embeddings: str, out: Storage, tracker: Tracker) -> R
     make = functools.partial(Neighbours, embeddings, source.version)
     looked_up, speed = fill(filling, make, config.compute, "near-duplicates")
     pairs = open_table(url).count_rows(f"cosine >= {config.threshold}")
-    redundant = len(redundant_keys(url, config.threshold))
+    redundant = len(redundant_keys(url, config.threshold, source))
     counts = {"looked_up": looked_up, "near_duplicate_pairs": pairs, "redundant": redundant}
     tracker.metrics(counts | {"images_per_second": speed}, step=0)
     return Result(table=url, looked_up=looked_up, pairs=pairs, redundant=redundant)

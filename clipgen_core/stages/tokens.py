@@ -119,7 +119,7 @@ def run(
     shards = _Shards(config, source, embedded, coded, selected, code_rows)
     if config.exclude_duplicates is not None:
         duplicates = out.duplicates(embedded.clip_key)
-        shards.leave_out(redundant_keys(duplicates, config.exclude_duplicates, among=selected))
+        shards.leave_out(redundant_keys(duplicates, config.exclude_duplicates, embedded, among=selected))
     manifest, url = shards.publish(shards.inputs(vqgan, vqgan_digest, model), images, out)
     usage = {"codebook_usage": manifest.codebook_usage, "codebook_perplexity": manifest.codebook_perplexity}
     counts = {

@@ -1,12 +1,16 @@
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clipgen_core.data import embeddings, tables
 from clipgen_core.data.duplicates import redundant_keys
+from clipgen_core.data.embeddings import EmbeddingTable
 from clipgen_core.data.keys import keys_of_ids
 from clipgen_core.data.tables import open_table, upsert, vector_array
 from clipgen_core.data.tokens import read_manifest
@@ -53,11 +57,35 @@ def test_each_group_keeps_one_and_new_pictures_alone_are_looked_up(storage: Stor
     keys = keys_of_ids(pa.array(ids(26))).tolist()
     groups = [{0, 20, 23}, {1, 21, 24}, {2, 22}, {10, 25}]
     kept = {min(group, key=lambda i: keys[i]) for group in groups}
-    dropped = redundant_keys(second.table, CONFIG.threshold)
+    table = EmbeddingTable(url)
+    dropped = redundant_keys(second.table, CONFIG.threshold, table)
     assert dropped == {keys[i] for group in groups for i in group} - {keys[i] for i in kept}
     among = np.array([key for i, key in enumerate(keys) if i not in kept])  # what a condition has left
     left = [sorted(group - kept, key=lambda i: keys[i]) for group in groups]
-    assert redundant_keys(second.table, CONFIG.threshold, among) == {keys[i] for own in left for i in own[1:]}
+    assert redundant_keys(second.table, CONFIG.threshold, table, among) == {
+        keys[i] for own in left for i in own[1:]
+    }
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), threshold=st.sampled_from([0.9, 0.95, 0.98]))
+def test_no_two_of_the_images_that_are_kept_are_alike(seed: int, threshold: float) -> None:
+    """Of groups whose images are near some of their group and not the others: chains, pairs of pairs."""
+    with tempfile.TemporaryDirectory() as folder:
+        rng, url = np.random.default_rng(seed), f"{folder}/e.lance"
+        steps = rng.normal(size=(12, 6, 16)) * rng.uniform(0.05, 0.4, size=(12, 1, 1))
+        values = (rng.normal(size=(12, 1, 16)) + steps.cumsum(axis=1)).reshape(72, 16)
+        embed(url, values)
+        config = duplicates.Config(threshold=threshold)
+        found = duplicates.run(config, embeddings=url, out=Storage(folder), tracker=NullTracker())
+        left_out = redundant_keys(found.table, threshold, EmbeddingTable(url))
+    keys = keys_of_ids(pa.array(ids(72))).tolist()
+    units = values / np.linalg.norm(values, axis=1, keepdims=True)
+    alike = units @ units.T >= threshold + 1e-5
+    kept = np.array([key not in left_out for key in keys])
+    assert (alike & kept & kept[:, None]).sum() == kept.sum()
+    near = units @ units.T >= threshold - 1e-5
+    assert all(near[i].sum() > 1 for i in np.flatnonzero(~kept))
 
 
 def test_few_partitions_hold_the_near_duplicates(
