@@ -33,6 +33,7 @@ ZIP, PARQUET = re.compile(r"\.zip$", re.IGNORECASE), re.compile(r"\.parquet$", r
 ZIP_HEADER, ENCRYPTED = 30, 1  # bytes before the name of a member, and the flag of encrypted ones
 NESTED = 3  # tars in tars in a tar
 ZIP_START, PARQUET_MARK = b"PK\x03\x04", b"PAR1"  # the mark begins and ends a Parquet file
+PACKED = "it is an archive in another one, of which only tars in tars are read: unpack it"
 NO_BYTES, CUT = "it has no bytes", "it has no end, so it was cut short"
 DAMAGE = (
     tarfile.TarError,
@@ -189,6 +190,8 @@ def _tar(opened: Any, wanted: Wanted, depth: int = 1, start: int | None = 0) -> 
                         yield one._replace(name=unique.name(name))
                 elif sample.takes(member.name, member.size):
                     sample.add_file(member.name, content.read())
+                elif is_archive(member.name):
+                    yield Member(unique.name(member.name), problem=PACKED, reason="unsupported")
                 else:
                     images = _member(member.name, member.size, content, wanted, unique)
                     sample.add_images(member.name, (one._replace(offset=offset) for one in images))
@@ -248,6 +251,9 @@ def _zip(opened: Any, wanted: Wanted) -> Iterator[Member]:
         yield from _encrypted([one.filename for one in every if one.flag_bits & ENCRYPTED], files, wanted)
         beside = columns.beside((member.filename, member.file_size) for member in files)
         for member in files:
+            if is_archive(member.filename):
+                yield Member(unique.name(member.filename), problem=PACKED, reason="unsupported")
+                continue
             try:
                 with archive.open(member) as content:
                     offset = _stored_at(opened, member)

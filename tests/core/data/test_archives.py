@@ -102,6 +102,20 @@ def test_a_bad_tar_in_a_tar_loses_no_image_behind_it(inner: bytes, reason: str, 
     assert found[1].reason == reason and re.search(said, found[1].problem or "")
 
 
+@pytest.mark.parametrize("outer", ["a.tar", "a.zip"])
+@pytest.mark.parametrize("inner", ["in.zip", "in.parquet", "in.tar.gz"])
+def test_an_archive_in_another_is_read_or_said(outer: str, inner: str) -> None:
+    packed = zipped([("x.png", PNG[0])]) if inner == "in.zip" else tar([("x.png", PNG[0])], "w:gz")
+    files = [("a.png", PNG[1]), (inner, packed), ("b.png", PNG[2])]
+    found = read(outer, tar(files) if outer == "a.tar" else zipped(files))
+    if (outer, inner) == ("a.tar", "in.tar.gz"):
+        assert images(found) == {"a.png": PNG[1], f"{inner}/x.png": PNG[0], "b.png": PNG[2]}
+        return
+    assert sorted(one.name for one in found) == ["a.png", "b.png", inner]
+    (said,) = [one for one in found if one.problem]
+    assert said.name == inner and said.reason == "unsupported" and "unpack it" in str(said.problem)
+
+
 def test_names_in_an_archive_are_unique_and_text() -> None:
     data = tar([("b\xe4r.png", PNG[0]), ("a.png", PNG[1]), ("a.png", PNG[2]), ("a.png~2", PNG[3])])
     found = images(read("a.tar", data))
