@@ -106,5 +106,5 @@ def duration(hours: float) -> str:
     for unit, size in (("years", 24 * 365.25), ("days", 24.0), ("hours", 1.0)):
         if hours >= 2 * size:
             return f"{hours / size:,.0f} {unit}"
-    minutes = max(round(60 * hours), 1)
-    return f"{minutes} minute{'s' * (minutes > 1)}"
+    minutes = round(60 * hours)
+    return f"{minutes} minute{'s' * (minutes > 1)}" if minutes else "under 1 minute"

@@ -26,7 +26,15 @@ from clipgen_core.serving.work import Stopped
 
 HISTORY = 24  # requests
 NEAREST = 8
+SHOWN = 40  # characters of a value that cannot be used
 LARGEST_SEED = 2**53 - 1  # the largest integer that browsers count to
+RANGES = {  # of the fields: their labels, the smallest and the largest numbers
+    "n": ("Pictures", 1, 8),
+    "seed": ("Seed", 0, LARGEST_SEED),
+    "guidance_scale": ("Guidance", 1, 6),
+    "temperature": ("Temperature", 0.1, 1.5),
+}
+INTEGERS = ("n", "seed")
 SCORES = "The CLIP score is below each picture, the best first."
 STOPPED = "Stopped."
 Past = list[dict[str, Any]]  # requests, the newest first: their first picture and their settings
@@ -62,15 +70,20 @@ class Chosen:
         """Keyword arguments of the generator's call.
 
         Raises:
-            ClipgenError: A field is empty, or the seed is no integer that a browser counts to.
+            ClipgenError: A field is empty, or holds no number that is allowed there.
         """
-        names = {"n": "Pictures", "seed": "Seed", "guidance_scale": "Guidance", "temperature": "Temperature"}
-        given = {name: getattr(self, name) for name in names}
-        if empty := [label for name, label in names.items() if given[name] is None]:
-            raise ClipgenError(f"{empty[0]} is empty: enter a number.")
-        if not 0 <= given["seed"] <= LARGEST_SEED or given["seed"] % 1:
-            raise ClipgenError(f"The seed is {given['seed']:g}: enter an integer from 0 to {LARGEST_SEED:,}.")
-        return given | {"n": int(given["n"]), "seed": int(given["seed"])}
+        return {name: self._number(name) for name in RANGES}
+
+    def _number(self, name: str) -> float:
+        (label, least, most), value = RANGES[name], getattr(self, name)
+        if value is None:
+            raise ClipgenError(f"{label} is empty: enter a number.")
+        kind = "an integer" if name in INTEGERS else "a number"
+        is_number = isinstance(value, int | float)
+        if not is_number or not least <= value <= most or (kind == "an integer" and value % 1):
+            said = f"{value:g}" if is_number else repr(value)[:SHOWN]
+            raise ClipgenError(f"{label} is {said}: enter {kind} from {least:,} to {most:,}.")
+        return int(value) if kind == "an integer" else value
 
 
 class Answers:

@@ -160,7 +160,8 @@ def _sampled(
             row = call(generator, {**parameters, "on_step": on_step})
             PICTURES.labels(kind).inc(len(row))
             used = settings_used(generator, parameters, of_text=asked.prompt is not None)
-            said = {"prompt": asked.prompt, **parameters, **used, "model": models.origin(model)}
+            edited = {"edited": True} if kind == "edit" else {}
+            said = {"prompt": asked.prompt, **edited, **parameters, **used, "model": models.origin(model)}
             return Images(
                 created=int(time.time()),
                 size=_found(models, model.name).size,  # of the version that was loaded

@@ -184,6 +184,8 @@ def said_of(error: Mapping[str, Any], fields: Mapping[str, Any]) -> Refused:
         return Refused(400, f"there is no field {_short(name)}{guess}", param=name, code="unknown_parameter")
     if name == "prompt" and kind in ("string_too_short", "string_pattern_mismatch"):
         return Refused(400, "the prompt is empty: say what the image should show", param=name)
+    if kind == "too_long" and isinstance(error["input"], list):
+        return Refused(400, f"there are {len(error['input'])} of {name}: send one", param=name)
     rule = allowed(error["msg"])
     return Refused(400, f"{name} is {_short(error['input'])}: {rule}", param=name, code="invalid_value")
 

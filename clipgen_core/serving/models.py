@@ -21,7 +21,7 @@ from clipgen_core.registry.candidates import CANDIDATE
 from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL, promoted_under
 from clipgen_core.schema import TokenManifest
 from clipgen_core.storage import Storage, last_root
-from clipgen_core.tracking import describe
+from clipgen_core.tracking import default_uri, describe
 from clipgen_core.training.checkpoint import Checkpoint
 
 LOADED_MODELS = 2
@@ -45,6 +45,11 @@ def available_models(root: str | None) -> list[str]:
     out = Storage(root or last_root("transformer"))
     own = promoted_under(out)
     models = _registered(own)
+    if own and not models:
+        logs.line(
+            f"{', '.join(own)} has a champion, but not in the MLflow at {default_uri()}: set "
+            "MLFLOW_TRACKING_URI, or start in the folder of the training; the newest checkpoint is offered"
+        )
     with suppress(ClipgenError):
         models.append(out.current("transformer", "serving").path)
     models += _registered({MODEL}.difference(own))

@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from clipgen_core import logs
-from clipgen_core.serving.answers import Answers, Past
+from clipgen_core.serving.answers import RANGES, Answers, Past
 from clipgen_core.serving.browse import Browse, root_behind
 from clipgen_core.serving.examples import examples_of
 from clipgen_core.serving.models import Models, require_available
@@ -29,7 +29,6 @@ from clipgen_core.serving.pictures import FILES, pictures
 from clipgen_core.serving.server import ignore_stops, is_local, listening, url_of
 from clipgen_core.settings.sampling import MAX_PROMPT_LENGTH, SamplingConfig
 
-MAX_PICTURES = 8
 AT_ONCE = 16  # users whose pictures are sampled together
 EXAMPLES = 4
 HOUR = 3600
@@ -213,12 +212,19 @@ def _settings(models: Sequence[str], sampling: SamplingConfig) -> dict[str, Any]
         compare_with = gr.Dropdown(others, value="", label="Compare with", visible=len(models) > 1)
         return {
             "model": model,
-            "n": gr.Slider(1, MAX_PICTURES, 4, step=1, label="Pictures"),
+            "n": _slider("n", 4, 1),
             "seed": gr.Number(0, precision=0, label="Seed", elem_id="seed"),
-            "guidance_scale": gr.Slider(1, 6, sampling.guidance_scale, step=0.1, label="Guidance"),
-            "temperature": gr.Slider(0.1, 1.5, sampling.temperature, step=0.05, label="Temperature"),
+            "guidance_scale": _slider("guidance_scale", sampling.guidance_scale, 0.1),
+            "temperature": _slider("temperature", sampling.temperature, 0.05),
             "compare_with": compare_with,
         }
+
+
+def _slider(name: str, value: float, step: float) -> gr.Slider:
+    label, least, most = RANGES[name]
+    slider = gr.Slider(least, most, value, step=step, label=label)
+    slider.preprocess = lambda sent: sent  # type: ignore[assignment]  # `Chosen` says what is wrong
+    return slider
 
 
 def _status() -> gr.HTML:
@@ -263,6 +269,8 @@ def _link(
         event.failure(None, said, said, js="(said) => clipgen.failed(said)", show_progress="hidden")
         if answer == answers.generate:
             event.success(None, linked, js="(...given) => clipgen.link(given)")
+        else:
+            event.success(None, js="() => clipgen.unlink()")
         events.append(event)
     # Gradio ends a handler only while it waits between two of its answers, and what waits in the queue
     stop.click(answers.stop, outputs=said, cancels=events, api_visibility="private", queue=False)

@@ -11,6 +11,7 @@ from clipgen_core.judging.checks import Verdict
 from clipgen_core.registry.champions import Registry
 from clipgen_core.storage import Storage
 from clipgen_core.tracking import mlflow_client
+from clipgen_core.training.checkpoint import Checkpoint
 from tests.browser.conftest import Watched, finish, png_at
 from tests.core.registry.test_champions import Judged
 
@@ -32,13 +33,16 @@ def test_the_page_follows_a_promotion_and_a_roll_back(
     client.create_registered_model("clip-gen")
     for number, trained in enumerate((checkpoint, any_order)):
         copy_parts(read_parts(trained), tmp_path / str(number) / "artifacts" / "generator")
-        client.create_model_version("clip-gen", f"file://{tmp_path}/{number}")
+        images = Checkpoint(trained).codes.images
+        client.create_model_version("clip-gen", f"file://{tmp_path}/{number}", tags={"images": images})
     (tmp_path / "root" / "reports").mkdir(parents=True)
     registry = Registry(client, Storage(str(tmp_path / "root")))
     pass_checks(registry, "1", None)
     registry.promote()
     with serving("ui", CHAMPION, tmp_path) as url:
         assert shown_after(0, tab, url) == "models:/clip-gen/1"
+        assert tab.page.get_by_role("tab", name="Browse").is_visible()
+        tab.page.wait_for_function("document.querySelectorAll('#near img').length > 0")
         pass_checks(registry, "2", "1")
         registry.promote()
         assert shown_after(31, tab, url) == "models:/clip-gen/2"

@@ -18,12 +18,18 @@
       names.forEach((name, i) => { if (given[i] !== "" && given[i] != null) parameters.set(name, given[i]); });
       history.replaceState(null, "", "?" + parameters);
     },
+    /* Takes from the page's address what was generated before. */
+    unlink() {
+      history.replaceState(null, "", location.pathname);
+    },
     /* Reads a request from the address; what it does not say stays as given. */
     linked(given) {
       const parameters = new URLSearchParams(location.search);
       return names.map((name, i) => {
         if (!parameters.has(name)) return given[i];
-        return numbers.has(name) ? Number(parameters.get(name)) : parameters.get(name);
+        const said = parameters.get(name);
+        if (!numbers.has(name)) return said;
+        return Number.isFinite(Number(said)) ? Number(said) : null;
       });
     },
     run() {

@@ -115,7 +115,8 @@ def test_bad_input_gives_one_sentence(pictures: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("hours", "said"),
     [
-        (0.001, "1 minute"),
+        (0.001, "under 1 minute"),
+        (0.02, "1 minute"),
         (0.5, "30 minutes"),
         (3.2, "3 hours"),
         (31, "31 hours"),

@@ -151,6 +151,8 @@ def test_a_part_of_an_image_is_generated_anew(client: TestClient, of_any_order: 
     answer = client.post(EDIT, data=form, files=files)
     assert answer.status_code == 200, answer.text
     kept = np.asarray(opened(answer.json()["data"][0])) == np.asarray(fit_square(image, SIZE))
+    said = json.loads(opened(answer.json()["data"][0]).info["parameters"])
+    assert said["edited"] is True and said["prompt"] == "a blue disc"
     if masked != "transparent image":
         assert kept[:, : SIZE // 2].all()
     assert not kept[:, SIZE // 2 :].all()
@@ -211,7 +213,8 @@ def test_two_images_to_edit_are_refused(client: TestClient, of_any_order: str) -
     image = half_transparent(draw("red", "disc"))
     files = [("image[]", (f"{name}.png", image)) for name in "ab"]
     answer = client.post(EDIT, data={"prompt": "a", "model": of_any_order}, files=files)
-    assert answer.status_code == 400 and "image[]" in answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"] == "there are 2 of image[]: send one"
 
 
 def test_the_settings_in_a_file_give_the_same_file_again(client: TestClient) -> None:

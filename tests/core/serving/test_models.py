@@ -26,7 +26,7 @@ def test_names_are_as_short_as_tells_the_models_apart(sources: list[str], names:
 
 
 def test_the_models_of_a_root_come_before_the_champion_of_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """After the demo, someone trains on photographs: the page of that root shows their model first."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -43,6 +43,10 @@ def test_the_models_of_a_root_come_before_the_champion_of_another(
     Path(out.champions("photos")).mkdir(parents=True)
     assert available_models(out.root) == ["models:/photos@champion", newest, "models:/clip-gen@champion"]
     assert available_models(str(tmp_path / "empty")) == ["models:/clip-gen@champion"]
+    assert "has a champion, but" not in capfd.readouterr().err
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
+    assert available_models(out.root) == [newest]
+    assert "photos has a champion, but not in the MLflow at sqlite:" in capfd.readouterr().err
 
 
 def test_the_models_used_last_stay_in_memory(checkpoint: str, any_order: str, tmp_path: Path) -> None:
@@ -83,6 +87,9 @@ def test_after_a_promotion_the_new_champion_is_served(
     monkeypatch.setattr(module, "LOOKED_UP", 0.0)
     assert models.load(served).parts.order == "any"
     assert models.origin(served) == "models:/clip-gen/2"
+    assert models.find("models:/clip-gen/2") == served  # as its images name it
+    with pytest.raises(ClipgenError, match="there is no model 'models:/clip-gen/1'"):
+        models.find("models:/clip-gen/1")
     client.delete_registered_model_alias("clip-gen", "champion")
     assert models.load(served).parts.order == "any"
     assert "models:/clip-gen@champion stays models:/clip-gen/2" in capfd.readouterr().err
