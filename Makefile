@@ -43,7 +43,7 @@ ui: killed ## open Dagster at http://127.0.0.1:3000
 	$(BIN)/dagster dev -h 127.0.0.1
 
 test: .venv/installed .clipgen/emoji ## install and run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=40
 
 check: .venv/installed docs ## check format, lint and types, and build the documentation
 	$(BIN)/ruff format --check .
