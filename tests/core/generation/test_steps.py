@@ -82,7 +82,9 @@ def test_only_positions_without_a_code_are_predicted() -> None:
 def test_what_a_model_cannot_do_is_one_sentence() -> None:
     known = tuple(range(1, 16))
     for order in ("raster", "annealed"):
-        with pytest.raises(ClipgenError, match="steps is 4, but this model generates one code a step, 16 in all"):
+        with pytest.raises(
+            ClipgenError, match="steps is 4, but this model generates one code a step, 16 in all"
+        ):
             plan_of(model(order), 4)
         with pytest.raises(ClipgenError, match="editing needs one that was trained with"):
             plan_of(model(order), 0, known)
