@@ -3,7 +3,7 @@
 import itertools
 import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipgen_core import __version__
@@ -78,8 +78,9 @@ def origin(model: str) -> str:
         return f"{model.partition('@')[0]}/{describe(model)['version']}" if "@" in model else model
     if model.startswith("hf://"):
         return model
-    parts = PurePath(model).parts
-    return "/".join(parts[-2:] if parts[-1].startswith("step-") else parts[-1:])
+    from clipgen_core.generation.sources import end_of
+
+    return end_of(model)
 
 
 def require_writable(output: Path, ending: str = ".png") -> None:

@@ -146,7 +146,8 @@ def stem_of(name: str) -> str:
 
 def ending_of(name: str) -> str:
     """What a name has after its last dot, in small letters; "" if it has none."""
-    return name.rpartition("/")[2].rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else ""
+    _, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return ending.lower() if dot else ""
 
 
 def _by(key: Callable[[str], str], names: Sequence[str]) -> dict[str, list[str]]:

@@ -106,10 +106,10 @@ def _alike(
     Yields:
         The keys of both images of some pairs, S16 [m] each.
     """
-    rows = Lookup(embeddings.keys()).find(keys)
-    keys, rows = keys[rows >= 0], rows[rows >= 0]
     if len(keys) < 2:
         return
+    rows = Lookup(embeddings.keys()).find(keys)
+    keys, rows = keys[rows >= 0], rows[rows >= 0]
     flat = embeddings.vectors(rows).combine_chunks().flatten().to_numpy()
     vectors = torch.from_numpy(flat.reshape(len(rows), -1).copy()).to(default_device())
     for start in range(0, len(vectors), AT_ONCE):

@@ -4,7 +4,7 @@ Knows addresses; knows nothing of how a generator is loaded.
 """
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from clipgen_core import filesystem, tracking
 from clipgen_core.downloads import local_copy
@@ -38,6 +38,20 @@ def folder_of(source: str) -> str:
     if _exported(source):
         return str(unpacked(local_copy(f"{source}/{WEIGHTS}")))
     return source
+
+
+def end_of(path: str, depth: int = 1) -> str:
+    """The end of a model's path, which names it; that of a checkpoint `step-N` has the name of its training.
+
+    Args:
+        path: Of the model.
+        depth: Of how many parts, at least.
+
+    Returns:
+        The parts, joined by slashes.
+    """
+    parts = PurePath(path).parts
+    return "/".join(parts[-max(depth, 2 if parts[-1].startswith("step-") else 1) :])
 
 
 def _exported(folder: str) -> bool:

@@ -78,12 +78,12 @@ class Chosen:
         (label, least, most), value = RANGES[name], getattr(self, name)
         if value is None:
             raise ClipgenError(f"{label} is empty: enter a number.")
-        kind = "an integer" if name in INTEGERS else "a number"
-        is_number = isinstance(value, int | float)
-        if not is_number or not least <= value <= most or (kind == "an integer" and value % 1):
+        is_integer, is_number = name in INTEGERS, isinstance(value, int | float)
+        if not is_number or not least <= value <= most or (is_integer and value % 1):
+            kind = "an integer" if is_integer else "a number"
             said = f"{value:g}" if is_number else repr(value)[:SHOWN]
             raise ClipgenError(f"{label} is {said}: enter {kind} from {least:,} to {most:,}.")
-        return int(value) if kind == "an integer" else value
+        return int(value) if is_integer else value
 
 
 class Answers:

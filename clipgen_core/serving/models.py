@@ -9,13 +9,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 
 from clipgen_core import logs
 from clipgen_core.errors import ClipgenError
 from clipgen_core.generation.generator import TextToImage
 from clipgen_core.generation.parts import read_parts
-from clipgen_core.generation.sources import HUB, folder_of
+from clipgen_core.generation.sources import HUB, end_of, folder_of
 from clipgen_core.generation.worker import elsewhere
 from clipgen_core.registry.candidates import CANDIDATE
 from clipgen_core.registry.champions import CHAMPION_ALIAS, MODEL, promoted_under
@@ -173,12 +172,12 @@ class Models:
         """The images table that a model was trained on, which may be gone; "" if that is unknown."""
         address = self._address(model.source)
         if address not in self._images:
-            generator = self.load(model)
-            codes = Checkpoint(generator.parts.transformer).codes
-            known = codes.images if isinstance(codes, TokenManifest) else ""
-            with suppress(ClipgenError):  # the registry does not answer: it is asked again
-                tags = describe(address) if address.startswith(REGISTERED) else {}
-                self._images[address] = tags.get("images", known)
+            if address.startswith(REGISTERED):
+                with suppress(ClipgenError):  # the registry does not answer: it is asked again
+                    self._images[address] = describe(address).get("images", "")
+            else:
+                codes = Checkpoint(self.load(model).parts.transformer).codes
+                self._images[address] = codes.images if isinstance(codes, TokenManifest) else ""
         return self._images.get(address, "")
 
     def _address(self, source: str) -> str:
@@ -210,11 +209,6 @@ def names_of(sources: Sequence[str]) -> list[str]:
     """
     paths = [one for one in sources if not one.startswith(REGISTERED)]
     depth = 1
-    while len({_end(one, depth) for one in paths}) < len(paths):
+    while len({end_of(one, depth) for one in paths}) < len(paths):
         depth += 1
-    return [_end(one, depth) if one in paths else one for one in sources]
-
-
-def _end(path: str, depth: int) -> str:
-    parts = PurePosixPath(path).parts
-    return "/".join(parts[-max(depth, 2 if parts[-1].startswith("step-") else 1) :])
+    return [end_of(one, depth) if one in paths else one for one in sources]
